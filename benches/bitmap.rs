@@ -1,0 +1,3 @@
+//! Criterion benchmarks of the bitmap.
+#![forbid(unsafe_code)]
+fn main() {}

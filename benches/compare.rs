@@ -1,0 +1,3 @@
+//! The comparison with the peers.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,4 @@
+//! The `blkmirror` command.
+#![forbid(unsafe_code)]
+
+fn main() {}

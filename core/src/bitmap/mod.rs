@@ -1,0 +1,1 @@
+//! Dirty bits and in-flight claims.

@@ -1,0 +1,1 @@
+//! Aligned memory and the window.

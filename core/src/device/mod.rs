@@ -1,0 +1,1 @@
+//! Devices: opened files and block devices with their limits.

@@ -1,0 +1,28 @@
+//! The data plane of live disk mirroring: a *source* is copied to a *target*, writes are followed, and at the end the
+//! two are equal.
+//!
+//! The folders are the architecture, and arrows point down only:
+//!
+//! | layer | what it is |
+//! |---|---|
+//! | [`engine`] | worker threads; each runs the mirror logic of its share over its own ring |
+//! | [`mirror`] | pure logic: planner, copier, limiter, error policy, progress; no system call, thread, clock or lock |
+//! | [`ring`] | the `Ring` trait; `uring` (io_uring) and `sim` (deterministic) behind it; the kernel probe |
+//! | [`device`] | open, limits, block status, preallocation, zeroing, exclusive use |
+//! | [`buffer`] | aligned memory, the window |
+//! | [`bitmap`] | lock-free dirty bits with summary levels, in-flight claims |
+//! | [`units`], [`error`] | byte ranges, chunks, granularity; the one error type |
+//!
+//! The invariants that this code keeps have names, and comments and tests quote them. They are listed in
+//! `docs/ARCHITECTURE.md`.
+
+pub mod bitmap;
+pub mod buffer;
+pub mod device;
+pub mod engine;
+pub mod error;
+pub mod mirror;
+pub mod ring;
+pub mod units;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,1 @@
+//! The ring: requests in, completions out.

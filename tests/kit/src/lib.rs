@@ -1,0 +1,2 @@
+//! Scratch devices, slow and faulty disks for tests and benchmarks.
+#![forbid(unsafe_code)]
