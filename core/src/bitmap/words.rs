@@ -5,6 +5,7 @@
 //! atomics are no plain memory, it is a vector.
 //!
 //! The only `unsafe` of the bitmap is here: map, view, unmap.
+#![allow(unsafe_code)]
 
 use super::sync::AtomicU64;
 use crate::error::Result;

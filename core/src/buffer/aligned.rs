@@ -39,7 +39,8 @@ impl AlignedBuf {
         // SAFETY: the layout has a size of at least one alignment unit, so it is not zero.
         let raw = unsafe { alloc_zeroed(layout) };
         let base = NonNull::new(raw).ok_or_else(|| {
-            Error::new(ErrorKind::NoMemory, "allocate a buffer").because(format!("no memory for {len_bytes} bytes"))
+            Error::new(ErrorKind::NoMemory, "allocate a buffer")
+                .because(format!("no memory for {len_bytes} bytes"))
         })?;
         Ok(Self { base, layout })
     }

@@ -25,7 +25,8 @@ pub const DEFAULT_WINDOW_BYTES: u64 = 16 << 20;
 pub fn is_zero(bytes: &[u8]) -> bool {
     const BLOCK: usize = 256;
     let (blocks, rest) = bytes.as_chunks::<BLOCK>();
-    blocks.iter().all(|block| block.iter().fold(0, |acc, byte| acc | byte) == 0) && rest.iter().all(|&byte| byte == 0)
+    blocks.iter().all(|block| block.iter().fold(0, |acc, byte| acc | byte) == 0)
+        && rest.iter().all(|&byte| byte == 0)
 }
 
 #[cfg(test)]

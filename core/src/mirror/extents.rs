@@ -21,10 +21,8 @@ impl ExtentMap {
         for pair in extents.windows(2) {
             if let [a, b] = pair {
                 if a.range.end() > b.range.start() {
-                    return Err(Error::new(ErrorKind::InvalidArgument, "use an extent list").because(format!(
-                        "{} and {} overlap or are out of order",
-                        a.range, b.range
-                    )));
+                    return Err(Error::new(ErrorKind::InvalidArgument, "use an extent list")
+                        .because(format!("{} and {} overlap or are out of order", a.range, b.range)));
                 }
             }
         }
@@ -55,7 +53,9 @@ mod tests {
 
     #[test]
     fn gaps_and_the_end_are_absent() {
-        let map = ExtentMap::from_extents(vec![extent(10, 20, ExtentKind::Data), extent(30, 40, ExtentKind::Zero)]).unwrap();
+        let map =
+            ExtentMap::from_extents(vec![extent(10, 20, ExtentKind::Data), extent(30, 40, ExtentKind::Zero)])
+                .unwrap();
         assert_eq!(map.status(0), extent(0, 10, ExtentKind::Absent));
         assert_eq!(map.status(15), extent(15, 20, ExtentKind::Data));
         assert_eq!(map.status(20), extent(20, 30, ExtentKind::Absent));
@@ -65,7 +65,13 @@ mod tests {
 
     #[test]
     fn overlapping_extents_are_refused() {
-        assert!(ExtentMap::from_extents(vec![extent(0, 10, ExtentKind::Data), extent(5, 20, ExtentKind::Data)]).is_err());
-        assert!(ExtentMap::from_extents(vec![extent(10, 20, ExtentKind::Data), extent(0, 5, ExtentKind::Data)]).is_err());
+        assert!(
+            ExtentMap::from_extents(vec![extent(0, 10, ExtentKind::Data), extent(5, 20, ExtentKind::Data)])
+                .is_err()
+        );
+        assert!(
+            ExtentMap::from_extents(vec![extent(10, 20, ExtentKind::Data), extent(0, 5, ExtentKind::Data)])
+                .is_err()
+        );
     }
 }

@@ -76,7 +76,12 @@ impl Geometry {
     ///
     /// # Errors
     /// When the devices do not fit each other; the text names the one that is wrong.
-    pub fn new(options: &MirrorOptions, source: &DeviceShape, target: &DeviceShape, workers: usize) -> Result<Self> {
+    pub fn new(
+        options: &MirrorOptions,
+        source: &DeviceShape,
+        target: &DeviceShape,
+        workers: usize,
+    ) -> Result<Self> {
         options.validate()?;
         let disk_bytes = source.size_bytes;
         let align_bytes = source.align_bytes.max(target.align_bytes).max(512);
@@ -94,14 +99,16 @@ impl Geometry {
             _ => None,
         };
         let unit = cluster.unwrap_or(granularity).bytes();
-        let wanted = if options.buf_size_bytes == 0 { DEFAULT_BUF_SIZE_BYTES } else { options.buf_size_bytes };
+        let wanted =
+            if options.buf_size_bytes == 0 { DEFAULT_BUF_SIZE_BYTES } else { options.buf_size_bytes };
         let buf_bytes = wanted.next_multiple_of(granularity.bytes()).min(MirrorOptions::MAX_BUF_SIZE_BYTES);
         let request_bytes = RUN_BYTES
             .min(buf_bytes)
             .min(source.max_request_bytes)
             .min(target.max_request_bytes)
             .max(align_bytes);
-        let depth = |shape: &DeviceShape| shape.queue_depth.map_or(DEFAULT_DEPTH, |d| (d / workers.max(1)).max(1));
+        let depth =
+            |shape: &DeviceShape| shape.queue_depth.map_or(DEFAULT_DEPTH, |d| (d / workers.max(1)).max(1));
         Ok(Self {
             disk_bytes,
             granularity,
@@ -183,7 +190,12 @@ mod tests {
 
     #[test]
     fn requests_fit_both_devices() {
-        let g = Geometry::new(&MirrorOptions::default(), &shape(MIB, 512, 128 * KIB + 512), &shape(MIB, 4096, MIB), 1);
+        let g = Geometry::new(
+            &MirrorOptions::default(),
+            &shape(MIB, 512, 128 * KIB + 512),
+            &shape(MIB, 4096, MIB),
+            1,
+        );
         let g = g.unwrap();
         assert_eq!((g.request_bytes, g.align_bytes, g.run_bytes), (128 * KIB, 4096, MIB));
     }

@@ -35,7 +35,11 @@ impl Limiter {
     /// A limit of `speed_bytes_per_s`; 0 = none.
     #[must_use]
     pub fn new(speed_bytes_per_s: u64) -> Self {
-        Self { speed: AtomicU64::new(speed_bytes_per_s), free_at_ns: AtomicU64::new(0), epoch: AtomicU64::new(0) }
+        Self {
+            speed: AtomicU64::new(speed_bytes_per_s),
+            free_at_ns: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+        }
     }
 
     /// Changes the limit; what was reserved under the old one is void.
@@ -62,7 +66,9 @@ impl Limiter {
     pub fn cut_bytes(&self) -> u64 {
         match self.speed() {
             0 => u64::MAX,
-            speed => (speed / (1_000_000_000 / BURST_NS)).next_multiple_of(SMALLEST_CUT_BYTES).max(SMALLEST_CUT_BYTES),
+            speed => (speed / (1_000_000_000 / BURST_NS))
+                .next_multiple_of(SMALLEST_CUT_BYTES)
+                .max(SMALLEST_CUT_BYTES),
         }
     }
 
@@ -103,7 +109,8 @@ mod tests {
             total += bytes;
             log.push((now, bytes));
         }
-        let window = |at: u64| log.iter().filter(|(t, _)| (at..at + 10_000_000).contains(t)).map(|(_, b)| b).sum();
+        let window =
+            |at: u64| log.iter().filter(|(t, _)| (at..at + 10_000_000).contains(t)).map(|(_, b)| b).sum();
         (total, log.iter().map(|&(t, _)| window(t)).max().unwrap_or(0))
     }
 

@@ -55,9 +55,13 @@ impl MirrorOptions {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] with the option and its bounds.
     pub fn validate(&self) -> Result<()> {
-        let bad = |what: &'static str, why: String| Err(Error::new(ErrorKind::InvalidArgument, what).because(why));
+        let bad =
+            |what: &'static str, why: String| Err(Error::new(ErrorKind::InvalidArgument, what).because(why));
         if self.buf_size_bytes > Self::MAX_BUF_SIZE_BYTES {
-            return bad("set buf-size", format!("{} bytes is more than 2 GiB per worker", self.buf_size_bytes));
+            return bad(
+                "set buf-size",
+                format!("{} bytes is more than 2 GiB per worker", self.buf_size_bytes),
+            );
         }
         if let Some(cluster) = self.target_cluster_bytes {
             if !cluster.is_power_of_two() || !(512..=Self::MAX_CLUSTER_BYTES).contains(&cluster) {
@@ -66,7 +70,10 @@ impl MirrorOptions {
             }
         }
         if self.extents.is_some() && self.sync != SyncMode::Top {
-            return bad("use an extent list", "it says what the topmost layer holds, so it needs sync mode top".into());
+            return bad(
+                "use an extent list",
+                "it says what the topmost layer holds, so it needs sync mode top".into(),
+            );
         }
         Ok(())
     }

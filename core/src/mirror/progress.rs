@@ -135,9 +135,12 @@ impl RateMeter {
     /// Time to deal with `left_bytes` at `rate`; `None` while nothing moves.
     #[must_use]
     pub fn eta(left_bytes: u64, rate_bytes_per_s: u64) -> Option<Duration> {
-        (rate_bytes_per_s > 0).then(|| Duration::from_millis(
-            u64::try_from(u128::from(left_bytes) * 1000 / u128::from(rate_bytes_per_s)).unwrap_or(u64::MAX),
-        ))
+        (rate_bytes_per_s > 0).then(|| {
+            Duration::from_millis(
+                u64::try_from(u128::from(left_bytes) * 1000 / u128::from(rate_bytes_per_s))
+                    .unwrap_or(u64::MAX),
+            )
+        })
     }
 }
 

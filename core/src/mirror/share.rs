@@ -228,7 +228,14 @@ impl Share {
     }
 
     /// Applies the policy to an error. The caller has set the dirty bits again.
-    pub fn on_error(&self, side: Side, errno: i32, range: ByteRange, cause: FailureCause, now_ns: u64) -> Notice {
+    pub fn on_error(
+        &self,
+        side: Side,
+        errno: i32,
+        range: ByteRange,
+        cause: FailureCause,
+        now_ns: u64,
+    ) -> Notice {
         let policy = match side {
             Side::Source => self.on_source_error,
             Side::Target => self.on_target_error,

@@ -9,7 +9,6 @@
 //! - exactly one completion for each request that `push` accepted, unless the ring is dropped;
 //! - **Every buffer has a bound**: `push` refuses instead of queueing without end;
 //! - a buffer range belongs to the request from `push` to its completion.
-#![forbid(unsafe_code)]
 
 mod clock;
 mod lane;

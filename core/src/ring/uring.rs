@@ -19,7 +19,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{CompletionQueue, EnterFlags, SubmissionQueue, Submitter, opcode, squeue};
@@ -244,7 +244,8 @@ impl UringRing<'_> {
         let mut asked = false;
         while self.flights.in_kernel() > 0 || self.wake_armed {
             if !asked {
-                let cancel = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(CANCEL_KEY);
+                let cancel =
+                    opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(CANCEL_KEY);
                 asked = self.queue(&cancel).is_ok();
                 // On kernels before 5.19 the cancel of everything is unknown; a wake-up ends the read at least.
                 self.wake.wake();
@@ -338,7 +339,10 @@ impl Ring for UringRing<'_> {
     fn pop(&mut self) -> Option<Completion> {
         if let Some((key, result)) = self.take_cqe() {
             let tag = self.flights.finish(key)?;
-            return Some(Completion { tag, result: u64::try_from(result).map_err(|_| result.saturating_neg()) });
+            return Some(Completion {
+                tag,
+                result: u64::try_from(result).map_err(|_| result.saturating_neg()),
+            });
         }
         let (key, result) = self.lane.pop()?;
         let tag = self.flights.finish(key)?;
@@ -356,7 +360,10 @@ impl Ring for UringRing<'_> {
     fn status(&mut self, slot: DeviceSlot, offset: u64) -> Result<Extent> {
         match self.devices.get(usize::from(slot.0)) {
             Some(Some(device)) => device.status(offset),
-            _ => Err(Error::new(ErrorKind::WrongState, "ask for block status of a device that is not attached")),
+            _ => Err(Error::new(
+                ErrorKind::WrongState,
+                "ask for block status of a device that is not attached",
+            )),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The end of requests: short transfers, errors, zeroes in the data, release.
 
-use super::piece::{Phase, Piece};
 use super::Copier;
+use super::piece::{Phase, Piece};
 use crate::buffer::{BufRange, Window};
 use crate::mirror::policy::{self, Side};
 use crate::mirror::progress::Count;
@@ -122,7 +122,8 @@ impl Copier {
             return Content::Data(rest);
         }
         let unit = self.share.geometry.zero_unit_bytes;
-        let zero_at = |from: u64| is_zero(piece.memory_of(ByteRange::new(from, piece.range.end()).prefix(unit)));
+        let zero_at =
+            |from: u64| is_zero(piece.memory_of(ByteRange::new(from, piece.range.end()).prefix(unit)));
         let first = zero_at(at);
         let mut end = at;
         while end < rest.end() && (end == at || zero_at(end) == first) {
@@ -155,7 +156,15 @@ impl Copier {
     }
 
     /// A request failed: send it again, or put its chunks back and ask the policy.
-    fn failed(&mut self, key: u32, piece: Piece, errno: i32, cause: FailureCause, now_ns: u64, window: &mut Window) {
+    fn failed(
+        &mut self,
+        key: u32,
+        piece: Piece,
+        errno: i32,
+        cause: FailureCause,
+        now_ns: u64,
+        window: &mut Window,
+    ) {
         let (asked, _) = piece.request(!self.share.keep_allocated);
         let zeroing = matches!(piece.phase, Phase::Zero { .. });
         if zeroing && matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY) {
@@ -168,7 +177,9 @@ impl Copier {
             }
             return;
         }
-        if let (Some(wait), false) = (policy::transient_backoff_ns(errno, piece.tries), self.share.is_ending()) {
+        if let (Some(wait), false) =
+            (policy::transient_backoff_ns(errno, piece.tries), self.share.is_ending())
+        {
             self.share.tallies[self.worker].add(Count::Retries, 1);
             if let Some(piece) = self.pieces.get_mut(key as usize) {
                 piece.tries += 1;

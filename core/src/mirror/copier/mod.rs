@@ -173,8 +173,12 @@ impl Copier {
 
     /// The answer to [`Step::Status`]. A file system that cannot say has data there.
     pub fn learn(&mut self, offset: u64, status: Result<Extent>) {
-        let data = || Extent { range: ByteRange::new(offset, self.share.geometry.disk_bytes), kind: ExtentKind::Data };
-        let mut extent = status.ok().filter(|e| e.range.start() <= offset && offset < e.range.end()).unwrap_or_else(data);
+        let data = || Extent {
+            range: ByteRange::new(offset, self.share.geometry.disk_bytes),
+            kind: ExtentKind::Data,
+        };
+        let mut extent =
+            status.ok().filter(|e| e.range.start() <= offset && offset < e.range.end()).unwrap_or_else(data);
         if self.share.top && extent.kind == ExtentKind::Zero {
             extent.kind = ExtentKind::Absent;
         }
@@ -279,7 +283,8 @@ impl Copier {
 
     /// Counts this worker out when it has nothing in hand.
     fn count_out(&mut self) {
-        let empty = self.pieces.is_empty() && self.open.is_none() && self.segment.is_empty() && self.spare.is_empty();
+        let empty =
+            self.pieces.is_empty() && self.open.is_none() && self.segment.is_empty() && self.spare.is_empty();
         if self.working && empty {
             self.working = false;
             self.share.end_work();

@@ -219,7 +219,9 @@ impl Copier {
         }
         let align = geometry.align_bytes;
         let up = |at: u64| at.next_multiple_of(align).min(open.end);
-        if extent.kind == ExtentKind::Data || (extent.kind == ExtentKind::Zero && self.share.zero_by_writing()) {
+        if extent.kind == ExtentKind::Data
+            || (extent.kind == ExtentKind::Zero && self.share.zero_by_writing())
+        {
             return Ok((ExtentKind::Data, up(ext_end)));
         }
         // The block that a hole ends in holds data too.

@@ -34,7 +34,8 @@ pub(super) struct Flights {
 impl Flights {
     /// A table for `capacity` requests.
     pub(super) fn new(capacity: u32) -> Self {
-        let table = (1..=capacity).map(|next| Flight::Free(if next == capacity { u32::MAX } else { next })).collect();
+        let table =
+            (1..=capacity).map(|next| Flight::Free(if next == capacity { u32::MAX } else { next })).collect();
         Self { table, free: if capacity == 0 { u32::MAX } else { 0 }, len: 0, with_buffer: 0, high: 0 }
     }
 
@@ -75,7 +76,11 @@ impl Flights {
     /// Whether a request in flight uses a byte of `range`.
     pub(super) fn uses(&self, range: BufRange) -> bool {
         self.with_buffer > 0
-            && self.table.iter().take(self.high as usize).any(|f| matches!(f, Flight::Busy(_, Some(buf)) if buf.overlaps(range)))
+            && self
+                .table
+                .iter()
+                .take(self.high as usize)
+                .any(|f| matches!(f, Flight::Busy(_, Some(buf)) if buf.overlaps(range)))
     }
 }
 

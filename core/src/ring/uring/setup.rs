@@ -10,8 +10,20 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Sets of flags, best first, each with the kernel that brought it.
 const LADDER: [Rung; 4] = [
-    Rung { name: "single issuer, deferred task work, no SQ array", since: "6.6", single: true, coop: false, no_array: true },
-    Rung { name: "single issuer, deferred task work", since: "6.1", single: true, coop: false, no_array: false },
+    Rung {
+        name: "single issuer, deferred task work, no SQ array",
+        since: "6.6",
+        single: true,
+        coop: false,
+        no_array: true,
+    },
+    Rung {
+        name: "single issuer, deferred task work",
+        since: "6.1",
+        single: true,
+        coop: false,
+        no_array: false,
+    },
     Rung { name: "cooperative task work", since: "5.19", single: false, coop: true, no_array: false },
     Rung { name: "no flags", since: "5.15", single: false, coop: false, no_array: false },
 ];
@@ -140,7 +152,12 @@ pub(super) fn refused(e: io::Error) -> Error {
 
 impl Setup {
     /// Registers the devices' table, the copy memory and the ring's descriptor, as far as the kernel allows.
-    pub(super) fn register(&mut self, submitter: &mut Submitter<'_>, region: &Region, devices: usize) -> Result<()> {
+    pub(super) fn register(
+        &mut self,
+        submitter: &mut Submitter<'_>,
+        region: &Region,
+        devices: usize,
+    ) -> Result<()> {
         submitter
             .register_files(&vec![-1; devices])
             .map_err(|e| Error::from_io("register a table of devices with the io_uring", e))?;
@@ -169,7 +186,12 @@ mod tests {
 
     #[test]
     fn a_refused_ring_says_what_to_do() {
-        for (errno, words) in [(libc::ENOSYS, "5.15"), (libc::EPERM, "io_uring"), (libc::EINVAL, "too old"), (libc::ENOMEM, "ulimit")] {
+        for (errno, words) in [
+            (libc::ENOSYS, "5.15"),
+            (libc::EPERM, "io_uring"),
+            (libc::EINVAL, "too old"),
+            (libc::ENOMEM, "ulimit"),
+        ] {
             let text = refused(io::Error::from_raw_os_error(errno)).to_string();
             assert!(text.contains(words) && !text.contains('\n'), "{errno}: {text}");
         }
