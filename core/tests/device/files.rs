@@ -295,3 +295,34 @@ fn a_file_system_without_direct_io_is_used_through_the_page_cache() {
     assert_eq!(direct.value, "off");
     assert!(!direct.note.is_empty());
 }
+
+#[test]
+fn what_was_written_before_the_question_is_never_called_a_hole() {
+    // "Claim, clear, read": a copier asks after a write completed and takes a hole for zeroes.
+    const BLOCK: usize = 4096;
+    for (dir, direct) in [(on_disk(), false), (on_disk(), true), (on_tmpfs(), false)] {
+        let path = sparse(&dir.path().join("disk"), 256 * MIB);
+        let device = source(&path).unwrap();
+        let (sender, written) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            let mut flags = OFlags::WRONLY;
+            flags.set(OFlags::DIRECT, direct);
+            let file = fs::File::from(rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap());
+            let buffer = vec![7_u8; 2 * BLOCK];
+            let aligned = &buffer[buffer.as_ptr().align_offset(BLOCK)..][..BLOCK];
+            // One block in eight, in an order that keeps splitting holes.
+            for i in 0..4000_u64 {
+                let offset = i * 7919 % 8192 * 8 * 4096;
+                file.write_all_at(aligned, offset % (256 * MIB)).unwrap();
+                sender.send(offset % (256 * MIB)).unwrap();
+            }
+        });
+        for offset in written {
+            let extent = device.status(offset).unwrap();
+            assert_eq!(extent.kind, ExtentKind::Data, "at {offset}, direct {direct}");
+            assert!(extent.range.len() >= 4096, "{extent:?}");
+            assert_eq!(device.next_data(offset).unwrap().unwrap().start(), offset);
+        }
+        writer.join().unwrap();
+    }
+}
