@@ -8,7 +8,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use blkmirror_core::mirror::{ErrorPolicy, SyncMode};
+use blkmirror_core::mirror::{ErrorPolicy, MirrorOptions, SyncMode};
 use blkmirror_core::units::{GIB, Granularity, KIB, TIB, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
@@ -123,8 +123,8 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_name = "SIZE", value_parser = granularity, help_heading = "Speed")]
     pub(crate) granularity: Option<Granularity>,
 
-    /// Bytes on their way at once, up to 1G, rounded up to the granularity; locked memory of this size. More helps
-    /// against latency [default: 16M]
+    /// Bytes on their way at once per worker, from 4K to 1G, rounded up to the granularity; takes as much
+    /// memory. More helps against latency [default: 16M]
     #[arg(long, value_name = "SIZE", value_parser = buf_size, help_heading = "Speed")]
     pub(crate) buf_size: Option<u64>,
 
@@ -150,7 +150,7 @@ pub(crate) struct CopyArgs {
     #[arg(long, help_heading = "Zeroes and space")]
     pub(crate) preallocate: bool,
 
-    /// Cluster size of a target with a backing file, a power of two from 512 to 64M: the first write
+    /// Cluster size of a target with a backing file, a power of two from 512 to 2M: the first write
     /// to a cluster then copies all of it
     #[arg(long, value_name = "SIZE", value_parser = cluster, help_heading = "Zeroes and space")]
     pub(crate) target_cluster_size: Option<u64>,
@@ -265,7 +265,12 @@ fn granularity(text: &str) -> Result<Granularity, String> {
 
 /// `--target-cluster-size`.
 fn cluster(text: &str) -> Result<u64, String> {
-    granularity(text).map(Granularity::bytes)
+    let bytes = size(text)?;
+    if bytes.is_power_of_two() && (512..=MirrorOptions::MAX_CLUSTER_BYTES).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err("must be a power of two from 512 to 2M".into())
+    }
 }
 
 /// `--buf-size`; 0 is the default, as in QEMU.

@@ -57,6 +57,7 @@ fn absurd_numbers_are_refused_by_the_name_of_the_option() {
         ("--speed", "1"),
         ("--speed", "16777216T"),
         ("--target-cluster-size", "1000"),
+        ("--target-cluster-size", "4M"),
         ("--sync", "half"),
         ("--on-source-error", "panic"),
         ("--on-target-error", ""),

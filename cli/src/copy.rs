@@ -117,6 +117,13 @@ impl Watched {
         }
     }
 
+    /// Lets the watchdog see the job.
+    fn running(&self, job: &Arc<Job>, workers: usize) {
+        let mut state = self.lock();
+        state.report.workers = workers;
+        state.job = Some(Arc::clone(job));
+    }
+
     /// Takes over the end of the job.
     fn concluded(&self, outcome: &JobOutcome) {
         let mut state = self.lock();
@@ -157,14 +164,9 @@ fn copy_and_verify(args: &CopyArgs, interrupts: &Interrupts, watched: &Watched) 
 
     let options = MirrorOptions { target_is_zero: args.target_is_zero || target.is_zero, ..options };
     // From here on the target may have been written to.
-    let job = Arc::new({
-        let mut state = watched.lock();
-        state.stopwatch = Stopwatch::start();
-        let job = engine.mirror(source, target.device, options)?;
-        state.report.workers = engine.workers();
-        job
-    });
-    watched.lock().job = Some(Arc::clone(&job));
+    watched.lock().stopwatch = Stopwatch::start();
+    let job = Arc::new(engine.mirror(source, target.device, options)?);
+    watched.running(&job, engine.workers());
     if let Some(ticket) = target.created {
         interrupts.keep(ticket);
     }

@@ -156,11 +156,11 @@ impl Comparison<'_> {
             let mut found = Vec::new();
             if block.read[0] || block.read[1] {
                 let window = block.range.align_out(bytes_u64(ALIGN_BYTES));
-                for side in 0..2 {
-                    if block.read[side] {
-                        let read = fill(&mut buffers[side], self.sides[side], window, block.range.end())?;
-                        self.read_bytes.fetch_add(read, Ordering::Relaxed);
-                    }
+                for ((buffer, device), _) in
+                    buffers.iter_mut().zip(self.sides).zip(block.read).filter(|(_, r)| *r)
+                {
+                    let read = fill(buffer, device, window, block.range.end())?;
+                    self.read_bytes.fetch_add(read, Ordering::Relaxed);
                 }
                 let skip = bytes_usize(block.range.start() - window.start());
                 let len = bytes_usize(block.range.len());
@@ -377,7 +377,7 @@ fn find_differences(a: Option<&[u8]>, b: Option<&[u8]>, offset: u64, found: &mut
         // Ranges begin and end at multiples of the resolution on the disk, wherever the piece begins.
         let into = bytes_usize((offset + bytes_u64(at)) % bytes_u64(RESOLUTION_BYTES));
         let end = (at + RESOLUTION_BYTES - into).min(len);
-        let piece = |side: Option<&'_ [u8]>| side.map_or(false, |s| s[at..end] != ZEROES[..end - at]);
+        let piece = |side: Option<&'_ [u8]>| side.is_some_and(|s| s[at..end] != ZEROES[..end - at]);
         let differs = match (a, b) {
             (Some(a), Some(b)) => a[at..end] != b[at..end],
             (one, other) => piece(one.or(other)),
@@ -386,7 +386,7 @@ fn find_differences(a: Option<&[u8]>, b: Option<&[u8]>, offset: u64, found: &mut
             let range = ByteRange::new(offset + bytes_u64(at), offset + bytes_u64(end));
             match found.last_mut() {
                 Some(last) if last.end() == range.start() => {
-                    *last = ByteRange::new(last.start(), range.end())
+                    *last = ByteRange::new(last.start(), range.end());
                 }
                 _ => found.push(range),
             }

@@ -28,6 +28,8 @@ struct InfoReport {
     details: Vec<JsonDetail>,
     /// `uname -r`.
     kernel: Option<String>,
+    /// The flags that a worker's ring gets.
+    ring_flags: Option<&'static str>,
     /// What the kernel offers.
     features: Vec<JsonFeature>,
     /// Why the device or io_uring cannot be used.
@@ -79,6 +81,7 @@ pub(crate) fn run(args: &InfoArgs) -> Outcome<()> {
         }
         if let Ok(kernel) = kernel {
             report.kernel = Some(kernel.release);
+            report.ring_flags = Some(kernel.ring_flags);
             report.features = kernel.items.into_iter().map(JsonFeature::from).collect();
         }
         print_json(&report)?;
@@ -139,7 +142,7 @@ fn device_text(text: &mut String, details: &[Detail]) {
 
 /// What the kernel offers, one line each.
 fn kernel_text(text: &mut String, kernel: &KernelSupport) {
-    let _ = writeln!(text, "kernel {}", kernel.release);
+    let _ = writeln!(text, "kernel {}, ring: {}", kernel.release, kernel.ring_flags);
     let width = kernel.items.iter().map(|item| item.name.len()).max().unwrap_or(0);
     for Feature { name, since, available, effect, why } in &kernel.items {
         let on = if *available { "on " } else { "off" };

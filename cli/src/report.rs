@@ -93,7 +93,7 @@ impl CopyReport {
     pub(crate) fn summary(&self) -> String {
         let verified = if self.verified == Some(true) { ", verified" } else { "" };
         format!(
-            "{} to {}: {} in {:.2} s, {}{verified}\n  copied {}, zeroed {}, skipped {}; {:.2} CPU s, {} workers\n",
+            "{} to {}: {} in {:.2} s, {}{verified}\n  copied {}, zeroed {}, skipped {}; {:.2} CPU s, {}\n",
             self.source.as_deref().unwrap_or("?"),
             self.target.as_deref().unwrap_or("?"),
             format_size(self.bytes_total),
@@ -103,7 +103,7 @@ impl CopyReport {
             format_size(self.bytes_zeroed),
             format_size(self.bytes_skipped),
             self.cpu_seconds,
-            self.workers,
+            count(u64::try_from(self.workers).unwrap_or(u64::MAX), "worker"),
         )
     }
 }
@@ -160,13 +160,13 @@ impl CompareReport {
             if self.size_a != self.size_b {
                 text += &format!(" in size ({} and {} bytes)", self.size_a, self.size_b);
             }
-            let also = if self.size_a == self.size_b { ":" } else { "; of the common part" };
-            text += &format!(
-                "{also} {} in {} of {}",
-                format_size(self.differing_bytes),
-                count(self.differing_ranges, "range"),
-                format_size(self.bytes_compared)
-            );
+            let compared = format_size(self.bytes_compared);
+            if self.differing_ranges > 0 {
+                let ranges = count(self.differing_ranges, "range");
+                text += &format!(": {} in {ranges} of {compared}", format_size(self.differing_bytes));
+            } else {
+                text += &format!("; the first {compared} are equal");
+            }
         }
         text += &format!(" ({} read, {:.2} s)\n", format_size(self.bytes_read), self.seconds);
         for range in &self.ranges {
@@ -226,6 +226,19 @@ mod tests {
         assert_eq!(report.target_in_words(), "target /dev/x is incomplete: 1 GiB of 2 GiB copied");
         report.take_state(TargetState::Complete);
         assert_eq!(report.target_in_words(), "target /dev/x is complete");
+    }
+
+    /// Sizes that differ are a difference of their own.
+    #[test]
+    fn different_sizes_are_told_apart_from_different_content() {
+        let mut report = CompareReport { size_a: 5, size_b: 6, bytes_compared: 5, ..Default::default() };
+        assert!(
+            report.text().contains("in size (5 and 6 bytes); the first 5 B are equal"),
+            "{}",
+            report.text()
+        );
+        report.differing_ranges = 1;
+        assert!(report.text().contains("(5 and 6 bytes): 0 B in 1 range of 5 B"), "{}", report.text());
     }
 
     /// A thousand ranges must not fill the screen, and none must be forgotten.
