@@ -176,7 +176,7 @@ fn queue_details(queue: &QueueLimits) -> Vec<Detail> {
 fn block_status(device: &Device) -> Detail {
     match device.kind() {
         DeviceKind::BlockDevice => Detail::new("block status", "all data", "a block device")
-            .note("holes are not visible; see --zero-detect"),
+            .note("holes are not visible; zero detection looks into the data instead"),
         DeviceKind::RegularFile => match device.status(0) {
             Ok(_) if device.shared.no_status.load(std::sync::atomic::Ordering::Relaxed) => {
                 Detail::new("block status", "off", "lseek SEEK_DATA")

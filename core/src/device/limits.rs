@@ -209,14 +209,14 @@ fn floor_to_block(bytes: u64, logical: u64, physical: u64) -> u64 {
 /// Asks for the alignment that direct I/O needs.
 fn alignment(fd: BorrowedFd<'_>, sector: Option<u64>, direct: bool) -> Alignment {
     let same = |bytes, origin| Alignment { memory: bytes, offset: bytes, origin };
-    let in_memory = !direct || fstatfs(fd).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
+    let in_memory = || !direct || fstatfs(fd).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
     if let Some((memory, offset)) = reported_alignment(fd) {
         return Alignment { memory, offset, origin: AlignmentOrigin::Reported };
     }
     match sector {
         // Older kernels want buffers aligned like offsets.
         Some(bytes) => same(bytes, AlignmentOrigin::SectorSize),
-        None if in_memory => same(SECTOR_BYTES, AlignmentOrigin::NotNeeded),
+        None if in_memory() => same(SECTOR_BYTES, AlignmentOrigin::NotNeeded),
         None => same(ASSUMED_ALIGN_BYTES, AlignmentOrigin::Assumed),
     }
 }

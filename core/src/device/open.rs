@@ -94,7 +94,14 @@ pub(super) fn by_fd(fd: BorrowedFd<'_>, name: &str, role: Role, options: TargetO
             format!("the descriptor was not opened for {need}; open it so and pass it again"),
         ));
     }
-    let (own, direct) = match open_seen(fd, access(&request, kind)) {
+    let flags_wanted = access(&request, kind);
+    let (own, direct) = match open_seen(fd, flags_wanted) {
+        Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS)
+            if flags_wanted.contains(OFlags::EXCL) =>
+        {
+            let why = "it cannot be opened anew to claim it for us alone; if you hold it exclusively, say so (allow_shared)";
+            return Err(request.error(ErrorKind::PermissionDenied, why));
+        }
         Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
             let copy = fcntl_dupfd_cloexec(fd, 3).map_err(|e| request.failed(e))?;
             (copy, flags.contains(OFlags::DIRECT))
