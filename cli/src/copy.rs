@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blkmirror_core::ErrorKind;
 use blkmirror_core::device::{Device, Extent, ExtentKind};
-use blkmirror_core::engine::{Engine, EngineOptions, Job};
-use blkmirror_core::mirror::{ExtentMap, MirrorOptions, Outcome as JobOutcome, TargetState};
-use blkmirror_core::units::{ByteRange, format_size};
+use blkmirror_core::engine::{Engine, EngineOptions, Job, Outcome as JobOutcome, TargetState};
+use blkmirror_core::mirror::{ExtentMap, MirrorOptions};
+use blkmirror_core::units::{ByteRange, MIB, format_size};
 
 use crate::args::{CopyArgs, Sync};
 use crate::cpu::Stopwatch;
@@ -23,6 +23,9 @@ use crate::progress::Bar;
 use crate::report::{CopyReport, count};
 use crate::signals::Interrupts;
 use crate::target;
+
+/// The unit in which a window is worth having.
+const HUGE_PAGE_BYTES: u64 = 2 * MIB;
 
 /// Runs the command.
 pub(crate) fn run(args: &CopyArgs, interrupts: &Interrupts) -> Exit {
@@ -186,9 +189,11 @@ fn bar(args: &CopyArgs, what: &'static str, bytes: u64) -> Bar {
     Bar::new(!(args.json || args.quiet || args.no_progress), what, bytes)
 }
 
-/// The options of the engine.
+/// The options of the engine. Its window must hold what `--buf-size` allows to be on its way.
 fn engine_options(args: &CopyArgs) -> EngineOptions {
-    EngineOptions { workers: args.threads, ..EngineOptions::default() }
+    let default = EngineOptions::default();
+    let window_bytes = args.buf_size.unwrap_or(0).max(default.window_bytes).next_multiple_of(HUGE_PAGE_BYTES);
+    EngineOptions { workers: args.threads, window_bytes, ..default }
 }
 
 /// The options of the job.
@@ -227,7 +232,7 @@ fn judge(outcome: &JobOutcome, interrupts: &Interrupts, report: &CopyReport) -> 
     }
     if let Some(error) = &outcome.error {
         let advice = match error.kind() {
-            ErrorKind::NoSpace => " (--on-target-error stop waits for space)",
+            ErrorKind::NoSpace => " (--on-target-error enospc waits for space)",
             _ => "",
         };
         return Err(Failure::failed(format!("{error}{advice}; {target}")));

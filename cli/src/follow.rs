@@ -8,8 +8,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use blkmirror_core::engine::Job;
-use blkmirror_core::mirror::{ErrorAction, Event, Outcome, Side};
+use blkmirror_core::engine::{Event, Job, Outcome};
+use blkmirror_core::mirror::{ErrorAction, Side};
 use blkmirror_core::units::ByteRange;
 
 use crate::args::CopyArgs;
@@ -129,6 +129,9 @@ impl Listener {
             Side::Target => ("write the target", &self.names[1]),
         };
         let why = io::Error::from_raw_os_error(errno);
+        if range.is_empty() {
+            return format!("cannot flush the target {name}: {why}");
+        }
         format!("cannot {attempt} {name} at offset {} (length {}): {why}", range.start(), range.len())
     }
 
