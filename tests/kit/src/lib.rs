@@ -8,12 +8,14 @@
 #![forbid(unsafe_code)]
 
 pub mod compare;
+pub mod faultdisk;
 pub mod fill;
 pub mod need;
 pub mod run;
 pub mod scratch;
 
 pub use compare::{Difference, equal, first_difference};
+pub use faultdisk::FaultDisk;
 pub use need::Requirement;
 pub use scratch::{Ext4OnLoop, LoopDevice, LoopOptions, ScratchDir};
 
