@@ -6,7 +6,8 @@
 //!
 //! The buffers are in huge pages, for the reason ours are: 1 MiB of scattered 4 KiB pages is more segments than most
 //! queues take. fio can map huge pages, but only from a reserve that somebody must set aside; instead the C
-//! library is told to ask for transparent ones (`GLIBC_TUNABLES`, glibc 2.35), which needs no setup and gives the same.
+//! library is told to ask for transparent ones (`GLIBC_TUNABLES`, glibc 2.35), which needs no setup and gives the same: with buffers
+//! aligned to 2 MiB, not one request of 1 MiB is punted on a loop device.
 #![forbid(unsafe_code)]
 
 use serde_json::Value;
@@ -38,7 +39,7 @@ impl Fio {
         Line::new("fio")
             .with_environment("GLIBC_TUNABLES=glibc.malloc.hugetlb=1")
             .words("--thread --output-format=json --ioengine=io_uring --fixedbufs --registerfiles --direct=1")
-            .words("--scramble_buffers=0 --invalidate=0 --allow_file_create=0 --end_fsync=1")
+            .words("--scramble_buffers=0 --invalidate=0 --allow_file_create=0 --iomem_align=2M --end_fsync=1")
             .words(&format!("--bs={request} --iodepth={} --size={disk_bytes} --io_size={useful}", self.depth))
             .words(&format!("--name=read --rw=read{skip}"))
             .word(format!("--filename={}", source.display()))

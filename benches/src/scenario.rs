@@ -89,9 +89,9 @@ impl Scenario {
             Self::Latency => 2 * GIB,
         };
         let mut size = if quick { full / 4 } else { full };
-        // Source and target are both held in memory, and as much again should stay free.
+        // In memory lie the source's data and the whole target: not every tool leaves the holes out.
         let free_bytes = machine::memory_bytes("MemAvailable")?;
-        while self.pattern().useful_bytes(size) * 4 > free_bytes {
+        while (self.pattern().useful_bytes(size) + size) / 3 * 4 > free_bytes {
             size /= 2;
         }
         if size < 64 * MIB {
@@ -129,9 +129,12 @@ impl Scenario {
                 list.push(fio(4 * KIB, 64));
                 list.push(fio(4 * KIB, 256));
                 list.extend(ours.map(|ours| Box::new(ours.with("--granularity 4K")) as Box<dyn Contender>));
-                list.push(qsd("native", Some(4 * KIB)));
-                list.push(qsd("native", None));
-                list.push(qsd("io_uring", None));
+                // The fine bitmap copies no hole, the default one makes eight times fewer and larger requests. Neither is
+                // always better, so QEMU is judged by the better one.
+                for granularity_bytes in [Some(4 * KIB), None] {
+                    list.push(qsd("native", granularity_bytes));
+                    list.push(qsd("io_uring", granularity_bytes));
+                }
                 list.push(Box::new(QemuImg));
             }
             Self::Latency => {
