@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use crate::contender::Role;
 use crate::report::{Report, Row, ScenarioReport, Summary};
 use crate::stats::Spread;
 use crate::targets::Target;
@@ -42,7 +43,7 @@ pub fn readme(report: &Report) -> String {
     for scenario in &report.scenarios {
         let (ours, qemu) = (scenario.ours(), scenario.best_qemu());
         let ceiling = ours.zip(scenario.ceiling()).and_then(|(ours, ceiling)| ours.speed_ratio(ceiling));
-        let speed = scenario.lead(|role| role == crate::contender::Role::Qemu);
+        let speed = scenario.lead(|role| role == Role::Qemu);
         let punts = ours.and_then(|ours| ours.summary?.punts_per_gib);
         let cells = [
             scenario.title.clone(),
@@ -92,12 +93,14 @@ fn section(scenario: &ScenarioReport) -> String {
 /// One contender's line.
 fn table_row(scenario: &ScenarioReport, row: &Row, summary: &Summary) -> String {
     let over = |other: Option<&Row>| number(other.and_then(|other| row.speed_ratio(other)), 2, "");
+    // The ceiling copies nothing, so it races nobody.
+    let peer = scenario.best_peer().filter(|_| row.role != Role::Ceiling);
     let rate = summary.gib_per_s;
     let cells = [
         row.name.clone(),
         format!("{} ({:.2} to {:.2})", bold(row, rate.median), rate.min, rate.max),
         over(scenario.ceiling()),
-        over(scenario.best_peer()),
+        over(peer),
         format!("{:.4}", summary.cpu_s_per_gib.median),
         format!("{:.3}", summary.machine_cpu_s_per_gib.median),
         number(summary.punts_per_gib.map(|punts: Spread| punts.median), 0, ""),
@@ -111,7 +114,7 @@ fn table_row(scenario: &ScenarioReport, row: &Row, summary: &Summary) -> String 
 /// Our own numbers stand out.
 fn bold(row: &Row, value: f64) -> String {
     match row.role {
-        crate::contender::Role::Ours => format!("**{value:.2}**"),
+        Role::Ours => format!("**{value:.2}**"),
         _ => format!("{value:.2}"),
     }
 }
