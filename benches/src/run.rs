@@ -28,6 +28,10 @@ pub fn run(options: &Options) -> Result<()> {
     if options.readme {
         let text = fs::read_to_string(&json_path).context(|| json_path.display().to_string())?;
         let report: Report = serde_json::from_str(&text).context(|| json_path.display().to_string())?;
+        let quick = report.quick.then_some("this was a quick look, not for quoting");
+        for warning in quick.into_iter().chain(report.notes.iter().map(String::as_str)) {
+            eprintln!("{warning}");
+        }
         print!("{}", markdown::readme(&report));
         return Ok(());
     }

@@ -60,11 +60,9 @@ impl Scenario {
         match self {
             Self::Loop => "loop device to loop device, random data",
             Self::Ext4 => "preallocated ext4 file to ext4 file, random data",
-            Self::Scattered64K => "scattered 64 KiB chunks: sparse ext4 file to an empty loop device",
-            Self::Scattered4K => "scattered 4 KiB chunks: sparse ext4 file to an empty loop device",
-            Self::Latency => {
-                "20 ms write latency: scattered 64 KiB chunks of a sparse ext4 file to an empty slow file"
-            }
+            Self::Scattered64K => "scattered 64 KiB chunks, sparse ext4 file to empty loop device",
+            Self::Scattered4K => "scattered 4 KiB chunks, sparse ext4 file to empty loop device",
+            Self::Latency => "20 ms write latency, scattered 64 KiB chunks to an empty slow file",
         }
     }
 
