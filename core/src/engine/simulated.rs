@@ -337,14 +337,18 @@ fn guest_writes_during_the_copy_are_never_lost() {
 fn under_a_guest_ahead_of_the_sweep(seed: u64, mutation: Option<Mutation>) -> Result<(), String> {
     let mut options = Recipe::default().options;
     (options.zero_detect, options.target_is_zero) = (true, true);
+    // Little memory makes the sweep slow, so that the guest can stay ahead of it.
+    options.buf_size_bytes = 128 * KIB;
     let bytes = 12 << 20;
     let mut sim = Sim::new(&Recipe { seed, options, mutation, bytes, ..Recipe::default() });
-    let mut value = 0;
+    let mut values = [0u8; 24];
     let outcome = sim.run(|sim, _| {
-        if !sim.job.core().share.sweep_is_claimed() && sim.world.pick(20) == 0 {
-            value = 7 - value;
-            sim.source.poke(bytes - 65536, &[value; 65536]);
-            sim.job.core().share.dirty.set_bytes(ByteRange::at(bytes - 65536, 65536));
+        if !sim.job.core().share.sweep_is_claimed() && sim.world.pick(2) == 0 {
+            let place = 12 + sim.world.pick(12);
+            let value = &mut values[usize::try_from(place).unwrap()];
+            *value = 7 - *value;
+            sim.source.poke(place * (512 << 10), &[*value; 65536]);
+            sim.job.core().share.dirty.set_bytes(ByteRange::at(place * (512 << 10), 65536));
             sim.workers.iter().for_each(|w| w.1.waker().wake());
         }
     });
@@ -353,7 +357,7 @@ fn under_a_guest_ahead_of_the_sweep(seed: u64, mutation: Option<Mutation>) -> Re
 
 #[test]
 fn what_was_written_ahead_of_the_sweep_is_not_taken_for_zero() {
-    for seed in seeds() {
+    for seed in 0..seeds().end / 3 {
         under_a_guest_ahead_of_the_sweep(seed, None).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
     let noticed = seeds()
