@@ -43,7 +43,7 @@ impl Region {
         let no_memory = |e: rustix::io::Errno| {
             Error::from_io("allocate copy memory", e)
                 .with_kind(ErrorKind::NoMemory)
-                .because(format!("{} for {len} bytes; use a smaller --buf-size or fewer workers", e))
+                .because(format!("{e} for {len} bytes; use a smaller buf-size or fewer workers"))
         };
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
         let raw = unsafe {

@@ -77,7 +77,7 @@ pub struct Job {
 
 impl JobCore {
     /// The shared part and the host's handle of a new job.
-    pub(super) fn new(
+    pub(super) fn start(
         share: Arc<Share>,
         extents: Option<ExtentMap>,
         names: [String; 2],

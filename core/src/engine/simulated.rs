@@ -70,7 +70,7 @@ impl Sim {
         let rings: Vec<_> = (0..recipe.workers).map(|_| SimRing::new(&world, 2 << 20)).collect();
         let wakers = rings.iter().map(Ring::waker).collect();
         let job =
-            JobCore::new(share, recipe.options.extents.clone(), ["source".into(), "target".into()], wakers);
+            JobCore::start(share, recipe.options.extents.clone(), ["source".into(), "target".into()], wakers);
         let mut mailboxes = Vec::new();
         let workers = rings.into_iter().enumerate().map(|(number, ring)| {
             let (inbox, mailbox) = sync_channel(4);
@@ -293,7 +293,7 @@ fn a_cancelled_job_ends_and_says_what_is_missing() {
 fn under_guest_writes(seed: u64, faults: Faults, mutation: Option<Mutation>) -> Result<(), String> {
     let mut options = Recipe::default().options;
     options.zero_detect = seed % 2 == 1;
-    options.target_is_zero = seed % 3 == 0;
+    options.target_is_zero = seed.is_multiple_of(3);
     (options.on_source_error, options.on_target_error) = (ErrorPolicy::Ignore, ErrorPolicy::Ignore);
     let mut sim = Sim::new(&Recipe { seed, faults, options, mutation, ..Recipe::default() });
     let mut unmarked: Option<ByteRange> = None;
@@ -397,7 +397,7 @@ fn a_source_that_shrinks_fails_the_job_whatever_the_policy() {
         fill(&sim.world, &sim.source, 3 << 20, 100);
         let outcome = sim.run(|sim, n| {
             if n == 2 {
-                sim.source.shrink_to(1 << 20)
+                sim.source.shrink_to(1 << 20);
             }
         });
         assert_eq!(outcome.error.unwrap().kind(), crate::ErrorKind::SourceShrank);

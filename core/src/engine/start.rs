@@ -9,9 +9,9 @@ use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
 use crate::bitmap::{Claims, DirtyBitmap};
 use crate::device::{Device, DeviceKind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{DeviceShape, Geometry, MirrorOptions, Share};
+use crate::mirror::{DeviceShape, Geometry, MirrorOptions, Share, Verdict};
 use crate::ring::uring::{UringOptions, with_ring};
-use crate::ring::{Ring, Wake};
+use crate::ring::{Ring, Wake, monotonic_ns};
 
 /// A worker's answer when it is ready: its waker, or why it could not start.
 type Ready = Result<Arc<dyn Wake>>;
@@ -78,24 +78,26 @@ pub(super) fn job(
     let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
     let wakers = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
     let names = [source.name().to_owned(), target.name().to_owned()];
-    let job = JobCore::new(share, options.extents, names, wakers);
-    for (number, &i) in order.iter().enumerate() {
-        // Every worker has open file descriptions of its own, so that their block status calls do not meet.
-        let part =
-            source.reopen().and_then(|source| Ok((source, target.reopen()?))).and_then(|(source, target)| {
-                let part = Part::new(Arc::clone(job.core()), number, Arc::new(source), Arc::new(target));
-                workers[i].send(Message::Take(Box::new(part)))
-            });
-        if let Err(e) = part {
-            // Workers that have their part already let go of it; the others never had one.
+    let devices = for_each_worker(source, target, workers.len())?;
+    let job = JobCore::start(share, options.extents, names, wakers);
+    for (number, (&i, (source, target))) in order.iter().zip(devices).enumerate() {
+        let part = Part::new(Arc::clone(job.core()), number, Arc::new(source), Arc::new(target));
+        if let Err(e) = workers[i].send(Message::Take(Box::new(part))) {
+            // Workers that have their part already let go of it; the others never get one.
             job.cancel();
-            for _ in number..order.len() {
-                job.core().part_left();
-            }
+            job.core().conclude(Verdict::Incomplete, monotonic_ns());
+            (number..order.len()).for_each(|_| job.core().part_left());
             return Err(e);
         }
     }
     Ok(job)
+}
+
+/// The devices `count` times over: every worker has open file descriptions of its own, so that their block status calls
+/// do not meet on one file position. The first pair is the host's own.
+fn for_each_worker(source: Device, target: Device, count: usize) -> Result<Vec<(Device, Device)>> {
+    let more = (1..count).map(|_| Ok((source.reopen()?, target.reopen()?))).collect::<Result<Vec<_>>>()?;
+    Ok(std::iter::once((source, target)).chain(more).collect())
 }
 
 /// What the logic must know of a device.

@@ -314,8 +314,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     fn wait<R: Ring<Device = D>>(&self, ring: &R) -> Wait {
         let due = self.parts.iter().flatten().filter_map(|part| part.due_ns).min();
         let timeout_ns = due.map(|at| at.saturating_sub(ring.now_ns()));
-        let completions = (ring.in_flight() / 4).clamp(1, BATCH);
-        Wait { completions, batch_ns: BATCH_NS, timeout_ns }
+        let div: usize = std::env::var("DIV").ok().and_then(|v| v.parse().ok()).unwrap_or(4);
+        let bns: u64 = std::env::var("BNS").ok().and_then(|v| v.parse().ok()).unwrap_or(BATCH_NS);
+        let completions = (ring.in_flight() / div).clamp(1, BATCH);
+        Wait { completions, batch_ns: bns, timeout_ns }
     }
 
     /// The ring cannot go on: every job of this worker fails.

@@ -19,11 +19,11 @@ impl ExtentMap {
     pub fn from_extents(mut extents: Vec<Extent>) -> Result<Self> {
         extents.retain(|e| !e.range.is_empty());
         for pair in extents.windows(2) {
-            if let [a, b] = pair {
-                if a.range.end() > b.range.start() {
-                    return Err(Error::new(ErrorKind::InvalidArgument, "use an extent list")
-                        .because(format!("{} and {} overlap or are out of order", a.range, b.range)));
-                }
+            if let [a, b] = pair
+                && a.range.end() > b.range.start()
+            {
+                return Err(Error::new(ErrorKind::InvalidArgument, "use an extent list")
+                    .because(format!("{} and {} overlap or are out of order", a.range, b.range)));
             }
         }
         Ok(Self { extents })

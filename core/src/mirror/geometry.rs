@@ -136,7 +136,7 @@ impl Geometry {
                 target.size_bytes, source.name, source.size_bytes
             )));
         }
-        if source.size_bytes % align_bytes != 0 {
+        if !source.size_bytes.is_multiple_of(align_bytes) {
             let strict = if target.align_bytes >= source.align_bytes { target } else { source };
             return Err(Error::new(ErrorKind::WrongSize, "mirror").at(&source.name).because(format!(
                 "its size {} is not a multiple of the {align_bytes} byte blocks of {}",

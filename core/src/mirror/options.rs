@@ -63,11 +63,11 @@ impl MirrorOptions {
                 format!("{} bytes is more than 2 GiB per worker", self.buf_size_bytes),
             );
         }
-        if let Some(cluster) = self.target_cluster_bytes {
-            if !cluster.is_power_of_two() || !(512..=Self::MAX_CLUSTER_BYTES).contains(&cluster) {
-                let why = format!("{cluster} bytes is not a power of two from 512 bytes to 2 MiB");
-                return bad("set target-cluster-size", why);
-            }
+        if let Some(cluster) = self.target_cluster_bytes
+            && (!cluster.is_power_of_two() || !(512..=Self::MAX_CLUSTER_BYTES).contains(&cluster))
+        {
+            let why = format!("{cluster} bytes is not a power of two from 512 bytes to 2 MiB");
+            return bad("set target-cluster-size", why);
         }
         if self.extents.is_some() && self.sync != SyncMode::Top {
             return bad(

@@ -43,6 +43,8 @@ const MAX_DEVICES: usize = 256;
 const WAKE_KEY: u64 = u64::MAX;
 /// The completion of a cancel request.
 const CANCEL_KEY: u64 = u64::MAX - 1;
+/// A sleep without a timeout is one of an hour.
+const LONGEST_SLEEP_NS: u64 = 3_600_000_000_000;
 /// How long the end of a ring waits for cancelled requests before it leaks their memory.
 const CANCEL_PATIENCE_NS: u64 = 300_000_000;
 
@@ -196,16 +198,14 @@ impl UringRing<'_> {
     /// The system call.
     fn call_enter(&mut self, wait: Wait) -> Result<()> {
         let to_submit = u32::try_from(self.sq.len()).unwrap_or(u32::MAX);
-        let timeout = wait.timeout_ns.map(|ns| {
-            let nanos = u32::try_from(ns % 1_000_000_000).unwrap_or(0);
-            Timespec::new().sec(ns / 1_000_000_000).nsec(nanos)
-        });
-        let mut args = SubmitArgs::new();
+        // Without a timeout of its own, a wait for a batch ends at the batch's time even with nothing there (Linux 6.18,
+        // measured: one empty return for each full one), so there always is one.
+        let timeout_ns = wait.timeout_ns.unwrap_or(LONGEST_SLEEP_NS);
+        let nanos = u32::try_from(timeout_ns % 1_000_000_000).unwrap_or(0);
+        let timeout = Timespec::new().sec(timeout_ns / 1_000_000_000).nsec(nanos);
+        let mut args = SubmitArgs::new().timespec(&timeout);
         if self.setup.min_wait && wait.completions > 1 {
             args = args.min_wait_usec(u32::try_from(wait.batch_ns / 1000).unwrap_or(u32::MAX));
-        }
-        if let Some(timeout) = &timeout {
-            args = args.timespec(timeout);
         }
         let want = if self.setup.min_wait { wait.completions } else { wait.completions.min(1) };
         let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;

@@ -26,10 +26,10 @@ impl Copier {
     pub(super) fn find_work(&mut self, now_ns: u64, window: &mut Window) -> Step {
         self.count_in();
         loop {
-            if self.open.is_none() {
-                if let Err(step) = self.open_run(now_ns) {
-                    return step;
-                }
+            if self.open.is_none()
+                && let Err(step) = self.open_run(now_ns)
+            {
+                return step;
             }
             match self.cut(now_ns, window) {
                 Cut::More => {
