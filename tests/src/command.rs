@@ -1,0 +1,233 @@
+//! Running `blkmirror`.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// No run of these tests takes longer, on any machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The command's file.
+///
+/// `BLKMIRROR` in the environment names another one. Otherwise it is built first, which takes no time if it is up to
+/// date: a stale command would make every test meaningless.
+///
+/// # Panics
+/// When it cannot be built.
+#[must_use]
+pub fn binary() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        if let Some(path) = std::env::var_os("BLKMIRROR") {
+            return path.into();
+        }
+        // target/PROFILE/deps/TEST-HASH
+        let test = std::env::current_exe().unwrap();
+        let profile = test.ancestors().nth(2).unwrap();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--package", "blkmirror", "--bin", "blkmirror", "--target-dir"]);
+        build.arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
+        assert!(built.success(), "the command cannot be built");
+        profile.join("blkmirror")
+    })
+}
+
+/// A run that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The command line, for messages.
+    pub line: String,
+    /// The exit code; `None` if a signal killed it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+    /// How long it ran.
+    pub elapsed: Duration,
+}
+
+impl Ended {
+    /// The one JSON object that it printed.
+    ///
+    /// # Panics
+    /// When it printed something else.
+    #[must_use]
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        match serde_json::from_str(&self.stdout) {
+            Ok(value @ Value::Object(_)) => value,
+            other => panic!("not one JSON object ({other:?}): {self:?}"),
+        }
+    }
+
+    /// A number of the JSON object.
+    ///
+    /// # Panics
+    /// When there is no such number.
+    #[must_use]
+    #[track_caller]
+    pub fn number(&self, name: &str) -> u64 {
+        self.json()[name].as_u64().unwrap_or_else(|| panic!("no number {name}: {self:?}"))
+    }
+
+    /// Asserts that it ended well.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[track_caller]
+    pub fn succeeded(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self
+    }
+
+    /// Asserts that it failed with exit code `code` and one line that holds every one of `words`, whatever their case.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[track_caller]
+    pub fn failed(self, code: i32, words: &[&str]) -> Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        let complaint = self.stderr.trim_end();
+        assert!(!complaint.is_empty() && !complaint.contains('\n'), "not one line: {self:?}");
+        assert!(!complaint.contains("panicked"), "{self:?}");
+        let low = complaint.to_lowercase();
+        for word in words {
+            assert!(low.contains(&word.to_lowercase()), "'{word}' is missing: {self:?}");
+        }
+        self
+    }
+}
+
+/// A run that has not ended; killed when dropped.
+#[derive(Debug)]
+pub struct Started {
+    /// The process.
+    child: Child,
+    /// The command line, for messages.
+    line: String,
+    /// Since when.
+    started: Instant,
+    /// Who reads what it prints and what it complains about.
+    readers: Option<[JoinHandle<String>; 2]>,
+}
+
+impl Started {
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends `signal`.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Panics
+    /// When the process cannot be asked.
+    #[must_use]
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    #[must_use]
+    #[track_caller]
+    pub fn wait(mut self) -> Ended {
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(self.started.elapsed() < DEADLINE, "hangs: {}", self.line);
+            thread::sleep(Duration::from_millis(2));
+        };
+        let elapsed = self.started.elapsed();
+        let [stdout, stderr] = self.readers.take().unwrap().map(|reader| reader.join().unwrap());
+        Ended { line: self.line.clone(), code: status.code(), stdout, stderr, elapsed }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `blkmirror ARGUMENTS`, not yet started.
+#[must_use]
+pub fn command(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(binary());
+    command.args(arguments);
+    command
+}
+
+/// Starts `command`.
+///
+/// # Panics
+/// When it cannot be started.
+#[must_use]
+#[track_caller]
+pub fn start(mut command: Command) -> Started {
+    let line = format!("{command:?}");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let started = Instant::now();
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{line}: {error}"));
+    let readers = [reader(child.stdout.take().unwrap()), reader(child.stderr.take().unwrap())];
+    Started { child, line, started, readers: Some(readers) }
+}
+
+/// Reads a pipe to its end on a thread of its own.
+fn reader(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// Runs `blkmirror ARGUMENTS` to its end.
+#[must_use]
+#[track_caller]
+pub fn run(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Ended {
+    start(command(arguments)).wait()
+}
+
+/// `blkmirror copy SOURCE TARGET OPTIONS`, not yet started.
+#[must_use]
+pub fn copy(source: &Path, target: &Path, options: &[&str]) -> Command {
+    let mut arguments: Vec<OsString> = vec!["copy".into(), source.into(), target.into()];
+    arguments.extend(options.iter().map(OsString::from));
+    command(arguments)
+}
+
+/// Runs `blkmirror copy SOURCE TARGET OPTIONS --json` to its end.
+#[must_use]
+#[track_caller]
+pub fn copy_json(source: &Path, target: &Path, options: &[&str]) -> Ended {
+    let mut command = copy(source, target, options);
+    command.arg("--json");
+    start(command).wait()
+}
