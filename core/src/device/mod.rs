@@ -1,1 +1,274 @@
-//! Devices: opened files and block devices with their limits.
+//! Devices: opened files and block devices, with their limits.
+//!
+//! A [`Device`] is one side of a mirror job: a block device or a regular file that holds a raw image, opened with
+//! `O_DIRECT`. What it does: it opens (a source never for writing: "Our hands off the source"), keeps others away from a
+//! target, says how requests must look ([`Limits`]), where data is ([`Device::status`]), and changes space without data
+//! (preallocate, zero, discard). Reads and writes themselves go through a ring, not through here.
+//!
+//! What it may assume: the caller keeps offsets inside the disk. What it assumes of nobody: that a path still names the
+//! same file a moment later. A path is looked at once (`O_PATH`), judged, and then opened through that very handle; so a
+//! fifo never blocks us and the thing that was judged is the thing that is used.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `open` | from a path or a descriptor to a device; which files are refused |
+//! | `identity` | which bytes a device stands on, and whether two devices share some |
+//! | `exclusive` | mounts, swap, holders, locks: is somebody using the target? |
+//! | `limits`, `sysfs` | alignment and request sizes, and where each number comes from |
+//! | `describe` | the same for people |
+//! | `status` | where data is and where holes are |
+//! | `space` | preallocate, write zeroes, discard, flush |
+#![forbid(unsafe_code)]
+
+mod describe;
+mod exclusive;
+mod identity;
+mod limits;
+mod mounts;
+mod open;
+mod space;
+mod status;
+mod sysfs;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+pub use describe::Detail;
+pub use limits::{AlignmentOrigin, Limits, QueueLimits};
+pub use space::{ZeroMode, Zeroed};
+pub use status::{Extent, ExtentKind};
+
+/// What a device is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DeviceKind {
+    /// A block device.
+    BlockDevice,
+    /// A regular file holding a raw image.
+    RegularFile,
+}
+
+/// Which side of a job a device was opened for; it decides about rights and locks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Role {
+    /// Read only, shared with whoever writes to it.
+    Source,
+    /// Read and write, ours alone.
+    Target,
+}
+
+impl Role {
+    /// What opening is called in an error.
+    const fn attempt(self) -> &'static str {
+        match self {
+            Self::Source => "open the source",
+            Self::Target => "open the target",
+        }
+    }
+}
+
+/// How a target is opened.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct TargetOptions {
+    /// Take no exclusive hold: no `O_EXCL` on a block device, no lock on a file. For tests, and for a host that holds
+    /// the target exclusively itself and hands its descriptor over. A mounted target is refused all the same.
+    pub allow_shared: bool,
+}
+
+/// Who a file is, under whatever name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct FileId {
+    /// The file system it is on.
+    dev: u64,
+    /// Its inode there.
+    ino: u64,
+    /// The device behind it, if it is a device node; else 0.
+    rdev: u64,
+}
+
+/// What all descriptors of one opened device share.
+#[derive(Debug)]
+struct Shared {
+    /// How the caller called it.
+    name: String,
+    /// Block device or file.
+    kind: DeviceKind,
+    /// Source or target.
+    role: Role,
+    /// Who it is.
+    id: FileId,
+    /// Its size when last looked at.
+    size_bytes: AtomicU64,
+    /// How requests must look.
+    limits: Limits,
+    /// Whether `O_DIRECT` is on.
+    direct: bool,
+    /// Things worth knowing that did not stop us.
+    notes: Vec<String>,
+    /// What kinds of zeroing failed before and need not be tried again.
+    ladder: space::Ladder,
+    /// Set when the file system cannot tell holes from data.
+    no_status: AtomicBool,
+    /// The first descriptor. The exclusive hold (`O_EXCL`, the lock) hangs on it, so it lives as long as any of us.
+    hold: OwnedFd,
+}
+
+/// An opened block device or regular file with its limits. Cheap to [`reopen`](Self::reopen); closed when the last one
+/// is dropped, and with it the exclusive hold goes.
+#[derive(Debug)]
+pub struct Device {
+    /// Our own descriptor, if it is not the first one.
+    own: Option<OwnedFd>,
+    /// Everything that does not change between descriptors.
+    shared: Arc<Shared>,
+}
+
+impl Device {
+    /// Opens a source, read only.
+    ///
+    /// A source takes no lock and asks for none: a guest may be writing to it, and any lock of ours could stop that
+    /// guest's VMM from opening or re-opening its disk. What we noticed about other users is in [`notes`](Self::notes).
+    ///
+    /// # Errors
+    /// One line that names the file and the cause: missing, a directory, a character device, no permission, a size that
+    /// is not a multiple of 512, larger than 64 TiB.
+    pub fn open_source(path: &Path) -> Result<Self> {
+        open::by_path(path, Role::Source, TargetOptions::default())
+    }
+
+    /// Opens a target, for reading and writing, and keeps others away from it as long as it lives.
+    ///
+    /// # Errors
+    /// As [`open_source`](Self::open_source), and: read-only, mounted, used as swap, held by another block device, locked
+    /// or opened exclusively by somebody else. Nothing is changed on a target that is refused.
+    pub fn open_target(path: &Path, options: TargetOptions) -> Result<Self> {
+        open::by_path(path, Role::Target, options)
+    }
+
+    /// Creates a regular file of `size_bytes` that is one hole, and opens it as a target.
+    ///
+    /// # Errors
+    /// It exists already, or cannot be created or made so large; a file that was half made is removed again.
+    pub fn create_target(path: &Path, size_bytes: u64) -> Result<Self> {
+        open::create(path, size_bytes)
+    }
+
+    /// A source from a descriptor of the host's, which stays the host's. `name` is for messages.
+    ///
+    /// The file is opened anew through `/proc/self/fd`, so the host's file position and flags are left alone. Where that
+    /// is forbidden (a descriptor from somebody with more rights) the descriptor is duplicated; then `O_DIRECT` is
+    /// whatever the host chose, and asking for holes moves the file position that both share.
+    ///
+    /// # Errors
+    /// As [`open_source`](Self::open_source).
+    pub fn source_from_fd(fd: BorrowedFd<'_>, name: &str) -> Result<Self> {
+        open::by_fd(fd, name, Role::Source, TargetOptions::default())
+    }
+
+    /// A target from a descriptor of the host's; see [`source_from_fd`](Self::source_from_fd).
+    ///
+    /// # Errors
+    /// As [`open_target`](Self::open_target). A host that itself opened the block device with `O_EXCL` or locked the file
+    /// is "somebody else" here, unless it passes [`TargetOptions::allow_shared`].
+    pub fn target_from_fd(fd: BorrowedFd<'_>, name: &str, options: TargetOptions) -> Result<Self> {
+        open::by_fd(fd, name, Role::Target, options)
+    }
+
+    /// The same device with an open file description (and so a file position) of its own, for another worker. Rights are
+    /// the same; the exclusive hold of the first lives on until the last one is dropped.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory.
+    pub fn reopen(&self) -> Result<Self> {
+        let own = open::again(self)?;
+        Ok(Self { own: Some(own), shared: Arc::clone(&self.shared) })
+    }
+
+    /// How the caller called it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Block device or regular file.
+    #[must_use]
+    pub fn kind(&self) -> DeviceKind {
+        self.shared.kind
+    }
+
+    /// Source or target.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.shared.role
+    }
+
+    /// Its size when it was opened or last [refreshed](Self::refresh_size).
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        // Relaxed: a number on its own, nothing is published with it.
+        self.shared.size_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Asks the kernel for the size again, so that a device that shrank or grew is noticed.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn refresh_size(&self) -> Result<u64> {
+        let size_bytes = open::current_size(self.as_fd(), self.kind())
+            .map_err(|e| Error::from_io("ask for the size of", e).at(self.name()))?;
+        self.shared.size_bytes.store(size_bytes, Ordering::Relaxed);
+        Ok(size_bytes)
+    }
+
+    /// How requests must look.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    /// Whether requests bypass the page cache. Off only where the file system refuses `O_DIRECT`, or where a host handed
+    /// over a descriptor without it that could not be opened anew.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.shared.direct
+    }
+
+    /// Things worth telling the user that did not stop the device from being opened.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.shared.notes
+    }
+
+    /// Whether the two share any byte, under whatever names; see [`overlaps_with`](Self::overlaps_with).
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.overlaps_with(other).is_some()
+    }
+
+    /// Why the two must not be the two sides of one job, in words that follow "the source and the target ...", or `None`
+    /// if they share nothing that we can see.
+    ///
+    /// Seen: hard links, symlinks and other nodes of the same device; a partition and its disk, or partitions that
+    /// overlap; a loop device and what is behind it; device-mapper and RAID over one of them; a file on a file system that
+    /// lies on the other; two paths to one disk (same WWID). Not seen: a file behind a loop device after its name was
+    /// deleted, and files of union or network file systems that are one below.
+    #[must_use]
+    pub fn overlaps_with(&self, other: &Self) -> Option<String> {
+        identity::overlap(&self.shared, &other.shared)
+    }
+
+    /// What is known about the device, with the origin of every number and what is off and why: for `blkmirror info`.
+    #[must_use]
+    pub fn describe(&self) -> Vec<Detail> {
+        describe::details(self)
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.own.as_ref().map_or_else(|| self.shared.hold.as_fd(), AsFd::as_fd)
+    }
+}

@@ -1,1 +1,41 @@
-//! The mirror logic, pure.
+//! The mirror logic: what to copy next, what to do with what came back, when it is over.
+//!
+//! Nothing in here makes a system call, starts a thread, reads a clock or takes a lock. Time and completions are
+//! arguments, requests are return values; what workers share is atomics. So the same code runs on the real ring, in the
+//! simulator, and against models.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `options` | what a host may choose |
+//! | `geometry` | sizes that follow from the options and the limits of both devices |
+//! | `share` | what the workers of a job share: bitmaps, sweep, command word, counters |
+//! | `sweep` | the cursor of the first pass, taken in order by all workers |
+//! | `copier` | one worker's part of a job as a state machine |
+//! | `coordinator` | the job's end: all copied, flush, verdict |
+//! | `limiter` | the speed limit, smooth |
+//! | `policy` | what an error leads to |
+//! | `extents` | a list of extents in place of block status |
+//! | `progress` | counters, rate, time left |
+#![forbid(unsafe_code)]
+
+mod coordinator;
+mod copier;
+mod extents;
+mod geometry;
+mod limiter;
+mod options;
+mod policy;
+mod progress;
+mod share;
+mod sweep;
+
+pub use coordinator::{Coordinator, Verdict};
+pub use copier::{Copier, Step};
+pub use extents::ExtentMap;
+pub use geometry::{DeviceShape, Geometry};
+pub use limiter::Limiter;
+pub use options::{MirrorOptions, SyncMode};
+pub use policy::{ErrorAction, ErrorPolicy, Side};
+pub use progress::{Progress, RateMeter, Tally};
+pub use share::{Failure, FailureCause, JobStatus, Notice, Share};
+pub use sweep::Sweep;

@@ -1,0 +1,79 @@
+# `make` alone says what there is.
+
+CARGO ?= cargo
+CC ?= cc
+HEADERS := $(wildcard include/*.h)
+
+.PHONY: help check tools format lint docs build headers test loom soak bench demo man clean
+
+help:
+	@echo 'make check   all that must hold: format, lints, docs, header, models, every test (.ci/run calls it)'
+	@echo 'make test    the tests alone'
+	@echo 'make loom    models of the lock-free bitmap, every interleaving'
+	@echo 'make soak    the long tests too, in release mode'
+	@echo 'make bench   the bitmap, and the comparison with fio, QEMU and dd (takes a while; best on an idle machine)'
+	@echo 'make demo    copy scratch disks, verify, and show how fast it was'
+	@echo 'make man     show the manual page'
+	@echo 'make tools   install what the tests need and this machine lacks (root, apt)'
+	@echo 'make clean   remove what was built'
+
+# One after the other also under `make -j`: cargo uses all cores by itself, and tests measure time.
+check:
+	$(MAKE) tools
+	$(MAKE) format
+	$(MAKE) lint
+	$(MAKE) docs
+	$(MAKE) build
+	$(MAKE) headers
+	$(MAKE) loom
+	$(MAKE) test
+
+tools:
+	.ci/tools
+
+format:
+	$(CARGO) fmt --all --check
+
+lint:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+# The end-to-end tests run the command that users run.
+build:
+	$(CARGO) build --locked --release -p blkmirror
+
+# The header must stand on its own, for C and for C++.
+headers:
+ifneq ($(HEADERS),)
+	for header in $(HEADERS); do \
+		$(CC) -std=c11 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c $$header || exit 1; \
+		if command -v $(CXX) >/dev/null; then \
+			$(CXX) -std=c++17 -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c++ $$header || exit 1; \
+		fi; \
+	done
+endif
+
+# Its own target directory, because the flag changes every crate.
+loom:
+	RUSTFLAGS='--cfg loom' $(CARGO) test --locked -p blkmirror-core --release --test loom_bitmap --target-dir target/loom
+
+test:
+	$(CARGO) test --locked --workspace
+
+soak: build
+	$(CARGO) test --locked --workspace --release -- --include-ignored
+
+bench: build
+	$(CARGO) bench --locked --bench bitmap
+	$(CARGO) bench --locked --bench compare
+
+demo:
+	$(CARGO) run --locked --release -p blkmirror -- demo
+
+man:
+	man -l docs/man/blkmirror.1
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,245 @@
+//! SIGINT and SIGTERM: the command stops cleanly, and within a second whatever happens.
+//!
+//! The first signal raises a flag that every loop of the command looks at ten times a second or more. If the command has
+//! not said its last word [`GRACE`] later, because a device does not answer, the watchdog here says it instead and leaves the process.
+//! A second signal does so at once. *The last word* is a token: whoever claims it reports the end, so there is exactly
+//! one report, and exactly one JSON object.
+//!
+//! Things that must not outlive the process (scratch files, loop devices, a target that was created and never
+//! written) are registered as [`Interrupts::on_exit`] and undone on both ways out.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::exit::{Exit, Failure, Outcome};
+
+/// How long the command has to stop by itself.
+const GRACE: Duration = Duration::from_millis(700);
+/// How long whoever claimed the last word has to say it, when it stalls on a pipe that nobody reads.
+const LAST_WORD: Duration = Duration::from_millis(150);
+
+/// Something to undo before the process ends.
+type Undo = Box<dyn FnOnce() + Send>;
+/// What the watchdog says when it has to end the process.
+type LastWord = Box<dyn Fn() + Send>;
+
+/// The shared state of the signal handling; clones are handles to the same.
+#[derive(Clone)]
+pub(crate) struct Interrupts {
+    /// What the handles share.
+    shared: Arc<Shared>,
+}
+
+/// See [`Interrupts`].
+struct Shared {
+    /// Whether a signal came.
+    hit: Mutex<bool>,
+    /// Wakes [`Interrupts::sleep`] when one comes.
+    wake: Condvar,
+    /// Whether somebody reports the end already.
+    spoken: AtomicBool,
+    /// What the watchdog says.
+    last_word: Mutex<Option<LastWord>>,
+    /// What to undo, by ticket.
+    undo: Mutex<Vec<(u64, Undo)>>,
+}
+
+/// Names a registered [`Undo`], to take it back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket(u64);
+
+impl fmt::Debug for Interrupts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interrupts").field("hit", &self.hit()).finish_non_exhaustive()
+    }
+}
+
+/// Locks, also when another thread panicked while it held the lock: all that is guarded here stays valid.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Interrupts {
+    /// A state that no signal reaches; for tests and before [`Self::install`].
+    pub(crate) fn new() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                hit: Mutex::new(false),
+                wake: Condvar::new(),
+                spoken: AtomicBool::new(false),
+                last_word: Mutex::new(None),
+                undo: Mutex::new(Vec::new()),
+            }),
+        }
+    }
+
+    /// Starts to listen for SIGINT and SIGTERM.
+    pub(crate) fn install() -> Outcome<Self> {
+        let this = Self::new();
+        let mut signals = Signals::new([SIGINT, SIGTERM])
+            .map_err(|e| Failure::failed(format!("cannot listen for SIGINT and SIGTERM: {e}")))?;
+        let listener = this.clone();
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                for (count, _) in signals.forever().enumerate() {
+                    listener.raise();
+                    if count == 0 {
+                        listener.start_watchdog();
+                    } else {
+                        listener.abandon();
+                    }
+                }
+            })
+            .map_err(|e| Failure::failed(format!("cannot start a thread: {e}")))?;
+        Ok(this)
+    }
+
+    /// Whether a signal came.
+    pub(crate) fn hit(&self) -> bool {
+        *lock(&self.shared.hit)
+    }
+
+    /// Fails if a signal came; for the steps before a job starts.
+    pub(crate) fn check(&self) -> Outcome<()> {
+        if self.hit() { Err(Failure::interrupted("interrupted")) } else { Ok(()) }
+    }
+
+    /// Sleeps for `duration`, or until a signal comes; says whether one came.
+    pub(crate) fn sleep(&self, duration: Duration) -> bool {
+        let guard = lock(&self.shared.hit);
+        match self.shared.wake.wait_timeout_while(guard, duration, |hit| !*hit) {
+            Ok((guard, _)) => *guard,
+            Err(poisoned) => *poisoned.into_inner().0,
+        }
+    }
+
+    /// Raises the flag, as a signal does.
+    pub(crate) fn raise(&self) {
+        *lock(&self.shared.hit) = true;
+        self.shared.wake.notify_all();
+    }
+
+    /// Claims the right to report the end. True for exactly one caller.
+    pub(crate) fn claim_last_word(&self) -> bool {
+        !self.shared.spoken.swap(true, Ordering::SeqCst)
+    }
+
+    /// Claims the last word for the command itself; does not return if the watchdog has it, which ends the process.
+    pub(crate) fn take_last_word(&self) {
+        while !self.claim_last_word() {
+            thread::park();
+        }
+    }
+
+    /// What the watchdog is to say if it has to end the process; replaces what was set before.
+    pub(crate) fn set_last_word(&self, word: impl Fn() + Send + 'static) {
+        *lock(&self.shared.last_word) = Some(Box::new(word));
+    }
+
+    /// Registers something to undo before the process ends; the latest is undone first.
+    pub(crate) fn on_exit(&self, undo: impl FnOnce() + Send + 'static) -> Ticket {
+        let mut list = lock(&self.shared.undo);
+        let ticket = list.last().map_or(0, |(last, _)| last + 1);
+        list.push((ticket, Box::new(undo)));
+        Ticket(ticket)
+    }
+
+    /// Takes back what was registered: it is to stay.
+    pub(crate) fn keep(&self, ticket: Ticket) {
+        lock(&self.shared.undo).retain(|(number, _)| *number != ticket.0);
+    }
+
+    /// Undoes everything that is registered.
+    pub(crate) fn clean_up(&self) {
+        loop {
+            // The lock is not held while undoing, which may take a while.
+            let Some((_, undo)) = lock(&self.shared.undo).pop() else { return };
+            undo();
+        }
+    }
+
+    /// Gives the command its time, then ends the process.
+    fn start_watchdog(&self) {
+        let this = self.clone();
+        let started = thread::Builder::new().name("watchdog".into()).spawn(move || {
+            thread::sleep(GRACE);
+            this.abandon();
+        });
+        if started.is_err() {
+            self.abandon();
+        }
+    }
+
+    /// Ends the process now, with the last word if nobody has said it.
+    fn abandon(&self) {
+        if self.claim_last_word() {
+            let this = self.clone();
+            // On a thread of its own, because a terminal or a pipe may be stuck as well as a device.
+            let speaker = thread::spawn(move || {
+                this.clean_up();
+                match &*lock(&this.shared.last_word) {
+                    Some(word) => word(),
+                    None => crate::output::say("interrupted"),
+                }
+            });
+            for _ in 0..15 {
+                if speaker.is_finished() {
+                    break;
+                }
+                thread::sleep(LAST_WORD / 15);
+            }
+        } else {
+            thread::sleep(LAST_WORD);
+        }
+        // Not `process::exit`: its handlers might wait for what is stuck.
+        signal_hook::low_level::exit(i32::from(Exit::Interrupted.code()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two reports would be two JSON objects.
+    #[test]
+    fn the_last_word_is_given_once() {
+        let interrupts = Interrupts::new();
+        assert!(interrupts.claim_last_word());
+        assert!(!interrupts.clone().claim_last_word());
+    }
+
+    /// A target that a job wrote to must not be removed.
+    #[test]
+    fn what_is_kept_is_not_undone_and_the_rest_is_undone_backwards() {
+        let interrupts = Interrupts::new();
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let note = |name: &'static str| {
+            let done = Arc::clone(&done);
+            move || done.lock().unwrap().push(name)
+        };
+        interrupts.on_exit(note("first"));
+        let kept = interrupts.on_exit(note("kept"));
+        interrupts.on_exit(note("last"));
+        interrupts.keep(kept);
+        interrupts.clean_up();
+        interrupts.clean_up();
+        assert_eq!(*done.lock().unwrap(), ["last", "first"]);
+    }
+
+    /// Steps before the job must notice a signal too.
+    #[test]
+    fn a_raised_flag_fails_the_next_step() {
+        let interrupts = Interrupts::new();
+        assert!(interrupts.check().is_ok());
+        interrupts.raise();
+        assert_eq!(interrupts.check().unwrap_err().exit, Exit::Interrupted);
+    }
+}

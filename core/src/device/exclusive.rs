@@ -1,0 +1,166 @@
+//! Is somebody using the target, and how do we keep others away?
+//!
+//! A block device is claimed with `O_EXCL`: the kernel refuses that while a mount, RAID, device-mapper or another claimer
+//! has it, and refuses them while we have it. The tables in /proc and /sys are read first, to say *who* has it, and to
+//! catch what the kernel does not count as a claim (a loop device over it).
+//!
+//! A regular file gets a write lock over all its bytes that belongs to our open file description (OFD), so it does not
+//! vanish when some other part of the host closes the same file. VMMs such as QEMU take shared OFD locks on single bytes
+//! of the images they use, so the two see each other: an image in use by a running guest is refused as a target, and a
+//! guest cannot be started on our target. A *source* gets no lock at all: a shared lock over all its bytes would look to
+//! such a VMM like somebody who forbids everything, and could stop a guest from re-opening its own disk.
+#![forbid(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use super::identity::{self, Piece};
+use super::mounts::{Mount, mounts, swaps};
+use super::{DeviceKind, FileId, sysfs};
+
+/// Why a target cannot be written to, whoever asks; `None` if nothing says so.
+pub(super) fn read_only(id: FileId, kind: DeviceKind) -> Option<String> {
+    if kind != DeviceKind::BlockDevice {
+        return None;
+    }
+    // Root may open a read-only block device for writing and fails only at the first write.
+    let flag: u32 = sysfs::number(&sysfs::directory(id.rdev)?.join("ro"))?;
+    (flag != 0).then(|| "the block device is read-only (see blockdev --getro)".to_owned())
+}
+
+/// Who uses a would-be target, in words, as far as /proc and /sys tell.
+pub(super) fn used_by(id: FileId, kind: DeviceKind) -> Option<String> {
+    let own = identity::own_piece(id, kind);
+    let user = mounted(&own, kind).or_else(|| swapped_to(&own)).or_else(|| behind_loop(&own));
+    match kind {
+        DeviceKind::BlockDevice => user.or_else(|| held(id.rdev)),
+        DeviceKind::RegularFile => user,
+    }
+}
+
+/// The mounted file system on a block device, on a part of it, or on the disk it is a part of.
+fn mounted(own: &Piece, kind: DeviceKind) -> Option<String> {
+    if kind != DeviceKind::BlockDevice {
+        return None;
+    }
+    let (mount, device) = mounts().into_iter().find_map(|mount| {
+        let device = mount.block_device()?;
+        own.touches(&Piece::of_device(device)).then_some((mount, device))
+    })?;
+    let Mount { point, .. } = mount;
+    Some(format!("{} is mounted on {}; unmount it first", which(own, device), point.display()))
+}
+
+/// Names `device` as seen from the target: itself, or a part, or the whole of it.
+fn which(own: &Piece, device: u64) -> String {
+    if Piece::of_device(device) == *own { "it".to_owned() } else { sysfs::device_name(device) }
+}
+
+/// The swap space on it or in it.
+fn swapped_to(own: &Piece) -> Option<String> {
+    let swap = swaps().into_iter().find(|path| Piece::of_path(path).is_some_and(|p| own.touches(&p)))?;
+    Some(format!("it is used as swap space ({}); run swapoff first", swap.display()))
+}
+
+/// The loop device that shows it.
+fn behind_loop(own: &Piece) -> Option<String> {
+    let (device, _) = sysfs::loops().into_iter().find(|(_, backing)| {
+        Piece::of_path(&backing.path).is_some_and(|p| own.touches(&p.narrowed(backing.range)))
+    })?;
+    let name = sysfs::device_name(device);
+    Some(format!(
+        "it is behind the loop device {name}; detach that (losetup -d {name}), or write to {name} instead"
+    ))
+}
+
+/// The device-mapper or RAID device that is made from it or from a part of it.
+fn held(rdev: u64) -> Option<String> {
+    let directory = sysfs::directory(rdev)?;
+    let mut holders = sysfs::related(&directory, "holders");
+    for partition in sysfs::partitions(&directory) {
+        holders.extend(sysfs::directory(partition).iter().flat_map(|d| sysfs::related(d, "holders")));
+    }
+    let location = sysfs::locate(rdev);
+    if location.disk != rdev {
+        holders.extend(location.directory.iter().flat_map(|d| sysfs::related(d, "holders")));
+    }
+    let holder = holders.first()?;
+    Some(format!(
+        "it is a part of {} (device-mapper or RAID); use that one, or stop it",
+        sysfs::device_name(*holder)
+    ))
+}
+
+/// A lock over all bytes of a file.
+const fn whole_file(lock_type: libc::c_int) -> libc::flock {
+    libc::flock {
+        // F_RDLCK and F_WRLCK are 0 and 1.
+        #[allow(clippy::cast_possible_truncation)]
+        l_type: lock_type as libc::c_short,
+        // SEEK_SET is 0.
+        #[allow(clippy::cast_possible_truncation)]
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+/// Locks a target file for us alone. A file system without locks is no reason to refuse; it gives a note.
+pub(super) fn lock(fd: BorrowedFd<'_>) -> Result<Option<String>, String> {
+    match fcntl(fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+        Ok(_) => Ok(None),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(format!(
+            "it is in use: another process{} holds a lock on it",
+            lock_owner(fd, libc::F_WRLCK).unwrap_or_default()
+        )),
+        Err(e) => {
+            Ok(Some(format!("it could not be locked against other writers ({e}); make sure there are none")))
+        }
+    }
+}
+
+/// The process that stands in the way of a lock, ` (pid N)`, where the kernel says so; OFD locks have no process.
+fn lock_owner(fd: BorrowedFd<'_>, lock_type: libc::c_int) -> Option<String> {
+    let mut probe = whole_file(lock_type);
+    fcntl(fd, FcntlArg::F_OFD_GETLK(&mut probe)).ok()?;
+    (probe.l_pid > 0).then(|| format!(" (pid {})", probe.l_pid))
+}
+
+/// Whether somebody holds a write lock on the file. Only asks, takes nothing.
+fn write_locked(fd: BorrowedFd<'_>) -> bool {
+    let mut probe = whole_file(libc::F_RDLCK);
+    let asked = fcntl(fd, FcntlArg::F_OFD_GETLK(&mut probe)).is_ok();
+    asked && i32::from(probe.l_type) != libc::F_UNLCK
+}
+
+/// What a user should know about other users of a source. None of it stops us: a live mirror's source is in use.
+pub(super) fn source_notes(fd: BorrowedFd<'_>, id: FileId, kind: DeviceKind) -> Vec<String> {
+    let mut notes = Vec::new();
+    match kind {
+        DeviceKind::RegularFile => {
+            if write_locked(fd) {
+                notes.push(
+                    "another process holds a write lock on it and may be changing it; the copy can be a mixture of \
+                     before and after"
+                        .to_owned(),
+                );
+            }
+        }
+        DeviceKind::BlockDevice => {
+            let own = identity::own_piece(id, kind);
+            let written = |m: &Mount| {
+                m.writable && m.block_device().is_some_and(|device| own.touches(&Piece::of_device(device)))
+            };
+            if let Some(mount) = mounts().into_iter().find(written) {
+                notes.push(format!(
+                    "a file system on it is mounted for writing on {}; the copy can be a mixture of before and after",
+                    mount.point.display()
+                ));
+            }
+        }
+    }
+    notes
+}

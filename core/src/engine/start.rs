@@ -1,0 +1,115 @@
+//! Starting workers and jobs.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use super::job::{Job, JobCore};
+use super::worker::{Message, Part, Worker};
+use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
+use crate::bitmap::{Claims, DirtyBitmap};
+use crate::device::{Device, DeviceKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mirror::{DeviceShape, Geometry, MirrorOptions, Share};
+use crate::ring::uring::{UringOptions, with_ring};
+use crate::ring::{Ring, Wake};
+
+/// A worker's answer when it is ready: its waker, or why it could not start.
+type Ready = Result<Arc<dyn Wake>>;
+
+/// Starts `count` workers and waits for each.
+pub(super) fn workers(count: usize, options: EngineOptions) -> Result<Vec<WorkerHandle>> {
+    (0..count).map(|index| worker(index, options)).collect()
+}
+
+/// Starts one worker.
+fn worker(index: usize, options: EngineOptions) -> Result<WorkerHandle> {
+    let (inbox, mailbox) = sync_channel(MAILBOX_DEPTH);
+    let (ready, answer) = sync_channel::<Ready>(1);
+    let thread = std::thread::Builder::new()
+        .name(format!("blkm-{index}"))
+        .spawn(move || thread_main(index, options, mailbox, &ready))
+        .map_err(|e| Error::from_io("start a worker thread", e))?;
+    let gone = || Error::new(ErrorKind::Internal, "start a worker").because("its thread ended at once");
+    let waker = answer.recv().map_err(|_| gone())??;
+    Ok(WorkerHandle { inbox, waker, thread: Some(thread) })
+}
+
+/// A worker's thread.
+fn thread_main(
+    index: usize,
+    options: EngineOptions,
+    mailbox: Receiver<Message<Device>>,
+    ready: &SyncSender<Ready>,
+) {
+    // A refusal only means that the host's signal handlers may run here.
+    let _ = nix::sys::signal::SigSet::all().thread_block();
+    if options.pin {
+        core_set::pin(index);
+    }
+    let outcome = with_ring(UringOptions { memory_bytes: options.window_bytes }, |ring| {
+        // The engine waits for this answer, so it is always taken.
+        let _ = ready.send(Ok(ring.waker()));
+        Worker::new(ring, mailbox).run(ring);
+    });
+    if let Err(e) = outcome {
+        let _ = ready.send(Err(e));
+    }
+}
+
+/// Makes a job and gives every worker its part.
+pub(super) fn job(
+    workers: &[WorkerHandle],
+    home: usize,
+    source: Device,
+    target: Device,
+    options: MirrorOptions,
+) -> Result<Job> {
+    if let Some(why) = source.overlaps_with(&target) {
+        return Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why));
+    }
+    let shapes = [shape(&source), shape(&target)];
+    let geometry = Geometry::new(&options, &shapes[0], &shapes[1], workers.len())?;
+    let target_is_zero = options.target_is_zero || shapes[1].reads_as_zeroes;
+    let bits = |granularity| DirtyBitmap::new(geometry.disk_bytes, granularity);
+    let touched = geometry.cluster.map(bits).transpose()?;
+    let bitmaps =
+        (bits(geometry.granularity)?, Claims::new(geometry.disk_bytes, geometry.granularity)?, touched);
+    let share = Arc::new(Share::new(geometry, &options, bitmaps, target_is_zero, workers.len()));
+    let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
+    let wakers = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
+    let names = [source.name().to_owned(), target.name().to_owned()];
+    let job = JobCore::new(share, options.extents, names, wakers);
+    for (number, &i) in order.iter().enumerate() {
+        // Every worker has open file descriptions of its own, so that their block status calls do not meet.
+        let part =
+            source.reopen().and_then(|source| Ok((source, target.reopen()?))).and_then(|(source, target)| {
+                let part = Part::new(Arc::clone(job.core()), number, Arc::new(source), Arc::new(target));
+                workers[i].send(Message::Take(Box::new(part)))
+            });
+        if let Err(e) = part {
+            // Workers that have their part already let go of it; the others never had one.
+            job.cancel();
+            for _ in number..order.len() {
+                job.core().part_left();
+            }
+            return Err(e);
+        }
+    }
+    Ok(job)
+}
+
+/// What the logic must know of a device.
+fn shape(device: &Device) -> DeviceShape {
+    let limits = device.limits();
+    let block_device = device.kind() == DeviceKind::BlockDevice;
+    let depth = limits.queue.as_ref().and_then(|q| q.nr_requests).filter(|_| block_device);
+    DeviceShape {
+        name: device.name().to_owned(),
+        size_bytes: device.size_bytes(),
+        align_bytes: limits.offset_align_bytes.max(limits.logical_block_bytes),
+        max_request_bytes: limits.max_request_bytes,
+        queue_depth: depth.and_then(|d| usize::try_from(d).ok()),
+        has_holes: !block_device,
+        reads_as_zeroes: device.reads_as_zeroes(),
+    }
+}

@@ -1,0 +1,329 @@
+//! A worker: the loop that runs the copiers of all its jobs over its ring.
+//!
+//! The loop knows neither io_uring nor threads: it is written against [`Ring`], so the simulation turns the same loop.
+//!
+//! ```text
+//! turn:  mailbox -> parts        every part: Copier::next until it waits      -> requests to the ring
+//!        home parts: Coordinator::look                                        -> flush, verdict
+//!        Ring::enter (sleeps)    completions -> the part and piece of their tag
+//! ```
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use super::event::Event;
+use super::job::JobCore;
+use crate::buffer::Window;
+use crate::mirror::{Coordinator, Copier, Failure, FailureCause, Side, Step, Verdict};
+use crate::ring::{Completion, DeviceSlot, Op, Request, Ring, Tag, Wait};
+use crate::units::ByteRange;
+
+/// Jobs that a worker carries at most; each takes two device slots of the ring.
+const MAX_PARTS: usize = 64;
+/// The key of a flush; pieces have small keys.
+const FLUSH_KEY: u32 = u32::MAX;
+/// Completions that are waited for at once while more than that are in flight.
+const BATCH: usize = 32;
+/// How long a batch may take to gather once there is one completion.
+const BATCH_NS: u64 = 50_000;
+
+/// When the engine ends, how long a job that is over may keep its worker for requests that do not come back.
+const ORPHAN_NS: u64 = 300_000_000;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Message<D> {
+    /// Take up this part of a job.
+    Take(Box<Part<D>>),
+    /// End.
+    Shutdown,
+}
+
+/// One worker's part of a job.
+#[derive(Debug)]
+pub(super) struct Part<D> {
+    /// What the workers of the job share.
+    core: Arc<JobCore>,
+    /// Which part; 0 is the home's.
+    number: usize,
+    /// Source and target.
+    devices: [Arc<D>; 2],
+    /// Where they are on the ring, once attached.
+    slots: [DeviceSlot; 2],
+    /// The logic; `None` until the part is taken up, and after a panic.
+    copier: Option<Copier>,
+    /// The job's end, at home.
+    coordinator: Option<Coordinator>,
+    /// Whether the host was told that the job is stopped.
+    stopped: bool,
+    /// Requests of this part in the ring.
+    in_flight: usize,
+    /// When to look at it again if nothing happens.
+    due_ns: Option<u64>,
+    /// A panic was caught; memory that the copier held is not known any more.
+    broken: bool,
+}
+
+impl<D> Part<D> {
+    /// A part that was not taken up yet.
+    pub(super) fn new(core: Arc<JobCore>, number: usize, source: Arc<D>, target: Arc<D>) -> Self {
+        Self {
+            core,
+            number,
+            devices: [source, target],
+            slots: [DeviceSlot(0); 2],
+            copier: None,
+            coordinator: (number == 0).then(Coordinator::default),
+            stopped: false,
+            in_flight: 0,
+            due_ns: None,
+            broken: false,
+        }
+    }
+
+    /// Fails the job from outside the logic.
+    fn fail(&self, cause: FailureCause, errno: i32) {
+        self.core.share.fail(Failure { side: Side::Source, errno, range: ByteRange::default(), cause });
+        self.core.wake_all();
+    }
+
+    /// Sends what the copier has to send.
+    fn pump<R: Ring<Device = D>>(&mut self, ring: &mut R, window: &mut Window, id: usize) {
+        let Some(copier) = &mut self.copier else { return };
+        let was_working = copier.is_working();
+        self.due_ns = loop {
+            match copier.next(ring.now_ns(), window) {
+                Step::Request(request, key) => {
+                    if ring.push(request, tag(id, key)).is_err() {
+                        copier.push_back(&request, key);
+                        break None;
+                    }
+                    self.in_flight += 1;
+                }
+                Step::Status(offset) => {
+                    let status = match &self.core.extents {
+                        Some(map) => Ok(map.status(offset)),
+                        None => ring.status(self.slots[0], offset),
+                    };
+                    copier.learn(offset, status);
+                }
+                Step::Wait(at) => break at,
+            }
+        };
+        while let Some(notice) = copier.pop_notice() {
+            self.core.emit(Event::from(notice));
+        }
+        if was_working && !copier.is_working() && self.number != 0 {
+            self.core.wake_home();
+        }
+    }
+
+    /// At home: sees whether the job is over.
+    fn coordinate<R: Ring<Device = D>>(&mut self, ring: &mut R, id: usize) {
+        let Some(coordinator) = &mut self.coordinator else { return };
+        let share = &self.core.share;
+        match (share.stopped(), self.stopped) {
+            (Some(no_space), false) => self.core.emit(Event::Stopped { no_space }),
+            (None, true) => self.core.emit(Event::Resumed),
+            _ => {}
+        }
+        self.stopped = share.stopped().is_some();
+        let now_ns = ring.now_ns();
+        match coordinator.look(share, now_ns) {
+            Verdict::Continue => {}
+            Verdict::Flush => {
+                let request = Request { device: self.slots[1], range: ByteRange::default(), op: Op::Flush };
+                match ring.push(request, tag(id, FLUSH_KEY)) {
+                    Ok(()) => self.in_flight += 1,
+                    Err(_) => drop(coordinator.flushed(Err(libc::EAGAIN), share, now_ns)),
+                }
+            }
+            verdict @ (Verdict::Complete | Verdict::Incomplete) => self.core.conclude(verdict, now_ns),
+        }
+        self.due_ns = coordinator.deadline_ns(now_ns).into_iter().chain(self.due_ns).min();
+    }
+
+    /// A request of this part has ended.
+    fn complete<R: Ring<Device = D>>(
+        &mut self,
+        ring: &R,
+        window: &mut Window,
+        key: u32,
+        completion: Completion,
+    ) {
+        self.in_flight -= 1;
+        let now_ns = ring.now_ns();
+        if key == FLUSH_KEY {
+            if let Some(coordinator) = &mut self.coordinator {
+                let notice = coordinator.flushed(completion.result.map(drop), &self.core.share, now_ns);
+                notice.into_iter().for_each(|notice| self.core.emit(Event::from(notice)));
+            }
+            return;
+        }
+        if let (Some(copier), false) = (&mut self.copier, self.broken) {
+            copier.complete(key, completion.result, now_ns, window, &|buf| ring.is_zero(buf));
+        }
+    }
+
+    /// Whether nothing of it is left to do here.
+    fn is_done(&self) -> bool {
+        self.core.is_over()
+            && self.in_flight == 0
+            && self.copier.as_ref().is_none_or(|c| self.broken || c.is_idle())
+    }
+}
+
+/// Which part and piece a completion belongs to.
+fn tag(id: usize, key: u32) -> Tag {
+    Tag((id as u64) << 32 | u64::from(key))
+}
+
+/// A worker.
+#[derive(Debug)]
+pub(super) struct Worker<D> {
+    /// From the engine.
+    mailbox: Receiver<Message<D>>,
+    /// The copy memory.
+    window: Window,
+    /// Parts of jobs, by the upper half of their tags.
+    parts: Vec<Option<Box<Part<D>>>>,
+    /// Whether the engine is ending.
+    ending: bool,
+}
+
+impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
+    /// A worker for `ring`.
+    pub(super) fn new<R: Ring<Device = D>>(ring: &R, mailbox: Receiver<Message<D>>) -> Self {
+        let parts = (0..MAX_PARTS).map(|_| None).collect();
+        Self { mailbox, window: Window::new(ring.memory_bytes()), parts, ending: false }
+    }
+
+    /// Turns until the engine ends and every job is over.
+    pub(super) fn run<R: Ring<Device = D>>(mut self, ring: &mut R) {
+        while self.turn(ring) {}
+    }
+
+    /// One turn; `false` when there will be no more.
+    pub(super) fn turn<R: Ring<Device = D>>(&mut self, ring: &mut R) -> bool {
+        self.read_mail(ring);
+        for id in 0..self.parts.len() {
+            self.turn_part(ring, id);
+        }
+        if self.ending && self.parts.iter().all(Option::is_none) {
+            return false;
+        }
+        if let Err(e) = ring.enter(self.wait(ring)) {
+            self.ring_broke(e.errno());
+            return false;
+        }
+        while let Some(completion) = ring.pop() {
+            self.route(ring, completion);
+        }
+        true
+    }
+
+    /// Takes what is in the mailbox.
+    fn read_mail<R: Ring<Device = D>>(&mut self, ring: &mut R) {
+        loop {
+            match self.mailbox.try_recv() {
+                Ok(Message::Take(part)) => self.take_up(ring, part),
+                Ok(Message::Shutdown) | Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                    self.ending = true;
+                    self.parts.iter().flatten().for_each(|part| part.core.share.cancel());
+                    return;
+                }
+                Err(std::sync::mpsc::TryRecvError::Empty) => return,
+            }
+        }
+    }
+
+    /// Attaches a part's devices and starts its logic.
+    fn take_up<R: Ring<Device = D>>(&mut self, ring: &mut R, mut part: Box<Part<D>>) {
+        let free = self.parts.iter().position(Option::is_none);
+        let source = ring.attach(&part.devices[0]);
+        let target = ring.attach(&part.devices[1]);
+        match (free, source, target) {
+            (Some(id), Ok(source), Ok(target)) => {
+                part.slots = [source, target];
+                part.copier = Some(Copier::new(Arc::clone(&part.core.share), part.number, source, target));
+                self.parts[id] = Some(part);
+            }
+            (_, source, target) => {
+                source.into_iter().chain(target).for_each(|slot| ring.detach(slot));
+                part.fail(FailureCause::Ring, libc::EAGAIN);
+                if part.number == 0 {
+                    part.core.conclude(Verdict::Incomplete, ring.now_ns());
+                }
+                part.core.part_left();
+            }
+        }
+    }
+
+    /// Runs one part's logic; a panic in it fails its job and nothing else.
+    fn turn_part<R: Ring<Device = D>>(&mut self, ring: &mut R, id: usize) {
+        let window = &mut self.window;
+        let Some(part) = &mut self.parts[id] else { return };
+        let pumped = catch_unwind(AssertUnwindSafe(|| {
+            if !part.broken {
+                part.pump(ring, window, id);
+            }
+            part.coordinate(ring, id);
+        }));
+        if pumped.is_err() {
+            part.broken = true;
+            part.fail(FailureCause::Panic, libc::ENOTRECOVERABLE);
+            part.due_ns = Some(ring.now_ns());
+        }
+        let orphaned = self.ending.then(|| part.core.over_since_ns()).flatten().map(|at| at + ORPHAN_NS);
+        if part.is_done() || orphaned.is_some_and(|at| at <= ring.now_ns()) {
+            self.let_go(ring, id);
+        } else {
+            part.due_ns = part.due_ns.into_iter().chain(orphaned).min();
+        }
+    }
+
+    /// A part is over: its devices are detached and closed.
+    fn let_go<R: Ring<Device = D>>(&mut self, ring: &mut R, id: usize) {
+        let Some(part) = self.parts[id].take() else { return };
+        if part.in_flight == 0 {
+            part.slots.iter().for_each(|&slot| ring.detach(slot));
+        }
+        if part.broken && self.parts.iter().all(Option::is_none) && ring.in_flight() == 0 {
+            // What the broken logic held of the window is free again: nobody else holds any.
+            self.window = Window::new(ring.memory_bytes());
+        }
+        let core = Arc::clone(&part.core);
+        drop(part);
+        core.part_left();
+    }
+
+    /// Gives a completion to its part.
+    fn route<R: Ring<Device = D>>(&mut self, ring: &R, completion: Completion) {
+        let id = usize::try_from(completion.tag.0 >> 32).unwrap_or(usize::MAX);
+        let key = u32::try_from(completion.tag.0 & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+        let window = &mut self.window;
+        let Some(Some(part)) = self.parts.get_mut(id) else { return };
+        if catch_unwind(AssertUnwindSafe(|| part.complete(ring, window, key, completion))).is_err() {
+            part.broken = true;
+            part.fail(FailureCause::Panic, libc::ENOTRECOVERABLE);
+        }
+    }
+
+    /// How long to sleep.
+    fn wait<R: Ring<Device = D>>(&self, ring: &R) -> Wait {
+        let due = self.parts.iter().flatten().filter_map(|part| part.due_ns).min();
+        let timeout_ns = due.map(|at| at.saturating_sub(ring.now_ns()));
+        let completions = (ring.in_flight() / 4).clamp(1, BATCH);
+        Wait { completions, batch_ns: BATCH_NS, timeout_ns }
+    }
+
+    /// The ring cannot go on: every job of this worker fails.
+    fn ring_broke(&mut self, errno: i32) {
+        for part in self.parts.iter_mut().filter_map(Option::take) {
+            part.fail(FailureCause::Ring, errno);
+            part.core.conclude(Verdict::Incomplete, crate::ring::monotonic_ns());
+            part.core.part_left();
+        }
+    }
+}

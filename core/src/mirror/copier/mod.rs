@@ -1,0 +1,313 @@
+//! One worker's part of a job, as a state machine.
+//!
+//! The worker asks [`Copier::next`] what to do until it says `Wait`, and tells it the end of every request with
+//! [`Copier::complete`]. Work comes in *runs*: neighbouring chunks that are claimed together, from the sweep or from the
+//! dirty bitmap. A run is cut into *pieces*, each one request to read and then one to write, sized to both devices. The
+//! pieces of a run go their own ways; when the last is done the run's claims are released.
+//!
+//! ```text
+//!            sweep / dirty bitmap
+//!                  | claim, clear
+//!                 run ----cut---> piece: Read --> Write --> done
+//!                  |              piece: Zero ----------> done
+//!                  |              (hole, target is zero) -> skipped
+//!                  +-- all pieces done --> release
+//! ```
+//!
+//! Invariants upheld here:
+//! - **Claim, clear, read.** A run's chunks are claimed, then their dirty bits cleared, then their block status is asked
+//!   and their data read. A piece that fails sets its dirty bits again at once, and its run's claims are released after.
+//! - **One writer per chunk.** Requests to the target are made only for chunks of a claimed run.
+//! - **Every buffer has a bound.** Pieces, runs and queues have fixed capacities; memory comes from the window.
+
+mod finish;
+mod piece;
+mod plan;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use self::piece::{OpenRun, Phase, Piece, Run};
+use super::limiter::Grant;
+use super::share::{Notice, Share};
+use crate::buffer::{BufRange, Window};
+use crate::device::{Extent, ExtentKind};
+use crate::error::Result;
+use crate::ring::{DeviceSlot, Op, Request};
+use crate::units::{ByteRange, Chunk, bytes_u64};
+
+/// Pieces of one worker at most.
+pub(crate) const MAX_PIECES: usize = 4096;
+/// Notices kept for the host at most; more are counted by the tally alone.
+const MAX_NOTICES: usize = 16;
+/// Zeroing requests in flight at most; they share one thread.
+const MAX_ZEROES: usize = 16;
+
+/// What the worker is to do for this job now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Send this request; tell its end with the key.
+    Request(Request, u32),
+    /// Ask the source's block status at this offset and answer with [`Copier::learn`].
+    Status(u64),
+    /// Nothing now. Come back after a completion, or at this time if there is one.
+    Wait(Option<u64>),
+}
+
+/// One worker's part of a job.
+#[derive(Debug)]
+pub struct Copier {
+    /// What the workers share.
+    share: Arc<Share>,
+    /// Which worker this is, for its tally.
+    worker: usize,
+    /// The source as the ring knows it.
+    source: DeviceSlot,
+    /// The target as the ring knows it.
+    target: DeviceSlot,
+    /// Claimed runs.
+    runs: Slab<Run>,
+    /// Pieces under way.
+    pieces: Slab<Piece>,
+    /// The run that is being cut.
+    open: Option<OpenRun>,
+    /// A part of the sweep that is this worker's, and was not claimed yet.
+    segment: ByteRange,
+    /// Another such part, from skipping a hole.
+    spare: ByteRange,
+    /// What is known of the source's block status; holes are forgotten when a run is claimed.
+    known: Option<Extent>,
+    /// Where the search for dirty chunks goes on.
+    scan: Chunk,
+    /// Pieces whose read is to be sent.
+    ready_reads: VecDeque<u32>,
+    /// Pieces whose write is to be sent.
+    ready_writes: VecDeque<u32>,
+    /// Pieces whose zeroing is to be sent.
+    ready_zeroes: VecDeque<u32>,
+    /// Pieces that are sent again later: time and piece.
+    parked: Vec<(u64, u32)>,
+    /// Permission for the next bytes, reserved and not yet due.
+    grant: Option<(Grant, u64)>,
+    /// Requests in flight: reads, writes, zeroings.
+    flying: Flying,
+    /// Whether this worker is counted in as having work.
+    working: bool,
+    /// For the host.
+    notices: VecDeque<Notice>,
+}
+
+/// How many requests of each kind are in flight, and how many bytes of the window pieces hold.
+#[derive(Debug, Default)]
+struct Flying {
+    /// Reads.
+    reads: usize,
+    /// Writes.
+    writes: usize,
+    /// Zeroings.
+    zeroes: usize,
+    /// Bytes of window.
+    bytes: u64,
+}
+
+impl Copier {
+    /// A worker's part of a job, on devices attached to its ring.
+    #[must_use]
+    pub fn new(share: Arc<Share>, worker: usize, source: DeviceSlot, target: DeviceSlot) -> Self {
+        // Workers begin their search for dirty chunks apart, so that they do not meet on every claim.
+        let workers = bytes_u64(share.tallies.len().max(1));
+        let scan = Chunk(share.dirty.chunks() / workers * bytes_u64(worker));
+        Self {
+            share,
+            worker,
+            source,
+            target,
+            runs: Slab::with_capacity(MAX_PIECES),
+            pieces: Slab::with_capacity(MAX_PIECES),
+            open: None,
+            segment: ByteRange::default(),
+            spare: ByteRange::default(),
+            known: None,
+            scan,
+            ready_reads: VecDeque::with_capacity(MAX_PIECES),
+            ready_writes: VecDeque::with_capacity(MAX_PIECES),
+            ready_zeroes: VecDeque::with_capacity(MAX_PIECES),
+            parked: Vec::with_capacity(MAX_PIECES),
+            grant: None,
+            flying: Flying::default(),
+            working: false,
+            notices: VecDeque::with_capacity(MAX_NOTICES),
+        }
+    }
+
+    /// The job's shared state.
+    #[must_use]
+    pub fn share(&self) -> &Arc<Share> {
+        &self.share
+    }
+
+    /// What to do now.
+    pub fn next(&mut self, now_ns: u64, window: &mut Window) -> Step {
+        if self.share.is_ending() {
+            self.abandon(window);
+        }
+        self.unpark(now_ns);
+        if let Some(step) = self.send_ready() {
+            return step;
+        }
+        let step = if self.share.is_ending() || self.share.is_held() {
+            Step::Wait(None)
+        } else {
+            self.find_work(now_ns, window)
+        };
+        if matches!(step, Step::Wait(_)) {
+            self.count_out();
+        }
+        match step {
+            Step::Wait(at) => Step::Wait(self.earliest(at)),
+            other => other,
+        }
+    }
+
+    /// The answer to [`Step::Status`]. A file system that cannot say has data there.
+    pub fn learn(&mut self, offset: u64, status: Result<Extent>) {
+        let data = || Extent {
+            range: ByteRange::new(offset, self.share.geometry.disk_bytes),
+            kind: ExtentKind::Data,
+        };
+        let mut extent =
+            status.ok().filter(|e| e.range.start() <= offset && offset < e.range.end()).unwrap_or_else(data);
+        if self.share.top && extent.kind == ExtentKind::Zero {
+            extent.kind = ExtentKind::Absent;
+        }
+        self.known = Some(extent);
+    }
+
+    /// Takes a notice for the host.
+    pub fn pop_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+
+    /// Whether this worker has anything in hand.
+    #[must_use]
+    pub fn is_working(&self) -> bool {
+        self.working
+    }
+
+    /// Whether nothing of this worker's is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.pieces.is_empty() && self.open.is_none()
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.flying.reads + self.flying.writes + self.flying.zeroes
+    }
+
+    /// Keeps a notice for the host, if there is room.
+    fn notify(&mut self, notice: Notice) {
+        if self.notices.len() < MAX_NOTICES {
+            self.notices.push_back(notice);
+        }
+    }
+
+    /// Moves parked pieces whose time has come back to their queue.
+    fn unpark(&mut self, now_ns: u64) {
+        let mut i = 0;
+        while let Some(&(at, key)) = self.parked.get(i) {
+            if at <= now_ns {
+                self.parked.swap_remove(i);
+                self.enqueue(key);
+            } else {
+                i += 1;
+            }
+        }
+    }
+
+    /// The earliest of `at` and the times of parked pieces.
+    fn earliest(&self, at: Option<u64>) -> Option<u64> {
+        self.parked.iter().map(|&(at, _)| at).chain(at).min()
+    }
+
+    /// Puts a piece into the queue that its phase belongs to.
+    fn enqueue(&mut self, key: u32) {
+        match self.pieces.get(key as usize).map(|piece| piece.phase) {
+            Some(Phase::Read { .. }) => self.ready_reads.push_back(key),
+            Some(Phase::Write { .. }) => self.ready_writes.push_back(key),
+            Some(Phase::Zero { .. }) => self.ready_zeroes.push_back(key),
+            None => {}
+        }
+    }
+
+    /// A request of a piece that is ready, writes first: they free memory.
+    fn send_ready(&mut self) -> Option<Step> {
+        let geometry = &self.share.geometry;
+        let (key, side) = if self.flying.writes < geometry.target_depth && !self.ready_writes.is_empty() {
+            self.flying.writes += 1;
+            (self.ready_writes.pop_front()?, self.target)
+        } else if self.flying.zeroes < MAX_ZEROES && !self.ready_zeroes.is_empty() {
+            self.flying.zeroes += 1;
+            (self.ready_zeroes.pop_front()?, self.target)
+        } else if self.flying.reads < geometry.source_depth && !self.ready_reads.is_empty() {
+            self.flying.reads += 1;
+            (self.ready_reads.pop_front()?, self.source)
+        } else {
+            return None;
+        };
+        let (range, op) = self.pieces.get(key as usize)?.request(!self.share.keep_allocated);
+        Some(Step::Request(Request { device: side, range, op }, key))
+    }
+
+    /// The ring had no room for the last request: it stays ready.
+    pub fn push_back(&mut self, request: &Request, key: u32) {
+        let (flying, queue) = match request.op {
+            Op::Read(_) => (&mut self.flying.reads, &mut self.ready_reads),
+            Op::Write(_) => (&mut self.flying.writes, &mut self.ready_writes),
+            Op::Zero { .. } | Op::Flush => (&mut self.flying.zeroes, &mut self.ready_zeroes),
+        };
+        *flying -= 1;
+        queue.push_front(key);
+    }
+
+    /// Counts this worker in before it looks for work.
+    fn count_in(&mut self) {
+        if !self.working {
+            self.working = true;
+            self.share.begin_work();
+        }
+    }
+
+    /// Counts this worker out when it has nothing in hand.
+    fn count_out(&mut self) {
+        let empty =
+            self.pieces.is_empty() && self.open.is_none() && self.segment.is_empty() && self.spare.is_empty();
+        if self.working && empty {
+            self.working = false;
+            self.share.end_work();
+        }
+    }
+
+    /// The part of the window that a piece uses.
+    fn take_window(&mut self, window: &mut Window, len: u64) -> Option<BufRange> {
+        if self.flying.bytes + len > self.share.geometry.buf_bytes && self.flying.bytes > 0 {
+            return None;
+        }
+        let buf = window.take(u32::try_from(len).ok()?)?;
+        self.flying.bytes += len;
+        self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
+        Some(buf)
+    }
+
+    /// Gives the memory of a piece back.
+    fn give_window(&mut self, window: &mut Window, buf: BufRange) {
+        if buf.len > 0 {
+            window.give_back(buf);
+            self.flying.bytes -= u64::from(buf.len);
+            self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
+        }
+    }
+}

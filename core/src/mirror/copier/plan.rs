@@ -1,0 +1,299 @@
+//! Finding work: taking segments and dirty chunks, claiming runs, cutting pieces.
+
+use super::piece::{OpenRun, Phase, Piece, Run};
+use super::{Copier, MAX_PIECES, Step};
+use crate::buffer::{BufRange, Window};
+use crate::device::{Extent, ExtentKind};
+use crate::mirror::progress::Count;
+use crate::units::{ByteRange, Chunk, ChunkRange};
+
+/// When dirty chunks are there but all of them are somebody else's, look again after this.
+const MEET_NS: u64 = 1_000_000;
+
+/// What cutting led to.
+enum Cut {
+    /// A piece was made or a hole skipped; go on.
+    More,
+    /// The run is cut to its end.
+    End,
+    /// Stop here with this step.
+    Stop(Step),
+}
+
+impl Copier {
+    /// Makes the next piece and returns its first request, or says why there is none.
+    pub(super) fn find_work(&mut self, now_ns: u64, window: &mut Window) -> Step {
+        self.count_in();
+        loop {
+            if self.open.is_none() {
+                if let Err(step) = self.open_run(now_ns) {
+                    return step;
+                }
+            }
+            match self.cut(now_ns, window) {
+                Cut::More => {
+                    if let Some(step) = self.send_ready() {
+                        return step;
+                    }
+                }
+                Cut::End => self.close_run(),
+                Cut::Stop(step) => return step,
+            }
+        }
+    }
+
+    /// Claims a run; `Err` with the step to take when there is none to be had now.
+    fn open_run(&mut self, now_ns: u64) -> Result<(), Step> {
+        if self.runs.len() >= MAX_PIECES {
+            return Err(Step::Wait(None));
+        }
+        loop {
+            if self.segment.is_empty() {
+                self.segment = std::mem::take(&mut self.spare);
+            }
+            if self.segment.is_empty() {
+                self.segment = self.share.sweep.take(self.share.geometry.segment_bytes).unwrap_or_default();
+            }
+            if self.segment.is_empty() {
+                return self.open_dirty_run(now_ns);
+            }
+            let wanted = self.wanted_of_segment()?;
+            let chunks = self.share.geometry.chunks_to_own(wanted);
+            let got = self.claim(chunks);
+            if got.is_empty() {
+                // Somebody else owns what comes first. It is left to the dirty bitmap, so that nobody waits for anybody.
+                let unit = wanted.prefix(self.share.geometry.unit_bytes());
+                self.share.dirty.set_bytes(unit);
+                self.segment = ByteRange::new(unit.end(), self.segment.end());
+                continue;
+            }
+            let range = self.share.geometry.bytes_of(got);
+            self.segment = ByteRange::new(range.end(), self.segment.end());
+            self.start_run(got);
+            return Ok(());
+        }
+    }
+
+    /// How much of the segment to claim: a run, or more where there is a long hole.
+    fn wanted_of_segment(&mut self) -> Result<ByteRange, Step> {
+        let geometry = &self.share.geometry;
+        let start = self.segment.start();
+        let run = self.segment.prefix(geometry.run_bytes);
+        if !geometry.ask_status || geometry.cluster.is_some() {
+            return Ok(run);
+        }
+        let Some(hint) = self.known_at(start) else { return Err(Step::Status(start)) };
+        if hint.kind == ExtentKind::Data || hint.range.end() < start.saturating_add(2 * geometry.run_bytes) {
+            return Ok(run);
+        }
+        // Only a hint: the hole is asked for again once its chunks are claimed and their bits cleared.
+        let unit = geometry.unit_bytes();
+        let hole_end = hint.range.end().min(geometry.disk_bytes);
+        let hole_end = if hole_end == geometry.disk_bytes { hole_end } else { hole_end - hole_end % unit };
+        if hole_end > self.segment.end() && self.spare.is_empty() {
+            let more = self.share.sweep.skip_to(hole_end);
+            if more.start() == self.segment.end() {
+                self.segment = ByteRange::new(start, more.end().max(self.segment.end()));
+            } else {
+                self.spare = more;
+            }
+        }
+        let end = hole_end.min(self.segment.end()).min(start.saturating_add(self.share.geometry.hole_bytes));
+        Ok(ByteRange::new(start, end))
+    }
+
+    /// Claims a run of dirty chunks.
+    fn open_dirty_run(&mut self, now_ns: u64) -> Result<(), Step> {
+        if let Some(at) = self.share.round_wait(now_ns) {
+            return Err(Step::Wait(Some(at)));
+        }
+        let geometry = &self.share.geometry;
+        let most = (geometry.run_bytes / geometry.granularity.bytes()).max(1);
+        let start = self.scan;
+        let (mut wrapped, mut met) = (false, false);
+        loop {
+            let found = self.share.dirty.next_run(self.scan, most);
+            let Some(run) = found.filter(|run| !wrapped || run.start() < start.0) else {
+                if wrapped || start.0 == 0 {
+                    self.scan = Chunk(0);
+                    return Err(Step::Wait(met.then_some(now_ns + MEET_NS)));
+                }
+                wrapped = true;
+                self.scan = Chunk(0);
+                continue;
+            };
+            let geometry = &self.share.geometry;
+            let got = self.claim(geometry.chunks_to_own(geometry.bytes_of(run)));
+            self.scan = Chunk(if got.is_empty() { run.start() + 1 } else { got.end() });
+            if !got.is_empty() {
+                self.start_run(got);
+                return Ok(());
+            }
+            met = true;
+        }
+    }
+
+    /// Claims the longest free prefix of `chunks`, in whole clusters where there are clusters.
+    fn claim(&self, chunks: ChunkRange) -> ChunkRange {
+        let got = self.share.claims.try_claim(chunks);
+        if self.share.geometry.cluster.is_none() || got.len() == chunks.len() || got.is_empty() {
+            return got;
+        }
+        let cluster_chunks = self.share.geometry.unit_bytes() / self.share.geometry.granularity.bytes();
+        let keep = ChunkRange::new(got.start(), got.start() + got.len() / cluster_chunks * cluster_chunks);
+        self.share.claims.release(ChunkRange::new(keep.end(), got.end()));
+        keep
+    }
+
+    /// Claim, clear, read: the chunks are claimed; now their bits are cleared, and what was known of holes in them is
+    /// forgotten, so that a guest write before this moment is seen by the status that is asked after it.
+    fn start_run(&mut self, chunks: ChunkRange) {
+        self.share.dirty.clear(chunks);
+        if self.known.is_some_and(|known| known.kind != ExtentKind::Data) {
+            self.known = None;
+        }
+        let range = self.share.geometry.bytes_of(chunks);
+        let run = self.runs.insert(Run { chunks, left: 1, whole: true });
+        self.open = Some(OpenRun { run, at: range.start(), end: range.end(), forced_until: range.start() });
+    }
+
+    /// The run is cut to its end: drops the cutter's hold on it.
+    fn close_run(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.drop_hold(open.run);
+        }
+    }
+
+    /// What is known of the source at `offset`.
+    fn known_at(&self, offset: u64) -> Option<Extent> {
+        self.known.filter(|known| known.range.start() <= offset && offset < known.range.end())
+    }
+
+    /// Makes the next piece of the open run, or skips a hole.
+    fn cut(&mut self, now_ns: u64, window: &mut Window) -> Cut {
+        let Some(open) = self.open else { return Cut::End };
+        if open.at >= open.end {
+            return Cut::End;
+        }
+        if self.pieces.len() >= MAX_PIECES {
+            return Cut::Stop(Step::Wait(None));
+        }
+        let (kind, end) = match self.classify(open) {
+            Ok(found) => found,
+            Err(step) => return Cut::Stop(step),
+        };
+        let whole = ByteRange::new(open.at, end);
+        match kind {
+            ExtentKind::Data => self.cut_data(whole, now_ns, window),
+            ExtentKind::Zero if !self.share.target_is_zero => self.cut_zero(whole),
+            ExtentKind::Zero | ExtentKind::Absent => {
+                self.share.tallies[self.worker].add(Count::Skipped, whole.len());
+                self.leave_unwritten(open.run);
+                self.advance(whole.end());
+                Cut::More
+            }
+        }
+    }
+
+    /// What lies at the cutting point and where it ends, both on the devices' alignment.
+    fn classify(&mut self, mut open: OpenRun) -> Result<(ExtentKind, u64), Step> {
+        let geometry = &self.share.geometry;
+        if !geometry.ask_status {
+            return Ok((ExtentKind::Data, open.end));
+        }
+        if open.at < open.forced_until {
+            return Ok((ExtentKind::Data, open.forced_until));
+        }
+        let Some(extent) = self.known_at(open.at) else { return Err(Step::Status(open.at)) };
+        let ext_end = extent.range.end().min(open.end);
+        if let Some(cluster) = geometry.cluster {
+            // A hole in part of a cluster that is written for the first time: the rest of the cluster must not be filled
+            // from the target's backing file, so all of it is copied.
+            let cluster_end = open.at.saturating_add(cluster.bytes()).min(open.end);
+            let first_touch = self.share.touched.as_ref().is_some_and(|t| !t.test(cluster.chunk_of(open.at)));
+            if first_touch && (extent.kind == ExtentKind::Data || ext_end < cluster_end) {
+                open.forced_until = cluster_end;
+                self.open = Some(open);
+                return Ok((ExtentKind::Data, cluster_end));
+            }
+        }
+        let align = geometry.align_bytes;
+        let up = |at: u64| at.next_multiple_of(align).min(open.end);
+        if extent.kind == ExtentKind::Data
+            || (extent.kind == ExtentKind::Zero && self.share.zero_by_writing())
+        {
+            return Ok((ExtentKind::Data, up(ext_end)));
+        }
+        // The block that a hole ends in holds data too.
+        let hole_end = if ext_end == open.end { ext_end } else { ext_end - ext_end % align };
+        if hole_end > open.at { Ok((extent.kind, hole_end)) } else { Ok((ExtentKind::Data, up(open.at + 1))) }
+    }
+
+    /// Makes a piece that reads and writes, when there is memory and the speed limit allows it.
+    fn cut_data(&mut self, whole: ByteRange, now_ns: u64, window: &mut Window) -> Cut {
+        let Some(open) = self.open else { return Cut::End };
+        if self.ready_reads.len() + self.flying.reads >= self.share.geometry.source_depth {
+            return Cut::Stop(Step::Wait(None));
+        }
+        let geometry = &self.share.geometry;
+        let limit = self.share.limiter.cut_bytes().max(geometry.align_bytes);
+        let longest = geometry.request_bytes.min(limit - limit % geometry.align_bytes);
+        let range = match self.grant {
+            Some((grant, bytes)) if self.share.limiter.holds(grant) => whole.prefix(bytes.min(longest)),
+            _ => whole.prefix(longest),
+        };
+        if let Err(step) = self.wait_for_grant(range.len(), now_ns) {
+            return Cut::Stop(step);
+        }
+        let Some(buf) = self.take_window(window, range.len()) else { return Cut::Stop(Step::Wait(None)) };
+        self.grant = None;
+        self.add_piece(Piece { run: open.run, range, buf, phase: Phase::Read { done: 0 }, tries: 0 });
+        self.advance(range.end());
+        Cut::More
+    }
+
+    /// Holds a reservation for `bytes` until its time has come.
+    fn wait_for_grant(&mut self, bytes: u64, now_ns: u64) -> Result<(), Step> {
+        let grant = match self.grant {
+            Some((grant, _)) if self.share.limiter.holds(grant) => grant,
+            _ => self.share.limiter.reserve(now_ns, bytes),
+        };
+        self.grant = Some((grant, bytes));
+        if grant.start_ns > now_ns { Err(Step::Wait(Some(grant.start_ns))) } else { Ok(()) }
+    }
+
+    /// Makes a piece that zeroes.
+    fn cut_zero(&mut self, whole: ByteRange) -> Cut {
+        let Some(open) = self.open else { return Cut::End };
+        if self.ready_zeroes.len() >= super::MAX_ZEROES {
+            return Cut::Stop(Step::Wait(None));
+        }
+        let part = whole.prefix(self.share.geometry.zero_bytes);
+        self.add_piece(Piece {
+            run: open.run,
+            range: part,
+            buf: BufRange::default(),
+            phase: Phase::Zero { part },
+            tries: 0,
+        });
+        self.advance(part.end());
+        Cut::More
+    }
+
+    /// Enters a piece and makes it ready.
+    fn add_piece(&mut self, piece: Piece) {
+        if let Some(run) = self.runs.get_mut(piece.run) {
+            run.left += 1;
+        }
+        // There are fewer than MAX_PIECES, which fits.
+        let key = u32::try_from(self.pieces.insert(piece)).unwrap_or(u32::MAX);
+        self.enqueue(key);
+    }
+
+    /// Moves the cutting point.
+    fn advance(&mut self, to: u64) {
+        if let Some(open) = &mut self.open {
+            open.at = to;
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What the workers of a job share: bitmaps, the sweep, the command word, counters. Atomics only.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::geometry::Geometry;
+use super::limiter::Limiter;
+use super::options::{MirrorOptions, SyncMode};
+use super::policy::{self, ErrorAction, ErrorPolicy, Side};
+use super::progress::{Progress, Tally};
+use super::sweep::Sweep;
+use crate::bitmap::{Claims, DirtyBitmap};
+use crate::units::ByteRange;
+
+/// Where a job stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum JobStatus {
+    /// Made, and not yet taken up by a worker.
+    #[default]
+    Created,
+    /// Copying.
+    Running,
+    /// Paused by the host, or stopped by an error policy; resume goes on.
+    Paused,
+    /// Over.
+    Concluded,
+}
+
+/// Why a job failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FailureCause {
+    /// A request failed and the policy said `report`.
+    Io,
+    /// The source became shorter than it was.
+    SourceShrank,
+    /// The policy said `ignore`, and the bounded number of rounds is used up.
+    GaveUp,
+    /// A bug was caught in a worker.
+    Panic,
+    /// The ring of a worker broke.
+    Ring,
+}
+
+/// The first failure of a job; later ones are counted only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// Which side.
+    pub side: Side,
+    /// What the kernel said.
+    pub errno: i32,
+    /// The bytes it was about; empty for a flush.
+    pub range: ByteRange,
+    /// Why it ended the job.
+    pub cause: FailureCause,
+}
+
+/// Something that a host wants to hear of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// A request failed for good.
+    Error {
+        /// Which side.
+        side: Side,
+        /// What the kernel said.
+        errno: i32,
+        /// The bytes it was about; empty for a flush.
+        range: ByteRange,
+        /// What is done about it.
+        action: ErrorAction,
+    },
+}
+
+/// Bits of the command word.
+mod flag {
+    /// The host paused the job.
+    pub(super) const PAUSED: u32 = 1;
+    /// An error policy stopped the job.
+    pub(super) const STOPPED: u32 = 2;
+    /// ... because the target is full.
+    pub(super) const NO_SPACE: u32 = 4;
+    /// The host cancelled the job.
+    pub(super) const CANCELLED: u32 = 8;
+    /// The job failed.
+    pub(super) const FAILED: u32 = 16;
+}
+
+/// The shared state of a job.
+#[derive(Debug)]
+pub struct Share {
+    /// Sizes.
+    pub geometry: Geometry,
+    /// Chunks whose copy is stale, below the sweep's position.
+    pub dirty: DirtyBitmap,
+    /// Chunks that somebody has the right to write to the target now.
+    pub claims: Claims,
+    /// Clusters of the target that were written as a whole; only with copy-on-write.
+    pub(super) touched: Option<DirtyBitmap>,
+    /// The first pass.
+    pub sweep: Sweep,
+    /// The speed limit.
+    pub limiter: Limiter,
+    /// What a failed read leads to.
+    on_source_error: ErrorPolicy,
+    /// What a failed write leads to.
+    on_target_error: ErrorPolicy,
+    /// Look for zeroes in the data.
+    pub(super) zero_detect: bool,
+    /// Block status says `Zero` for what the topmost layer does not hold.
+    pub(super) top: bool,
+    /// The target reads as zeroes wherever the sweep has not been.
+    pub(super) target_is_zero: bool,
+    /// Zeroes leave the target's space allocated.
+    pub(super) keep_allocated: bool,
+    /// The target cannot zero, so zeroes are written as data.
+    zero_by_writing: AtomicBool,
+    /// The command word; bits in [`flag`].
+    command: AtomicU32,
+    /// The first failure.
+    failure: OnceLock<Failure>,
+    /// How many workers have work in hand (low half) and how often one took up work (high half).
+    activity: AtomicU64,
+    /// With policy `ignore`: rounds so far.
+    round: AtomicU32,
+    /// With policy `ignore`: whether something failed since the last round began.
+    round_pending: AtomicBool,
+    /// With policy `ignore`: when the next round may begin.
+    round_at_ns: AtomicU64,
+    /// One per worker.
+    pub(super) tallies: Box<[Tally]>,
+}
+
+impl Share {
+    /// The state of a new job; the bitmaps come empty, made by the caller because mapping memory is a system call.
+    ///
+    /// `touched` must be there exactly if the geometry has clusters, at the cluster's granularity.
+    #[must_use]
+    pub fn new(
+        geometry: Geometry,
+        options: &MirrorOptions,
+        bitmaps: (DirtyBitmap, Claims, Option<DirtyBitmap>),
+        target_is_zero: bool,
+        workers: usize,
+    ) -> Self {
+        let (dirty, claims, touched) = bitmaps;
+        let sweep = match options.sync {
+            SyncMode::Full | SyncMode::Top => Sweep::new(geometry.disk_bytes),
+            SyncMode::None => Sweep::done(geometry.disk_bytes),
+        };
+        Self {
+            geometry,
+            dirty,
+            claims,
+            touched,
+            sweep,
+            limiter: Limiter::new(options.speed_bytes_per_s),
+            on_source_error: options.on_source_error,
+            on_target_error: options.on_target_error,
+            zero_detect: options.zero_detect,
+            top: options.sync == SyncMode::Top && options.extents.is_none(),
+            target_is_zero,
+            keep_allocated: options.keep_allocated,
+            zero_by_writing: AtomicBool::new(false),
+            command: AtomicU32::new(0),
+            failure: OnceLock::new(),
+            activity: AtomicU64::new(0),
+            round: AtomicU32::new(0),
+            round_pending: AtomicBool::new(false),
+            round_at_ns: AtomicU64::new(0),
+            tallies: (0..workers).map(|_| Tally::default()).collect(),
+        }
+    }
+
+    /// The host pauses the job; what is in flight is finished.
+    pub fn pause(&self) {
+        self.command.fetch_or(flag::PAUSED, Ordering::AcqRel);
+    }
+
+    /// The host resumes the job after a pause or a stop.
+    pub fn resume(&self) {
+        self.command.fetch_and(!(flag::PAUSED | flag::STOPPED | flag::NO_SPACE), Ordering::AcqRel);
+    }
+
+    /// The host cancels the job; nothing new is started.
+    pub fn cancel(&self) {
+        self.command.fetch_or(flag::CANCELLED, Ordering::AcqRel);
+    }
+
+    /// The job fails; the first failure is kept.
+    pub fn fail(&self, failure: Failure) {
+        // Losing this race means that somebody else's failure came first, which is what is wanted.
+        let _ = self.failure.set(failure);
+        self.command.fetch_or(flag::FAILED, Ordering::AcqRel);
+    }
+
+    /// The first failure.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
+        self.failure.get().copied()
+    }
+
+    /// Whether one of the bits of the command word is set.
+    fn commanded(&self, bits: u32) -> bool {
+        self.command.load(Ordering::Acquire) & bits != 0
+    }
+
+    /// Whether the host cancelled the job.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.commanded(flag::CANCELLED)
+    }
+
+    /// Whether nothing more will be copied: cancelled or failed.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.commanded(flag::CANCELLED | flag::FAILED)
+    }
+
+    /// Whether new work must wait: paused or stopped.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.commanded(flag::PAUSED | flag::STOPPED)
+    }
+
+    /// Whether an error policy stopped the job, and whether that was for lack of space.
+    #[must_use]
+    pub fn stopped(&self) -> Option<bool> {
+        self.commanded(flag::STOPPED).then(|| self.commanded(flag::NO_SPACE))
+    }
+
+    /// Applies the policy to an error. The caller has set the dirty bits again.
+    pub fn on_error(
+        &self,
+        side: Side,
+        errno: i32,
+        range: ByteRange,
+        cause: FailureCause,
+        now_ns: u64,
+    ) -> Notice {
+        let policy = match side {
+            Side::Source => self.on_source_error,
+            Side::Target => self.on_target_error,
+        };
+        let mut action = policy::decide(policy, errno, cause);
+        if action == ErrorAction::Ignore && !self.schedule_round(now_ns) {
+            self.fail(Failure { side, errno, range, cause: FailureCause::GaveUp });
+            action = ErrorAction::Report;
+        }
+        match action {
+            ErrorAction::Report => self.fail(Failure { side, errno, range, cause }),
+            ErrorAction::Ignore => {}
+            ErrorAction::Stop => {
+                let space = if policy::is_no_space(errno) { flag::NO_SPACE } else { 0 };
+                self.command.fetch_or(flag::STOPPED | space, Ordering::AcqRel);
+            }
+        }
+        Notice::Error { side, errno, range, action }
+    }
+
+    /// Puts the next round of an ignored error off; `false` when there were too many.
+    fn schedule_round(&self, now_ns: u64) -> bool {
+        let round = self.round.load(Ordering::Acquire);
+        self.round_at_ns.fetch_max(now_ns + policy::ignore_backoff_ns(round), Ordering::AcqRel);
+        self.round_pending.store(true, Ordering::Release);
+        round < policy::IGNORE_ROUNDS
+    }
+
+    /// When dirty chunks may be taken up again; `None` = now. Begins the next round when its time has come.
+    pub(super) fn round_wait(&self, now_ns: u64) -> Option<u64> {
+        if !self.round_pending.load(Ordering::Acquire) {
+            return None;
+        }
+        let at = self.round_at_ns.load(Ordering::Acquire);
+        if now_ns < at {
+            return Some(at);
+        }
+        if self.round_pending.swap(false, Ordering::AcqRel) {
+            self.round.fetch_add(1, Ordering::AcqRel);
+        }
+        None
+    }
+
+    /// A worker takes up work: said *before* it looks for any.
+    pub(super) fn begin_work(&self) {
+        self.activity.fetch_add((1 << 32) + 1, Ordering::AcqRel);
+    }
+
+    /// A worker has nothing in hand any more: said *after* its last dirty bit was set and its last claim released.
+    pub(super) fn end_work(&self) {
+        self.activity.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether nothing is left to copy and nobody has anything in hand.
+    ///
+    /// A worker counts itself in before it looks for work and out after it gave everything back, and each counting-in
+    /// changes the word. So when the word says "nobody" before and after the look at the bitmap and did not change in
+    /// between, no worker held a chunk at the moment of the look: what the bitmap said was all there was.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        let before = self.activity.load(Ordering::Acquire);
+        before & 0xffff_ffff == 0
+            && self.sweep.is_over()
+            && self.dirty.is_clean()
+            && self.activity.load(Ordering::Acquire) == before
+    }
+
+    /// Whether no worker has anything in hand.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.activity.load(Ordering::Acquire) & 0xffff_ffff == 0
+    }
+
+    /// Whether zeroes are written as data because the target cannot zero.
+    pub(super) fn zero_by_writing(&self) -> bool {
+        self.zero_by_writing.load(Ordering::Relaxed)
+    }
+
+    /// From now on zeroes are written as data.
+    pub(super) fn set_zero_by_writing(&self) {
+        self.zero_by_writing.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes that differ or may differ: dirty chunks and what the sweep has not reached. Exact when the job is idle.
+    #[must_use]
+    pub fn left_bytes(&self) -> u64 {
+        let dirty = self.dirty.count().saturating_mul(self.geometry.granularity.bytes());
+        let ahead = self.geometry.disk_bytes - self.sweep.position();
+        dirty.saturating_add(ahead).min(self.geometry.disk_bytes)
+    }
+
+    /// The workers' counters, added up; times and rates are left to the caller, who has a clock.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let mut progress = Progress::sum(&self.tallies, self.geometry.disk_bytes);
+        progress.status = if self.is_held() { JobStatus::Paused } else { JobStatus::Running };
+        progress
+    }
+}

@@ -1,0 +1,173 @@
+//! The lane: one thread beside a ring for what the kernel cannot do asynchronously.
+//!
+//! FSYNC and FALLOCATE through io_uring always go to a kernel worker thread (measured: every one of them, on every file
+//! system), unpinned and unbounded, and older kernels lack some of them. The same work on a thread of our own costs the
+//! same, is bounded, can be counted, and leaves the ring without a single punt. A request that hangs in here never
+//! blocks the worker: it waits for the completion like for any other.
+//!
+//! The thread starts with the first request and ends when the lane is dropped. It is left behind only if it hangs in the
+//! kernel at that moment; it then owns nothing but a reference to the device.
+#![forbid(unsafe_code)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::Wake;
+use crate::device::{Device, ZeroMode};
+use crate::error::{Error, Result};
+use crate::units::ByteRange;
+
+/// How many requests may wait for the lane.
+pub(super) const LANE_DEPTH: usize = 64;
+/// How long a drop waits for the request that is under way.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// A request that blocks.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// The device; kept open by this.
+    pub(super) device: Arc<Device>,
+    /// What to do.
+    pub(super) work: Work,
+    /// Handed back with the result.
+    pub(super) key: u32,
+}
+
+/// The kinds of blocking requests.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Work {
+    /// Make a range read as zeroes.
+    Zero(ByteRange, ZeroMode),
+    /// fdatasync.
+    Flush,
+}
+
+/// The end of a blocking request: its key, and bytes done or a positive errno.
+pub(super) type Done = (u32, std::result::Result<u64, i32>);
+
+/// The queues to and from the thread.
+#[derive(Debug)]
+pub(super) struct Lane {
+    /// Wakes the ring when something is done.
+    waker: Arc<dyn Wake>,
+    /// Present once the thread runs.
+    running: Option<Running>,
+    /// Accepted and not yet taken back; bounds both queues.
+    outstanding: usize,
+}
+
+/// A started thread.
+#[derive(Debug)]
+struct Running {
+    /// To the thread.
+    jobs: SyncSender<Job>,
+    /// From the thread; as long as the queue to it, so the thread never waits to answer.
+    done: Receiver<Done>,
+    /// Answers that were sent and not yet received; spares the ring a channel operation per loop.
+    ready: Arc<AtomicUsize>,
+    /// To wait for its end.
+    thread: JoinHandle<()>,
+}
+
+impl Lane {
+    /// A lane without a thread yet.
+    pub(super) fn new(waker: Arc<dyn Wake>) -> Self {
+        Self { waker, running: None, outstanding: 0 }
+    }
+
+    /// Whether one more request fits.
+    pub(super) fn has_room(&self) -> bool {
+        self.outstanding < LANE_DEPTH
+    }
+
+    /// Queues a request; the caller has seen that there is room.
+    pub(super) fn push(&mut self, job: Job) -> Result<()> {
+        if self.running.is_none() {
+            self.running = Some(Running::start(Arc::clone(&self.waker))?);
+        }
+        let Some(running) = &self.running else { return Ok(()) };
+        running
+            .jobs
+            .try_send(job)
+            .map_err(|_| Error::new(crate::ErrorKind::Internal, "use the thread for blocking requests"))?;
+        self.outstanding += 1;
+        Ok(())
+    }
+
+    /// Takes one result, if there is one.
+    pub(super) fn pop(&mut self) -> Option<Done> {
+        let running = self.running.as_ref()?;
+        if self.outstanding == 0 || running.ready.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        match running.done.try_recv() {
+            Ok(done) => {
+                running.ready.fetch_sub(1, Ordering::Relaxed);
+                self.outstanding -= 1;
+                Some(done)
+            }
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+        }
+    }
+
+    /// Whether a result waits to be taken.
+    pub(super) fn has_done(&self) -> bool {
+        self.running.as_ref().is_some_and(|r| r.ready.load(Ordering::Acquire) > 0)
+    }
+}
+
+impl Running {
+    /// Starts the thread.
+    fn start(waker: Arc<dyn Wake>) -> Result<Self> {
+        let (jobs, inbox) = sync_channel(LANE_DEPTH);
+        let (outbox, done) = sync_channel(LANE_DEPTH);
+        let ready = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&ready);
+        let thread = std::thread::Builder::new()
+            .name("blkm-lane".into())
+            .spawn(move || serve(&inbox, &outbox, &counter, &*waker))
+            .map_err(|e| Error::from_io("start the thread for blocking requests", e))?;
+        Ok(Self { jobs, done, ready, thread })
+    }
+}
+
+/// The thread: one request after the other, until the queue is closed.
+fn serve(inbox: &Receiver<Job>, outbox: &SyncSender<Done>, ready: &AtomicUsize, waker: &dyn Wake) {
+    while let Ok(Job { device, work, key }) = inbox.recv() {
+        let result = catch_unwind(AssertUnwindSafe(|| run(&device, work))).unwrap_or(Err(libc::EIO));
+        // A bug in the device layer must look like a failed request, not like one that never ends.
+        if outbox.send((key, result)).is_err() {
+            return;
+        }
+        ready.fetch_add(1, Ordering::Release);
+        waker.wake();
+    }
+}
+
+/// Runs one request.
+fn run(device: &Device, work: Work) -> std::result::Result<u64, i32> {
+    match work {
+        Work::Zero(range, mode) => device.write_zeroes(range, mode).map(|_| range.len()),
+        Work::Flush => device.flush().map(|()| 0),
+    }
+    .map_err(|e| e.errno())
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let Some(Running { jobs, thread, .. }) = self.running.take() else { return };
+        drop(jobs);
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if thread.is_finished() {
+            // It caught every panic, so there is nothing to learn from the result.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! The real ring: io_uring.
+//!
+//! One ring for one thread: SINGLE_ISSUER and DEFER_TASKRUN (Linux 6.1) keep completions on that thread and batch them,
+//! NO_SQARRAY (6.6) drops an indirection, the ring's own descriptor, the devices and the copy memory are registered so
+//! that the kernel looks nothing up per request. [`Setup`] falls back step by step to what Linux 5.15 has.
+//!
+//! Assumes that requests fit the device's limits: one that must be split by the block layer is handed to a kernel worker
+//! thread and loses all the gain (see `device::Limits::max_request_bytes`, which the mirror logic obeys). Reads and writes
+//! are never linked: links switch off the batching of completions.
+//!
+//! The memory is safe from the kernel because the [`Region`] outlives the ring: [`with_ring`] owns both, cancels what is
+//! left at the end, and rather leaks the region than unmaps it under a request that does not come back.
+#![allow(unsafe_code)]
+
+mod flight;
+mod setup;
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::{CompletionQueue, EnterFlags, SubmissionQueue, Submitter, opcode, squeue};
+use rustix::event::{EventfdFlags, eventfd};
+
+use self::flight::Flights;
+pub use self::setup::Setup;
+use super::lane::{Job, Lane, Work};
+use super::{Completion, DeviceSlot, Full, Op, Request, Ring, Tag, Wait, Wake, monotonic_ns};
+use crate::buffer::{BufRange, Region};
+use crate::device::{Device, Extent, ZeroMode};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Submission queue entries.
+const SQ_ENTRIES: u32 = 1024;
+/// Requests in flight at most; the completion queue is twice as long and cannot overflow.
+pub(crate) const MAX_IN_FLIGHT: u32 = 4096;
+/// Devices that can be attached at a time.
+const MAX_DEVICES: usize = 256;
+/// The completion of the read of the wake-up eventfd.
+const WAKE_KEY: u64 = u64::MAX;
+/// The completion of a cancel request.
+const CANCEL_KEY: u64 = u64::MAX - 1;
+/// How long the end of a ring waits for cancelled requests before it leaks their memory.
+const CANCEL_PATIENCE_NS: u64 = 300_000_000;
+
+/// What a ring is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct UringOptions {
+    /// Bytes of copy memory.
+    pub memory_bytes: u64,
+}
+
+/// The eventfd behind [`Wake`].
+#[derive(Debug)]
+struct EventWake(OwnedFd);
+
+impl Wake for EventWake {
+    fn wake(&self) {
+        // It fails only when the counter is full, and then the ring is being woken already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// A running io_uring. Made by [`with_ring`].
+pub struct UringRing<'r> {
+    /// Where requests are queued.
+    sq: SubmissionQueue<'r>,
+    /// Where completions arrive.
+    cq: CompletionQueue<'r>,
+    /// The system calls; it knows the registered ring descriptor, so there is only this one.
+    submitter: Submitter<'r>,
+    /// How the ring was set up.
+    setup: Setup,
+    /// The copy memory.
+    region: &'r Region,
+    /// Attached devices by slot.
+    devices: Vec<Option<Arc<Device>>>,
+    /// What is in flight, by the key that the kernel carries.
+    flights: Flights,
+    /// Blocking requests.
+    lane: Lane,
+    /// Wakes this thread.
+    wake: Arc<EventWake>,
+    /// Where the kernel writes the eventfd's count; on the heap, for it must not move.
+    wake_count: Box<AtomicU64>,
+    /// Whether the read of the eventfd is under way.
+    wake_armed: bool,
+    /// io_uring_enter calls so far.
+    enters: u64,
+}
+
+/// Makes copy memory and a ring on this thread and lends them to `body`.
+///
+/// # Errors
+/// When memory is short, or io_uring is missing, forbidden or too old; the text says which and what to do.
+pub fn with_ring<T>(options: UringOptions, body: impl FnOnce(&mut UringRing<'_>) -> T) -> Result<T> {
+    let mut region = ManuallyDrop::new(Region::new(options.memory_bytes)?);
+    let (mut io, mut setup) = setup::build(SQ_ENTRIES, MAX_IN_FLIGHT * 2)?;
+    let out;
+    let drained;
+    {
+        let (mut submitter, sq, cq) = io.split();
+        setup.register(&mut submitter, &region, MAX_DEVICES)?;
+        // Not O_NONBLOCK: io_uring would complete the read with EAGAIN instead of waiting for a wake-up.
+        let fd = eventfd(0, EventfdFlags::CLOEXEC)
+            .map_err(|e| Error::from_io("create an eventfd for the ring", e))?;
+        let wake = Arc::new(EventWake(fd));
+        let mut ring = UringRing {
+            sq,
+            cq,
+            submitter,
+            setup,
+            region: &region,
+            devices: vec![None; MAX_DEVICES],
+            flights: Flights::new(MAX_IN_FLIGHT),
+            lane: Lane::new(Arc::clone(&wake) as Arc<dyn Wake>),
+            wake,
+            wake_count: Box::new(AtomicU64::new(0)),
+            wake_armed: false,
+            enters: 0,
+        };
+        out = body(&mut ring);
+        drained = ring.cancel_all();
+        if !drained {
+            // A request that does not come back may still write to these, so they are never given back.
+            std::mem::forget(std::mem::replace(&mut ring.wake_count, Box::new(AtomicU64::new(0))));
+        }
+    }
+    drop(io);
+    if drained {
+        // SAFETY: dropped once, here; no request is in flight and the ring that could start one is gone.
+        unsafe { ManuallyDrop::drop(&mut region) };
+    }
+    Ok(out)
+}
+
+impl UringRing<'_> {
+    /// How the ring was set up.
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// io_uring_enter calls so far.
+    #[must_use]
+    pub fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    /// How many bytes of the copy memory are on huge pages.
+    #[must_use]
+    pub fn huge_bytes(&self) -> Option<u64> {
+        self.region.huge_bytes()
+    }
+
+    /// The submission entry of a read or write.
+    fn entry(&self, request: &Request, buf: BufRange, write: bool) -> squeue::Entry {
+        let device = Fixed(u32::from(request.device.0));
+        let ptr = self.region.as_ptr().wrapping_add(buf.start as usize);
+        let at = request.range.start();
+        match (write, self.setup.fixed_buffer) {
+            (false, true) => opcode::ReadFixed::new(device, ptr, buf.len, 0).offset(at).build(),
+            (false, false) => opcode::Read::new(device, ptr, buf.len).offset(at).build(),
+            (true, true) => opcode::WriteFixed::new(device, ptr, buf.len, 0).offset(at).build(),
+            (true, false) => opcode::Write::new(device, ptr, buf.len).offset(at).build(),
+        }
+    }
+
+    /// Queues an entry, submitting first if the queue is full.
+    fn queue(&mut self, entry: &squeue::Entry) -> std::result::Result<(), Full> {
+        if self.sq.is_full() {
+            self.sq.sync();
+            if self.call_enter(Wait::POLL).is_err() {
+                return Err(Full);
+            }
+            self.sq.sync();
+        }
+        // SAFETY: the entry's buffer lies in the region (or is the wake counter), which `with_ring` keeps mapped until
+        // the request has completed or for ever; its device is registered and held open by `devices`.
+        unsafe { self.sq.push(entry) }.map_err(|_| Full)
+    }
+
+    /// Keeps one read of the eventfd under way, so that a wake-up ends a sleep in the ring.
+    fn arm_wake(&mut self) {
+        if self.wake_armed {
+            return;
+        }
+        let fd = Fd(self.wake.0.as_fd().as_raw_fd());
+        let entry = opcode::Read::new(fd, self.wake_count.as_ptr().cast(), 8).build().user_data(WAKE_KEY);
+        self.wake_armed = self.queue(&entry).is_ok();
+    }
+
+    /// The system call.
+    fn call_enter(&mut self, wait: Wait) -> Result<()> {
+        let to_submit = u32::try_from(self.sq.len()).unwrap_or(u32::MAX);
+        let timeout = wait.timeout_ns.map(|ns| {
+            let nanos = u32::try_from(ns % 1_000_000_000).unwrap_or(0);
+            Timespec::new().sec(ns / 1_000_000_000).nsec(nanos)
+        });
+        let mut args = SubmitArgs::new();
+        if self.setup.min_wait && wait.completions > 1 {
+            args = args.min_wait_usec(u32::try_from(wait.batch_ns / 1000).unwrap_or(u32::MAX));
+        }
+        if let Some(timeout) = &timeout {
+            args = args.timespec(timeout);
+        }
+        let want = if self.setup.min_wait { wait.completions } else { wait.completions.min(1) };
+        let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
+        if self.setup.no_iowait {
+            flags |= EnterFlags::NO_IOWAIT;
+        }
+        self.enters += 1;
+        let want = u32::try_from(want).unwrap_or(u32::MAX);
+        // SAFETY: the argument is the kernel's io_uring_getevents_arg (SubmitArgs is transparent around it) as EXT_ARG
+        // says, and the timespec it points to lives to the end of this function.
+        let done = unsafe { self.submitter.enter(to_submit, want, flags.bits(), Some(&args)) };
+        match done.map_err(|e| (e.raw_os_error().unwrap_or(0), e)) {
+            Ok(_) => Ok(()),
+            // The time is over, a signal came, or the kernel is short of memory or of room for completions: all of
+            // these end well once the caller has taken the completions that are there and comes back.
+            Err((libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY, _)) => Ok(()),
+            Err((_, e)) => Err(Error::from_io("run the io_uring", e)),
+        }
+    }
+
+    /// Takes a completion off the queue; `None` for those that were not a request.
+    fn take_cqe(&mut self) -> Option<(u32, i32)> {
+        loop {
+            let cqe = self.cq.next()?;
+            match cqe.user_data() {
+                WAKE_KEY => self.wake_armed = false,
+                CANCEL_KEY => {}
+                key => return Some((u32::try_from(key).ok()?, cqe.result())),
+            }
+        }
+    }
+
+    /// Cancels what is in flight and waits a little; `true` when nothing is left that could touch the memory.
+    fn cancel_all(&mut self) -> bool {
+        let deadline = monotonic_ns() + CANCEL_PATIENCE_NS;
+        let mut asked = false;
+        while self.flights.in_kernel() > 0 || self.wake_armed {
+            if !asked {
+                let cancel =
+                    opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(CANCEL_KEY);
+                asked = self.queue(&cancel).is_ok();
+                // On kernels before 5.19 the cancel of everything is unknown; a wake-up ends the read at least.
+                self.wake.wake();
+            }
+            self.sq.sync();
+            if self.call_enter(Wait { completions: 1, batch_ns: 0, timeout_ns: Some(20_000_000) }).is_err() {
+                return false;
+            }
+            self.cq.sync();
+            while let Some((key, _)) = self.take_cqe() {
+                self.flights.finish(key);
+            }
+            if monotonic_ns() > deadline {
+                return self.flights.in_kernel() == 0 && !self.wake_armed;
+            }
+        }
+        true
+    }
+
+    /// Queues a blocking request on the lane.
+    fn push_blocking(&mut self, device: Arc<Device>, work: Work, tag: Tag) -> std::result::Result<(), Full> {
+        if !self.lane.has_room() {
+            return Err(Full);
+        }
+        let key = self.flights.start(tag, None).ok_or(Full)?;
+        self.lane.push(Job { device, work, key }).map_err(|_| {
+            self.flights.finish(key);
+            Full
+        })
+    }
+}
+
+impl Ring for UringRing<'_> {
+    type Device = Device;
+
+    fn attach(&mut self, device: &Arc<Device>) -> Result<DeviceSlot> {
+        let free = self.devices.iter().position(Option::is_none);
+        let Some(slot) = free.and_then(|i| u16::try_from(i).ok()) else {
+            return Err(Error::new(ErrorKind::QueueFull, "attach a device to the ring")
+                .because(format!("{MAX_DEVICES} devices are attached already; end another job first")));
+        };
+        let fd = device.as_fd().as_raw_fd();
+        self.submitter
+            .register_files_update(u32::from(slot), &[fd])
+            .map_err(|e| Error::from_io("register a device with the io_uring", e).at(device.name()))?;
+        self.devices[usize::from(slot)] = Some(Arc::clone(device));
+        Ok(DeviceSlot(slot))
+    }
+
+    fn detach(&mut self, slot: DeviceSlot) {
+        // It fails only for slots outside the table; then there is nothing to take back.
+        let _ = self.submitter.register_files_update(u32::from(slot.0), &[-1]);
+        if let Some(entry) = self.devices.get_mut(usize::from(slot.0)) {
+            *entry = None;
+        }
+    }
+
+    fn push(&mut self, request: Request, tag: Tag) -> std::result::Result<(), Full> {
+        let Some(Some(device)) = self.devices.get(usize::from(request.device.0)) else { return Err(Full) };
+        let (buf, write) = match request.op {
+            Op::Read(buf) => (buf, false),
+            Op::Write(buf) => (buf, true),
+            Op::Zero { punch } => {
+                let mode = if punch { ZeroMode::Punch } else { ZeroMode::Keep };
+                return self.push_blocking(Arc::clone(device), Work::Zero(request.range, mode), tag);
+            }
+            Op::Flush => return self.push_blocking(Arc::clone(device), Work::Flush, tag),
+        };
+        if buf.start as usize + buf.len as usize > self.region.len() {
+            return Err(Full);
+        }
+        let key = self.flights.start(tag, Some(buf)).ok_or(Full)?;
+        let entry = self.entry(&request, buf, write).user_data(u64::from(key));
+        self.queue(&entry).inspect_err(|_| {
+            self.flights.finish(key);
+        })
+    }
+
+    fn enter(&mut self, wait: Wait) -> Result<()> {
+        self.arm_wake();
+        self.sq.sync();
+        // What the lane finished does not pass through the ring, so it must not be slept over. The thread counts the
+        // result before it wakes, so either it is seen here or the wake-up ends the sleep.
+        let wait = if self.lane.has_done() { Wait::POLL } else { wait };
+        self.call_enter(wait)?;
+        self.sq.sync();
+        self.cq.sync();
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Completion> {
+        if let Some((key, result)) = self.take_cqe() {
+            let tag = self.flights.finish(key)?;
+            return Some(Completion {
+                tag,
+                result: u64::try_from(result).map_err(|_| result.saturating_neg()),
+            });
+        }
+        let (key, result) = self.lane.pop()?;
+        let tag = self.flights.finish(key)?;
+        Some(Completion { tag, result })
+    }
+
+    fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    fn now_ns(&self) -> u64 {
+        monotonic_ns()
+    }
+
+    fn status(&mut self, slot: DeviceSlot, offset: u64) -> Result<Extent> {
+        match self.devices.get(usize::from(slot.0)) {
+            Some(Some(device)) => device.status(offset),
+            _ => Err(Error::new(
+                ErrorKind::WrongState,
+                "ask for block status of a device that is not attached",
+            )),
+        }
+    }
+
+    fn is_zero(&self, buf: BufRange) -> bool {
+        let (start, len) = (buf.start as usize, buf.len as usize);
+        if start + len > self.region.len() || self.flights.uses(buf) {
+            return false;
+        }
+        // SAFETY: the range lies in the region, was written when the region was made, and no request of this ring, the
+        // only user of the region, has it in flight, so nobody writes to it while the slice lives.
+        let bytes = unsafe { std::slice::from_raw_parts(self.region.as_ptr().wrapping_add(start), len) };
+        crate::buffer::is_zero(bytes)
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.region.len()
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::clone(&self.wake) as Arc<dyn Wake>
+    }
+}
+
+impl fmt::Debug for UringRing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UringRing")
+            .field("setup", &self.setup)
+            .field("in_flight", &self.flights.len())
+            .field("enters", &self.enters)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,92 @@
+//! The engine on real files: what went in comes out, and nothing else is touched.
+
+use std::fs::{self, File};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use blkmirror_core::device::{Device, TargetOptions};
+use blkmirror_core::engine::{Engine, EngineOptions, MirrorOptions, Outcome, TargetState};
+use blkmirror_core::units::{Granularity, KIB, MIB};
+
+/// A directory on a file system with O_DIRECT.
+fn scratch() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("blkmirror-copy").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Bytes that differ everywhere and are the same in every run.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..len.div_ceil(8))
+        .flat_map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        })
+        .take(len)
+        .collect()
+}
+
+/// A file with `content`, and a target of the same size full of other bytes.
+fn pair(dir: &Path, content: &[u8]) -> (PathBuf, PathBuf) {
+    let (source, target) = (dir.join("source"), dir.join("target"));
+    fs::write(&source, content).unwrap();
+    fs::write(&target, noise(content.len(), 99)).unwrap();
+    (source, target)
+}
+
+fn copy(source: &Path, target: &Path, workers: usize, options: MirrorOptions) -> Outcome {
+    let engine =
+        Engine::start(EngineOptions { workers: NonZeroUsize::new(workers), ..EngineOptions::default() })
+            .unwrap();
+    let source = Device::open_source(source).unwrap();
+    let target = Device::open_target(target, TargetOptions::default()).unwrap();
+    engine.mirror(source, target, options).unwrap().wait()
+}
+
+#[test]
+fn what_went_in_comes_out_for_every_size_and_number_of_workers() {
+    let dir = scratch();
+    for size in [0, 512, 4096, 4608, 65536, 65536 + 512, MIB, MIB + 4096, 17 * MIB + 512, 40 * MIB] {
+        let content = noise(usize::try_from(size).unwrap(), size);
+        for workers in [1, 2] {
+            let (source, target) = pair(dir.path(), &content);
+            let outcome = copy(&source, &target, workers, MirrorOptions::default());
+            assert_eq!(outcome.target, TargetState::Complete, "{size}: {:?}", outcome.error);
+            assert_eq!(outcome.progress.copied_bytes, size);
+            assert_eq!(outcome.left_dirty_bytes, 0);
+            assert!(fs::read(&target).unwrap() == content, "{size} bytes with {workers} workers");
+        }
+    }
+}
+
+#[test]
+fn holes_come_out_as_zeroes_and_as_holes() {
+    let dir = scratch();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    let file = File::create(&source).unwrap();
+    file.set_len(64 * MIB).unwrap();
+    for at in (0..64 * MIB).step_by(512 * 1024 * 3) {
+        file.write_all_at(&noise(65536, at), at).unwrap();
+    }
+    file.sync_all().unwrap();
+    let content = fs::read(&source).unwrap();
+    for detect in [false, true] {
+        for granularity in [4 * KIB, 64 * KIB, 4 * MIB] {
+            fs::write(&target, noise(64 << 20, 5)).unwrap();
+            let options = MirrorOptions {
+                granularity: Granularity::new(granularity).ok(),
+                zero_detect: detect,
+                ..MirrorOptions::default()
+            };
+            let outcome = copy(&source, &target, 2, options);
+            assert_eq!(outcome.target, TargetState::Complete, "{:?}", outcome.error);
+            assert!(
+                fs::read(&target).unwrap() == content,
+                "granularity {granularity}, zero detection {detect}"
+            );
+            assert!(outcome.progress.zeroed_bytes > 50 * MIB, "{:?}", outcome.progress);
+        }
+    }
+}
