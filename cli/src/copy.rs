@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use blkmirror_core::ErrorKind;
 use blkmirror_core::device::{Device, Extent, ExtentKind};
 use blkmirror_core::engine::{Engine, EngineOptions, Job};
-use blkmirror_core::mirror::{ExtentMap, MirrorOptions, Outcome as JobOutcome, TargetState};
+use blkmirror_core::engine::{ExtentMap, MirrorOptions, Outcome as JobOutcome, TargetState};
 use blkmirror_core::units::{ByteRange, format_size};
 
 use crate::args::{CopyArgs, Sync};

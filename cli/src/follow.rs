@@ -9,7 +9,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use blkmirror_core::engine::Job;
-use blkmirror_core::mirror::{ErrorAction, Event, Outcome, Side};
+use blkmirror_core::engine::{ErrorAction, Event, Outcome, Side};
 use blkmirror_core::units::ByteRange;
 
 use crate::args::CopyArgs;
