@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 /// No run of these tests takes longer, on any machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(40);
 
 /// The command's file.
 ///
@@ -24,25 +24,26 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// When it cannot be built.
 #[must_use]
 pub fn binary() -> &'static Path {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        if let Some(path) = std::env::var_os("BLKMIRROR") {
-            return path.into();
-        }
-        // target/PROFILE/deps/TEST-HASH
-        let test = std::env::current_exe().unwrap();
-        let profile = test.ancestors().nth(2).unwrap();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--package", "blkmirror", "--bin", "blkmirror", "--target-dir"]);
-        build.arg(profile.parent().unwrap());
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
-        assert!(built.success(), "the command cannot be built");
-        profile.join("blkmirror")
-    })
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    // A build that failed is remembered, so that it fails once and not for every test.
+    FOUND.get_or_init(build).as_deref().expect("the command cannot be built")
+}
+
+/// Builds the command next to the running test, with the same profile; `None` if that fails.
+fn build() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("BLKMIRROR") {
+        return Some(path.into());
+    }
+    // target/PROFILE/deps/TEST-HASH
+    let test = std::env::current_exe().ok()?;
+    let profile = test.ancestors().nth(2)?;
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--package", "blkmirror", "--bin", "blkmirror", "--target-dir"]);
+    build.arg(profile.parent()?).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    build.status().ok()?.success().then(|| profile.join("blkmirror"))
 }
 
 /// A run that has ended.
@@ -121,8 +122,17 @@ pub struct Started {
     line: String,
     /// Since when.
     started: Instant,
-    /// Who reads what it prints and what it complains about.
-    readers: Option<[JoinHandle<String>; 2]>,
+    /// What it prints and what it complains about.
+    output: [Output; 2],
+}
+
+/// What came out of a pipe so far.
+#[derive(Debug)]
+struct Output {
+    /// The text.
+    text: Arc<Mutex<String>>,
+    /// Who reads the pipe; ends with it.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Started {
@@ -149,6 +159,19 @@ impl Started {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Waits until it has complained with `word`; `false` if it does not within `patience`.
+    #[must_use]
+    pub fn complains(&self, word: &str, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        while !self.output[1].text.lock().unwrap().contains(word) {
+            if Instant::now() > end {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
     /// Waits for its end.
     ///
     /// # Panics
@@ -164,7 +187,7 @@ impl Started {
             thread::sleep(Duration::from_millis(2));
         };
         let elapsed = self.started.elapsed();
-        let [stdout, stderr] = self.readers.take().unwrap().map(|reader| reader.join().unwrap());
+        let [stdout, stderr] = self.output.each_mut().map(Output::finish);
         Ended { line: self.line.clone(), code: status.code(), stdout, stderr, elapsed }
     }
 }
@@ -172,7 +195,12 @@ impl Started {
 impl Drop for Started {
     fn drop(&mut self) {
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        // A process that waits for a disk that does not answer cannot be killed. The disk, which is dropped after us,
+        // will answer then; waiting here would be a deadlock.
+        let patience = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < patience && matches!(self.child.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
@@ -195,17 +223,29 @@ pub fn start(mut command: Command) -> Started {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let started = Instant::now();
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{line}: {error}"));
-    let readers = [reader(child.stdout.take().unwrap()), reader(child.stderr.take().unwrap())];
-    Started { child, line, started, readers: Some(readers) }
+    let output = [Output::of(child.stdout.take().unwrap()), Output::of(child.stderr.take().unwrap())];
+    Started { child, line, started, output }
 }
 
-/// Reads a pipe to its end on a thread of its own.
-fn reader(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        pipe.read_to_end(&mut bytes).unwrap();
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+impl Output {
+    /// Reads a pipe on a thread of its own, so that the command never waits for us.
+    fn of(mut pipe: impl Read + Send + 'static) -> Self {
+        let text = Arc::new(Mutex::new(String::new()));
+        let shared = Arc::clone(&text);
+        let reader = thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(got @ 1..) = pipe.read(&mut bytes) {
+                shared.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..got]));
+            }
+        });
+        Self { text, reader: Some(reader) }
+    }
+
+    /// All of it.
+    fn finish(&mut self) -> String {
+        self.reader.take().unwrap().join().unwrap();
+        std::mem::take(&mut *self.text.lock().unwrap())
+    }
 }
 
 /// Runs `blkmirror ARGUMENTS` to its end.

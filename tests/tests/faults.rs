@@ -227,7 +227,8 @@ fn a_disk_that_says_again_is_asked_again_under_every_policy() {
 fn short_reads_and_writes_are_resumed_where_they_ended() {
     needs!(Fuse);
     for side in SIDES {
-        for bytes in [512, 4096, 20480] {
+        // Whole blocks, many blocks, and an end inside a block.
+        for bytes in [4096, 20480, 6000] {
             let scene = Scene::new(side);
             let rule = Rule::on(scene.operation(), Effect::Short(bytes));
             scene.disk.control().add_rule(rule.times(Times::Count(5)).after(3));

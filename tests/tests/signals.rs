@@ -60,7 +60,7 @@ fn a_signal_ends_a_copy_whose_disk_is_slow() {
 fn a_signal_ends_a_copy_whose_disk_does_not_answer() {
     needs!(Fuse);
     let dir = ScratchDir::new().unwrap();
-    for operation in [Operation::Read, Operation::Write, Operation::Flush] {
+    for operation in [Operation::Read, Operation::Write] {
         let file = dir.random_file("file", MIB, 1).unwrap();
         let disk = FaultDisk::of_size(MIB).unwrap();
         fill::random(disk.content_path(), 0, MIB, 2).unwrap();
@@ -75,6 +75,23 @@ fn a_signal_ends_a_copy_whose_disk_does_not_answer() {
         let ended = interrupt(running, Signal::SIGINT);
         assert_eq!(ended.json()["target_state"], "incomplete", "{operation:?}: {ended:?}");
     }
+}
+
+/// The kernel lets no process go that is inside a flush. What can be had is the word to the user.
+#[test]
+fn a_signal_is_answered_while_a_flush_does_not_end() {
+    needs!(Fuse);
+    let dir = ScratchDir::new().unwrap();
+    let file = dir.random_file("file", MIB, 1).unwrap();
+    let disk = FaultDisk::of_size(MIB).unwrap();
+    disk.control().add_rule(Rule::on(Operation::Flush, Effect::Stuck));
+    let running = start(copy(&file, disk.path(), &["--json"]));
+    assert!(disk.control().wait_until(Duration::from_secs(10), |counters| counters.stuck >= 1));
+    running.signal(Signal::SIGINT);
+    assert!(running.complains("incomplete", PROMPT), "{running:?}");
+    assert_eq!(disk.control().release_stuck(None), 1);
+    let ended = running.wait().failed(130, &["interrupted", "does not answer"]);
+    assert_eq!(ended.json()["target_state"], "incomplete", "{ended:?}");
 }
 
 #[test]
