@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blkmirror_testkit::{Ext4OnLoop, LoopDevice, LoopOptions, MIB, ScratchDir, needs};
+use blkmirror_testkit::{Ext4OnLoop, LoopDevice, LoopOptions, MIB, ScratchDir, needs, run::run as tool};
 use blkmirror_tests::{Untouched, assert_equal, copy, copy_json, start};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
@@ -75,17 +75,14 @@ fn a_loop_device_and_the_file_below_it_are_the_same_disk() {
 
 #[test]
 fn a_partition_and_its_disk_are_not_copied_onto_each_other() {
-    needs!(Losetup);
+    needs!(Losetup, Partx);
     let dir = ScratchDir::new().unwrap();
     let image = dir.sparse_file("image", 4 * MIB).unwrap();
     write_partition_table(&image);
-    let options = LoopOptions { partscan: true, ..LoopOptions::default() };
-    let device = LoopDevice::attach(&image, options).unwrap();
-    let Some(partition) = first_partition(&device, &dir) else {
-        return;
-    };
-    refuse(device.path(), &partition, &[]);
-    refuse(&partition, device.path(), &[]);
+    let device = LoopDevice::attach(&image, LoopOptions::default()).unwrap();
+    let partition = Partition::first_of(&device);
+    refuse(device.path(), &partition.path, &[]);
+    refuse(&partition.path, device.path(), &[]);
     assert_eq!(fs::read(&image).unwrap()[510..512], [0x55, 0xaa]);
 }
 
@@ -100,20 +97,29 @@ fn write_partition_table(image: &Path) {
         .unwrap();
 }
 
-/// The node of the first partition; made by hand where nobody makes it. `None` if the kernel reads no partition tables.
-fn first_partition(device: &LoopDevice, dir: &ScratchDir) -> Option<PathBuf> {
-    let name = format!("{}p1", device.name());
-    let node = Path::new("/dev").join(&name);
-    for _ in 0..50 {
-        if node.exists() {
-            return Some(node);
-        }
-        std::thread::sleep(Duration::from_millis(10));
+/// The first partition of a loop device; taken away when dropped.
+struct Partition {
+    /// Its node.
+    path: PathBuf,
+    /// The whole disk.
+    disk: PathBuf,
+}
+
+impl Partition {
+    /// Tells the kernel of it, since not every kernel reads partition tables by itself.
+    fn first_of(device: &LoopDevice) -> Self {
+        let disk = device.path().to_owned();
+        tool("partx", ["--add".as_ref(), disk.as_os_str()]).unwrap();
+        let path = PathBuf::from(format!("{}p1", disk.display()));
+        assert!(path.exists(), "{} did not appear", path.display());
+        Self { path, disk }
     }
-    let number = device.sysfs(&format!("{name}/dev")).ok()?;
-    let node = dir.join(&name);
-    make_node(&number, &node);
-    File::open(&node).is_ok().then_some(node)
+}
+
+impl Drop for Partition {
+    fn drop(&mut self) {
+        let _ = tool("partx", ["--delete".as_ref(), self.disk.as_os_str()]);
+    }
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn every_size_arrives_with_every_buffer() {
     let dir = ScratchDir::new().unwrap();
     for size in SIZES {
         // One chunk, less than a chunk (rounded up), no multiple of a chunk, and more than the disk.
-        for buffer in ["64K", "512", "100000", "8M"] {
+        for buffer in ["64K", "4K", "100000", "8M"] {
             for threads in ["1", "2"] {
                 check(dir.path(), size, &["--buf-size", buffer, "--threads", threads]);
             }
