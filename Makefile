@@ -37,8 +37,10 @@ format:
 lint:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
+# Two calls, because the command and the C library are both called blkmirror.
 docs:
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --exclude blkmirror --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked -p blkmirror --bins --no-deps --document-private-items
 
 # The end-to-end tests run the command that users run.
 build:

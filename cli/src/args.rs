@@ -12,6 +12,9 @@ use blkmirror_core::mirror::{ErrorPolicy, MirrorOptions, SyncMode};
 use blkmirror_core::units::{GIB, Granularity, KIB, TIB, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+/// Threads at most; the engine takes no more.
+const MAX_THREADS: usize = 256;
+
 /// Shown at the end of every `--help`.
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -79,7 +82,7 @@ impl From<Sync> for SyncMode {
 pub(crate) enum OnError {
     /// End the job with the error
     Report,
-    /// Go on; what failed stays dirty and the target incomplete
+    /// Go on with the rest, come back to what failed a few times, and fail only then
     Ignore,
     /// Stop when space ran out, report everything else
     Enospc,
@@ -128,7 +131,7 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_name = "SIZE", value_parser = buf_size, help_heading = "Speed")]
     pub(crate) buf_size: Option<u64>,
 
-    /// Worker threads, each with its own ring, from 1 to 1024 [default: one per core, at most what helps]
+    /// Worker threads, each with its own ring, from 1 to 256 [default: as many as help]
     #[arg(long, value_name = "N", value_parser = threads, help_heading = "Speed")]
     pub(crate) threads: Option<NonZeroUsize>,
 
@@ -293,8 +296,8 @@ fn speed(text: &str) -> Result<u64, String> {
 fn threads(text: &str) -> Result<NonZeroUsize, String> {
     text.parse()
         .ok()
-        .filter(|n: &NonZeroUsize| n.get() <= 1024)
-        .ok_or_else(|| "must be from 1 to 1024".into())
+        .filter(|n: &NonZeroUsize| n.get() <= MAX_THREADS)
+        .ok_or_else(|| "must be from 1 to 256".into())
 }
 
 /// `--size` of the demo.

@@ -4,14 +4,15 @@
 //! looked at before the target is created, and a created target that no job has written to is removed again.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blkmirror_core::ErrorKind;
 use blkmirror_core::device::{Device, Extent, ExtentKind};
-use blkmirror_core::engine::{Engine, EngineOptions, Job};
-use blkmirror_core::engine::{ExtentMap, MirrorOptions, Outcome as JobOutcome, TargetState};
-use blkmirror_core::units::{ByteRange, format_size};
+use blkmirror_core::engine::{Engine, EngineOptions, Job, Outcome as JobOutcome, TargetState};
+use blkmirror_core::mirror::{ExtentMap, MirrorOptions};
+use blkmirror_core::units::{ByteRange, MIB, bytes_u64, format_size};
 
 use crate::args::{CopyArgs, Sync};
 use crate::cpu::Stopwatch;
@@ -23,6 +24,9 @@ use crate::progress::Bar;
 use crate::report::{CopyReport, count};
 use crate::signals::Interrupts;
 use crate::target;
+
+/// The unit in which a window is worth having.
+const HUGE_PAGE_BYTES: u64 = 2 * MIB;
 
 /// Runs the command.
 pub(crate) fn run(args: &CopyArgs, interrupts: &Interrupts) -> Exit {
@@ -64,7 +68,24 @@ fn check_usage(args: &CopyArgs) -> Outcome<()> {
     if args.verify && args.sync == Sync::None {
         return Err(Failure::usage("--verify has nothing to compare after --sync none"));
     }
-    Ok(())
+    let workers = args.threads.map_or(1, NonZeroUsize::get);
+    let machine = rustix::system::sysinfo();
+    let memory_bytes = u64::from(machine.mem_unit.max(1)).saturating_mul(machine.totalram);
+    check_memory(workers, engine_options(args).window_bytes, memory_bytes)
+}
+
+/// Refuses copy memory that would bring the machine to its knees; it is faulted in at the start.
+fn check_memory(workers: usize, window_bytes: u64, memory_bytes: u64) -> Outcome<()> {
+    let wanted_bytes = bytes_u64(workers).saturating_mul(window_bytes);
+    if wanted_bytes <= memory_bytes / 4 {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "--threads {workers} with {} each (--buf-size) would take {} of memory, of {} that this machine has; use less",
+        format_size(window_bytes),
+        format_size(wanted_bytes),
+        format_size(memory_bytes)
+    )))
 }
 
 /// What the watchdog reads when the command hangs.
@@ -108,7 +129,12 @@ impl Watched {
             let stopwatch = state.stopwatch;
             state.report.take_times(&stopwatch);
         }
-        let text = format!("interrupted, a device does not answer; {}", state.report.target_in_words());
+        let where_it_hangs = match state.report.target_state {
+            Some("complete") => " while verifying; a device does not answer",
+            Some(_) => "; a device does not answer",
+            None => " before the copy began",
+        };
+        let text = format!("interrupted{where_it_hangs}; {}", state.report.target_in_words());
         state.report.error = Some(text.clone());
         say(text);
         if json {
@@ -186,9 +212,11 @@ fn bar(args: &CopyArgs, what: &'static str, bytes: u64) -> Bar {
     Bar::new(!(args.json || args.quiet || args.no_progress), what, bytes)
 }
 
-/// The options of the engine.
+/// The options of the engine. Its window must hold what `--buf-size` allows to be on its way.
 fn engine_options(args: &CopyArgs) -> EngineOptions {
-    EngineOptions { workers: args.threads, ..EngineOptions::default() }
+    let default = EngineOptions::default();
+    let window_bytes = args.buf_size.unwrap_or(0).max(default.window_bytes).next_multiple_of(HUGE_PAGE_BYTES);
+    EngineOptions { workers: args.threads, window_bytes, ..default }
 }
 
 /// The options of the job.
@@ -227,7 +255,7 @@ fn judge(outcome: &JobOutcome, interrupts: &Interrupts, report: &CopyReport) -> 
     }
     if let Some(error) = &outcome.error {
         let advice = match error.kind() {
-            ErrorKind::NoSpace => " (--on-target-error stop waits for space)",
+            ErrorKind::NoSpace => " (--on-target-error enospc waits for space)",
             _ => "",
         };
         return Err(Failure::failed(format!("{error}{advice}; {target}")));
@@ -279,4 +307,18 @@ fn differs(first: &ByteRange, found: &diff::Differences, source: &Device, target
         format_size(found.bytes),
         first.start()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each number is in its bounds and their product takes the machine down.
+    #[test]
+    fn more_memory_than_the_machine_can_spare_is_refused() {
+        assert!(check_memory(4, 16 * MIB, 1024 * MIB).is_ok());
+        let failure = check_memory(256, 64 * MIB, 24 * 1024 * MIB).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.text.contains("--threads 256") && failure.text.contains("16 GiB"), "{failure}");
+    }
 }

@@ -8,8 +8,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use blkmirror_core::engine::Job;
-use blkmirror_core::engine::{ErrorAction, Event, Outcome, Side};
+use blkmirror_core::engine::{Event, Job, Outcome};
+use blkmirror_core::mirror::{ErrorAction, Side};
 use blkmirror_core::units::ByteRange;
 
 use crate::args::CopyArgs;
@@ -23,7 +23,7 @@ const RESUME_EVERY: Duration = Duration::from_secs(1);
 /// A resumed job that has not stopped again for so long goes on.
 const GOES_ON_AFTER: Duration = Duration::from_secs(2);
 /// So many ignored errors are named; the rest is counted by the job.
-const MAX_NAMED_ERRORS: u32 = 10;
+const MAX_NAMED_ERRORS: usize = 10;
 
 /// Waits for the end of `job`.
 pub(crate) fn follow(job: &Job, bar: &Bar, args: &CopyArgs, interrupts: &Interrupts) -> Outcome {
@@ -69,7 +69,7 @@ struct Listener {
     /// The last error, which is the reason of a stop.
     last_error: Option<String>,
     /// Ignored errors named so far.
-    named: u32,
+    named: Vec<String>,
     /// When to resume; none while the job runs.
     resume_at: Option<Instant>,
     /// The user was told of the stop and not yet of its end.
@@ -84,7 +84,7 @@ impl Listener {
         Self {
             names: [&args.source, &args.target].map(|path| path.display().to_string()),
             last_error: None,
-            named: 0,
+            named: Vec::new(),
             resume_at: None,
             said: false,
             resumed_at: None,
@@ -97,7 +97,7 @@ impl Listener {
             Event::Error { side, errno, range, action } => {
                 let text = self.describe(*side, *errno, *range);
                 match action {
-                    ErrorAction::Ignore => return self.name_ignored(&text),
+                    ErrorAction::Ignore => return self.name_ignored(text),
                     ErrorAction::Stop => self.last_error = Some(text),
                     ErrorAction::Report => {}
                 }
@@ -129,19 +129,22 @@ impl Listener {
             Side::Target => ("write the target", &self.names[1]),
         };
         let why = io::Error::from_raw_os_error(errno);
+        if range.is_empty() {
+            return format!("cannot flush the target {name}: {why}");
+        }
         format!("cannot {attempt} {name} at offset {} (length {}): {why}", range.start(), range.len())
     }
 
-    /// Names the first ignored errors.
-    fn name_ignored(&mut self, text: &str) -> Option<String> {
-        self.named = self.named.saturating_add(1);
-        match self.named.cmp(&MAX_NAMED_ERRORS) {
-            std::cmp::Ordering::Less => Some(format!("{text}; ignored")),
-            std::cmp::Ordering::Equal => {
-                Some(format!("{text}; ignored, as will be further errors, without a word"))
-            }
-            std::cmp::Ordering::Greater => None,
+    /// Names the first ignored errors, each once although the job comes back to them.
+    fn name_ignored(&mut self, text: String) -> Option<String> {
+        if self.named.contains(&text) || self.named.len() > MAX_NAMED_ERRORS {
+            return None;
         }
+        let last = self.named.len() == MAX_NAMED_ERRORS;
+        let more = if last { "; more errors are not named" } else { "" };
+        let said = format!("{text}; going on with the rest{more}");
+        self.named.push(text);
+        Some(said)
     }
 
     /// What is due at `now`.
@@ -204,12 +207,19 @@ mod tests {
         assert_eq!(listener.tick(after(9000)), None);
     }
 
-    /// A bad disk has a million bad blocks.
+    /// A bad disk has a million bad blocks, and the job comes back to each.
     #[test]
-    fn ignored_errors_are_named_up_to_a_bound() {
+    fn ignored_errors_are_named_once_each_and_up_to_a_bound() {
         let mut listener = listener();
         let now = Instant::now();
-        let said = (0..1000).filter_map(|_| listener.hear(&enospc(ErrorAction::Ignore), now)).count();
-        assert_eq!(said, 10);
+        let mut said = Vec::new();
+        for block in (0..1000).chain(0..1000) {
+            let range = ByteRange::at(block * 512, 512);
+            let event = Event::Error { side: Side::Source, errno: 5, range, action: ErrorAction::Ignore };
+            said.extend(listener.hear(&event, now));
+        }
+        assert_eq!(said.len(), MAX_NAMED_ERRORS + 1);
+        assert!(said[0].ends_with("; going on with the rest"), "{}", said[0]);
+        assert!(said[MAX_NAMED_ERRORS].ends_with("more errors are not named"));
     }
 }

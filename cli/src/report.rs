@@ -3,7 +3,8 @@
 //! The names of the fields are a promise to scripts and benchmarks; fields are added, never renamed.
 #![forbid(unsafe_code)]
 
-use blkmirror_core::engine::{Progress, TargetState};
+use blkmirror_core::engine::TargetState;
+use blkmirror_core::mirror::Progress;
 use blkmirror_core::units::format_size;
 use serde::Serialize;
 

@@ -26,6 +26,15 @@ pub(super) fn mask(from: u64, end: u64) -> u64 {
     (ALL >> (WORD_BITS - (end - from))) << from
 }
 
+/// The bits from `first` to `last`, which lie in the same word; anything if `last` comes before `first`.
+#[inline(always)]
+pub(super) fn unchecked_mask(first: u64, last: u64) -> u64 {
+    // The differences are below 64, so the masking of the shift changes nothing; it spares the check.
+    let low = |count: u64| u32::try_from(count & 63).unwrap_or(0);
+    ALL.wrapping_shr(low((WORD_BITS - 1).wrapping_sub(last.wrapping_sub(first))))
+        .wrapping_shl(low(first % WORD_BITS))
+}
+
 /// The bits of word `index` that lie in `bits`, which must touch that word.
 #[inline(always)]
 pub(super) fn mask_in(bits: &Range<u64>, index: usize) -> u64 {
@@ -63,5 +72,16 @@ mod tests {
         }
         assert_eq!(pieces(7..7).count(), 0);
         assert_eq!(pieces(0..0).count(), 0);
+    }
+
+    #[test]
+    fn the_quick_mask_is_the_mask() {
+        for (first, last) in [(0, 0), (0, 63), (63, 63), (5, 9), (64, 64), (64, 127), (130, 191)] {
+            assert_eq!(
+                unchecked_mask(first, last),
+                mask_in(&(first..last + 1), word_of(first)),
+                "{first}..={last}"
+            );
+        }
     }
 }

@@ -32,7 +32,7 @@
 
 use std::ops::Range;
 
-use super::pieces::{first_bit_of, mask, mask_in, ones, pieces, word_of};
+use super::pieces::{first_bit_of, mask, mask_in, ones, pieces, unchecked_mask, word_of};
 use super::sync::{ALL, Ordering, TOP_WORDS, WORD_BITS, fence_after_clear, fence_before_test};
 use super::words::Words;
 use crate::error::Result;
@@ -95,25 +95,26 @@ impl Tree {
     /// Sets `bits`; returns how many were clear.
     #[inline]
     pub(super) fn set(&self, bits: Range<u64>) -> u64 {
-        let bits = self.cut(&bits);
-        if bits.is_empty() {
-            return 0;
-        }
         self.fence_before_test();
-        let word = word_of(bits.start);
-        if word == word_of(bits.end - 1) {
-            let mask = mask_in(&bits, word);
-            // Relaxed: the fence above orders this load after the guest's write; it reads nothing through the bit.
-            if self.leaf[word].load(Ordering::Relaxed) & mask == mask {
+        // What a busy guest meets: all bits lie in one word, and all are set. Nothing is cut or checked for it: a mask of
+        // bits that do not exist is never found set, a word that does not exist is not found, and for an
+        // empty range 0 is the answer whatever is found. All else is left to the other path.
+        let last = bits.end.wrapping_sub(1);
+        if (bits.start ^ last) < WORD_BITS
+            && let Some(leaf) = self.leaf.get(word_of(bits.start))
+        {
+            let mask = unchecked_mask(bits.start, last);
+            // Relaxed: the fence above orders this load after the guest's write; nothing is read through the bit.
+            if leaf.load(Ordering::Relaxed) & mask == mask {
                 return 0;
             }
         }
-        self.set_words(bits)
+        self.set_words(self.cut(&bits))
     }
 
     /// The part of `set` that writes: one read-modify-write for each word that lacks a bit, and one for each 64
     /// words that were zero.
-    #[cold]
+    #[inline(never)]
     fn set_words(&self, bits: Range<u64>) -> u64 {
         let mut changed = 0;
         let mut rise = Rise { tree: self, group: word_of(bits.start) / CHILDREN, filled: 0 };

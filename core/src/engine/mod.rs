@@ -11,6 +11,8 @@
 mod core_set;
 mod event;
 mod job;
+#[cfg(test)]
+mod simulated;
 mod start;
 mod worker;
 

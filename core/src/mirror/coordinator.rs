@@ -11,7 +11,7 @@
 //! Success is reported only after a flush of the target that began after the last write had completed; a chunk that
 //! turned dirty meanwhile sends the job back to copying.
 
-use super::policy::Side;
+use super::policy::{self, Side};
 use super::share::{FailureCause, Notice, Share};
 use crate::units::ByteRange;
 
@@ -48,6 +48,8 @@ pub struct Coordinator {
     state: State,
     /// After a failed flush: not again before this time.
     retry_at_ns: u64,
+    /// How often the flush was sent again for a passing error.
+    tries: u8,
     /// When the job was seen to end by cancel or failure.
     ending_since_ns: Option<u64>,
 }
@@ -59,7 +61,7 @@ const FLUSH_RETRY_NS: u64 = 20_000_000;
 
 impl Default for Coordinator {
     fn default() -> Self {
-        Self { state: State::Copying, retry_at_ns: 0, ending_since_ns: None }
+        Self { state: State::Copying, retry_at_ns: 0, tries: 0, ending_since_ns: None }
     }
 }
 
@@ -96,6 +98,12 @@ impl Coordinator {
             return None;
         };
         self.state = State::Copying;
+        if let Some(wait) = policy::transient_backoff_ns(errno, self.tries) {
+            self.tries += 1;
+            self.retry_at_ns = now_ns + wait;
+            return None;
+        }
+        self.tries = 0;
         self.retry_at_ns = now_ns + FLUSH_RETRY_NS;
         Some(share.on_error(Side::Target, errno, ByteRange::default(), FailureCause::Io, now_ns))
     }

@@ -37,5 +37,7 @@ pub use limiter::Limiter;
 pub use options::{MirrorOptions, SyncMode};
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
+#[cfg(test)]
+pub(crate) use share::Mutation;
 pub use share::{Failure, FailureCause, JobStatus, Notice, Share};
 pub use sweep::Sweep;

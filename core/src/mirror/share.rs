@@ -84,6 +84,21 @@ mod flag {
     pub(super) const FAILED: u32 = 16;
 }
 
+/// Ways to break the protocol, for the tests that show that the simulator would notice. Nothing but a test sets one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mutation {
+    /// The dirty bits are cleared when the copy is done, not before it reads.
+    ClearLate,
+    /// A failed copy does not set its dirty bits again.
+    ForgetFailure,
+    /// Chunks are copied without being claimed.
+    NoClaim,
+    /// A chunk that is copied again is skipped where the target was zero at first.
+    TrustZeroTarget,
+    /// Chunks are copied again before the sweep has claimed them all.
+    DirtyBeforeSweep,
+}
+
 /// The shared state of a job.
 #[derive(Debug)]
 pub struct Share {
@@ -117,6 +132,8 @@ pub struct Share {
     command: AtomicU32,
     /// The first failure.
     failure: OnceLock<Failure>,
+    /// How many workers hold a part of the sweep that they have not claimed yet.
+    sweeping: AtomicU32,
     /// How many workers have work in hand (low half) and how often one took up work (high half).
     activity: AtomicU64,
     /// With policy `ignore`: rounds so far.
@@ -125,6 +142,9 @@ pub struct Share {
     round_pending: AtomicBool,
     /// With policy `ignore`: when the next round may begin.
     round_at_ns: AtomicU64,
+    /// How the protocol is broken.
+    #[cfg(test)]
+    pub(crate) mutation: Option<Mutation>,
     /// One per worker.
     pub(super) tallies: Box<[Tally]>,
 }
@@ -162,10 +182,13 @@ impl Share {
             zero_by_writing: AtomicBool::new(false),
             command: AtomicU32::new(0),
             failure: OnceLock::new(),
+            sweeping: AtomicU32::new(0),
             activity: AtomicU64::new(0),
             round: AtomicU32::new(0),
             round_pending: AtomicBool::new(false),
             round_at_ns: AtomicU64::new(0),
+            #[cfg(test)]
+            mutation: None,
             tallies: (0..workers).map(|_| Tally::default()).collect(),
         }
     }
@@ -277,6 +300,39 @@ impl Share {
             self.round.fetch_add(1, Ordering::AcqRel);
         }
         None
+    }
+
+    /// A worker is going to take a part of the sweep: said *before* it does.
+    pub(super) fn begin_sweep(&self) {
+        self.sweeping.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A worker has claimed, or put back, all that it took of the sweep.
+    pub(super) fn end_sweep(&self) {
+        self.sweeping.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether every chunk was claimed from the sweep once.
+    ///
+    /// Dirty chunks are taken up only then. So a run from the sweep is always the first to write its chunks to the
+    /// target, and may rely on what the target was before; a run of dirty chunks never does. Without this a guest write
+    /// to a chunk that the sweep took but did not claim could be copied first, zeroed by the guest, and then be skipped
+    /// because "the target is zero there".
+    pub(crate) fn sweep_is_claimed(&self) -> bool {
+        self.sweep.is_over() && self.sweeping.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether the protocol is broken on purpose in this way.
+    #[cfg(test)]
+    pub(super) fn is_mutated(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    /// Whether the protocol is broken on purpose in this way: never, outside the tests.
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, reason = "the tests' twin looks at it")]
+    pub(super) const fn is_mutated(&self, _: Mutation) -> bool {
+        false
     }
 
     /// A worker takes up work: said *before* it looks for any.

@@ -5,7 +5,7 @@ use super::piece::{Phase, Piece};
 use crate::buffer::{BufRange, Window};
 use crate::mirror::policy::{self, Side};
 use crate::mirror::progress::Count;
-use crate::mirror::share::FailureCause;
+use crate::mirror::share::{FailureCause, Mutation};
 use crate::units::ByteRange;
 
 /// What the data of a piece says about a part of it.
@@ -131,7 +131,7 @@ impl Copier {
         }
         let part = ByteRange::new(at, end);
         match first {
-            true if self.share.target_is_zero => Content::Skip(part),
+            true if self.target_is_zero(piece.run) => Content::Skip(part),
             true if !self.share.zero_by_writing() => Content::Zero(part),
             _ => Content::Data(part),
         }
@@ -196,7 +196,9 @@ impl Copier {
 
     /// The piece's chunks are dirty again, then its hold on the run is dropped.
     fn give_up(&mut self, key: u32, piece: Piece, window: &mut Window) {
-        self.share.dirty.set_bytes(piece.range);
+        if !self.share.is_mutated(Mutation::ForgetFailure) {
+            self.share.dirty.set_bytes(piece.range);
+        }
         self.leave_unwritten(piece.run);
         self.retire(key, piece, window);
     }
@@ -227,7 +229,12 @@ impl Copier {
         if let (Some(touched), true) = (&self.share.touched, whole) {
             touched.set_bytes(self.share.geometry.bytes_of(chunks));
         }
-        self.share.claims.release(chunks);
+        if self.share.is_mutated(Mutation::ClearLate) {
+            self.share.dirty.clear(chunks);
+        }
+        if !self.share.is_mutated(Mutation::NoClaim) {
+            self.share.claims.release(chunks);
+        }
     }
 
     /// The job ends early: everything that is not in flight is put back, so that "dirty" says what is missing.
@@ -240,6 +247,7 @@ impl Copier {
         for part in [std::mem::take(&mut self.segment), std::mem::take(&mut self.spare)] {
             self.share.dirty.set_bytes(part);
         }
+        self.leave_sweep();
         self.grant = None;
         while let Some(key) = self.next_not_sent() {
             if let Some(piece) = self.pieces.get(key as usize).copied() {

@@ -93,6 +93,8 @@ pub struct Copier {
     grant: Option<(Grant, u64)>,
     /// Requests in flight: reads, writes, zeroings.
     flying: Flying,
+    /// Whether this worker is counted in as holding a part of the sweep.
+    sweeping: bool,
     /// Whether this worker is counted in as having work.
     working: bool,
     /// For the host.
@@ -137,6 +139,7 @@ impl Copier {
             parked: Vec::with_capacity(MAX_PIECES),
             grant: None,
             flying: Flying::default(),
+            sweeping: false,
             working: false,
             notices: VecDeque::with_capacity(MAX_NOTICES),
         }
@@ -278,6 +281,14 @@ impl Copier {
         if !self.working {
             self.working = true;
             self.share.begin_work();
+        }
+    }
+
+    /// Counts this worker out of the sweep when it holds no part of it any more.
+    fn leave_sweep(&mut self) {
+        if self.sweeping && self.segment.is_empty() && self.spare.is_empty() {
+            self.sweeping = false;
+            self.share.end_sweep();
         }
     }
 

@@ -11,6 +11,8 @@ pub(super) struct Run {
     pub(super) chunks: ChunkRange,
     /// Pieces that are not done, plus one while the run is being cut.
     pub(super) left: u32,
+    /// Whether the sweep brought it, so that nothing of it was ever written to the target by this job.
+    pub(super) first: bool,
     /// With copy-on-write: whether every byte of the run was written so far.
     pub(super) whole: bool,
 }

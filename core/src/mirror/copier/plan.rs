@@ -5,9 +5,10 @@ use super::{Copier, MAX_PIECES, Step};
 use crate::buffer::{BufRange, Window};
 use crate::device::{Extent, ExtentKind};
 use crate::mirror::progress::Count;
+use crate::mirror::share::Mutation;
 use crate::units::{ByteRange, Chunk, ChunkRange};
 
-/// When dirty chunks are there but all of them are somebody else's, look again after this.
+/// When there is work but all of it is somebody else's now, look again after this.
 const MEET_NS: u64 = 1_000_000;
 
 /// What cutting led to.
@@ -47,16 +48,7 @@ impl Copier {
         if self.runs.len() >= MAX_PIECES {
             return Err(Step::Wait(None));
         }
-        loop {
-            if self.segment.is_empty() {
-                self.segment = std::mem::take(&mut self.spare);
-            }
-            if self.segment.is_empty() {
-                self.segment = self.share.sweep.take(self.share.geometry.segment_bytes).unwrap_or_default();
-            }
-            if self.segment.is_empty() {
-                return self.open_dirty_run(now_ns);
-            }
+        while self.take_segment() {
             let wanted = self.wanted_of_segment()?;
             let chunks = self.share.geometry.chunks_to_own(wanted);
             let got = self.claim(chunks);
@@ -69,9 +61,27 @@ impl Copier {
             }
             let range = self.share.geometry.bytes_of(got);
             self.segment = ByteRange::new(range.end(), self.segment.end());
-            self.start_run(got);
+            self.start_run(got, true);
+            self.leave_sweep();
             return Ok(());
         }
+        self.open_dirty_run(now_ns)
+    }
+
+    /// Makes sure that there is a segment; `false` when the sweep has no more.
+    fn take_segment(&mut self) -> bool {
+        if self.segment.is_empty() {
+            self.segment = std::mem::take(&mut self.spare);
+        }
+        if self.segment.is_empty() && !self.share.sweep.is_over() {
+            if !self.sweeping {
+                self.sweeping = true;
+                self.share.begin_sweep();
+            }
+            self.segment = self.share.sweep.take(self.share.geometry.segment_bytes).unwrap_or_default();
+        }
+        self.leave_sweep();
+        !self.segment.is_empty()
     }
 
     /// How much of the segment to claim: a run, or more where there is a long hole.
@@ -104,6 +114,9 @@ impl Copier {
 
     /// Claims a run of dirty chunks.
     fn open_dirty_run(&mut self, now_ns: u64) -> Result<(), Step> {
+        if !self.share.sweep_is_claimed() && !self.share.is_mutated(Mutation::DirtyBeforeSweep) {
+            return Err(Step::Wait(Some(now_ns + MEET_NS)));
+        }
         if let Some(at) = self.share.round_wait(now_ns) {
             return Err(Step::Wait(Some(at)));
         }
@@ -126,7 +139,7 @@ impl Copier {
             let got = self.claim(geometry.chunks_to_own(geometry.bytes_of(run)));
             self.scan = Chunk(if got.is_empty() { run.start() + 1 } else { got.end() });
             if !got.is_empty() {
-                self.start_run(got);
+                self.start_run(got, false);
                 return Ok(());
             }
             met = true;
@@ -135,6 +148,9 @@ impl Copier {
 
     /// Claims the longest free prefix of `chunks`, in whole clusters where there are clusters.
     fn claim(&self, chunks: ChunkRange) -> ChunkRange {
+        if self.share.is_mutated(Mutation::NoClaim) {
+            return chunks;
+        }
         let got = self.share.claims.try_claim(chunks);
         if self.share.geometry.cluster.is_none() || got.len() == chunks.len() || got.is_empty() {
             return got;
@@ -147,13 +163,15 @@ impl Copier {
 
     /// Claim, clear, read: the chunks are claimed; now their bits are cleared, and what was known of holes in them is
     /// forgotten, so that a guest write before this moment is seen by the status that is asked after it.
-    fn start_run(&mut self, chunks: ChunkRange) {
-        self.share.dirty.clear(chunks);
+    fn start_run(&mut self, chunks: ChunkRange, first: bool) {
+        if !self.share.is_mutated(Mutation::ClearLate) {
+            self.share.dirty.clear(chunks);
+        }
         if self.known.is_some_and(|known| known.kind != ExtentKind::Data) {
             self.known = None;
         }
         let range = self.share.geometry.bytes_of(chunks);
-        let run = self.runs.insert(Run { chunks, left: 1, whole: true });
+        let run = self.runs.insert(Run { chunks, left: 1, first, whole: true });
         self.open = Some(OpenRun { run, at: range.start(), end: range.end(), forced_until: range.start() });
     }
 
@@ -185,7 +203,7 @@ impl Copier {
         let whole = ByteRange::new(open.at, end);
         match kind {
             ExtentKind::Data => self.cut_data(whole, now_ns, window),
-            ExtentKind::Zero if !self.share.target_is_zero => self.cut_zero(whole),
+            ExtentKind::Zero if !self.target_is_zero(open.run) => self.cut_zero(whole),
             ExtentKind::Zero | ExtentKind::Absent => {
                 self.share.tallies[self.worker].add(Count::Skipped, whole.len());
                 self.leave_unwritten(open.run);
@@ -193,6 +211,12 @@ impl Copier {
                 Cut::More
             }
         }
+    }
+
+    /// Whether the target reads as zeroes in the chunks of a run.
+    pub(super) fn target_is_zero(&self, run: usize) -> bool {
+        let trusted = self.share.is_mutated(Mutation::TrustZeroTarget);
+        self.share.target_is_zero && self.runs.get(run).is_some_and(|run| run.first || trusted)
     }
 
     /// What lies at the cutting point and where it ends, both on the devices' alignment.
