@@ -28,6 +28,8 @@ pub enum Requirement {
     QemuStorageDaemon,
     /// `/dev/fuse` and the right to mount (root, or `fusermount3`).
     Fuse,
+    /// `partx`, to add partitions to a loop device.
+    Partx,
     /// `setpriv`, to run a command as somebody else.
     Setpriv,
     /// The io_uring tracepoints in tracefs.
@@ -46,6 +48,7 @@ impl Requirement {
             Self::QemuImg => has("qemu-img"),
             Self::QemuStorageDaemon => has("qemu-storage-daemon"),
             Self::Fuse => opens("/dev/fuse") && (Self::Root.is_met() || has("fusermount3")),
+            Self::Partx => Self::Root.is_met() && has("partx"),
             Self::Setpriv => Self::Root.is_met() && has("setpriv"),
             Self::Tracepoints => Self::Root.is_met() && crate::run::tracefs().is_some(),
         }
@@ -62,6 +65,7 @@ impl fmt::Display for Requirement {
             Self::QemuImg => "qemu-img",
             Self::QemuStorageDaemon => "qemu-storage-daemon",
             Self::Fuse => "/dev/fuse, and root or fusermount3",
+            Self::Partx => "partx as root",
             Self::Setpriv => "setpriv as root",
             Self::Tracepoints => "the io_uring tracepoints (tracefs, as root)",
         })

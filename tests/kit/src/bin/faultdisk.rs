@@ -13,10 +13,11 @@ use nix::sys::signal::{SigSet, Signal};
 /// What the command understands.
 const USAGE: &str = "\
 usage: faultdisk MOUNTPOINT (--backing FILE | --size BYTES) [--read-latency-us N] [--write-latency-us N]
-                 [--flush-latency-us N] [--capacity BYTES] [--no-fallocate] [--no-seek]
-                 [--error OPERATION:OFFSET:LENGTH:ERRNO:TIMES]...
+                 [--flush-latency-us N] [--capacity BYTES] [--allocate] [--no-fallocate]
+                 [--no-seek] [--error OPERATION:OFFSET:LENGTH:ERRNO:TIMES]...
   MOUNTPOINT  a regular file, made if it is missing; the disk appears in its place
   OPERATION   read, write, flush or fallocate
+  --allocate  takes the disk's memory now, so that first writes are as fast as later ones
   LENGTH      in bytes; 0 means to the end
   ERRNO       EIO, ENOSPC, EAGAIN, ETIMEDOUT, EOPNOTSUPP, a number, or stuck
   TIMES       once, forever or a number
@@ -107,6 +108,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--write-latency-us" => options.write_latency = Duration::from_micros(number(&value()?)?),
             "--flush-latency-us" => options.flush_latency = Duration::from_micros(number(&value()?)?),
             "--capacity" => arguments.capacity = Some(number(&value()?)?),
+            "--allocate" => options.allocated = true,
             "--no-fallocate" => arguments.no_fallocate = true,
             "--no-seek" => arguments.no_seek = true,
             "--error" => arguments.rules.push(rule(&value()?)?),

@@ -41,6 +41,8 @@ use crate::scratch::ScratchDir;
 pub struct Options {
     /// Size of the disk; ignored when `backing` names a file.
     pub size_bytes: u64,
+    /// Allocate the new file's memory now: first writes to fresh memory are slow, which a measurement must not see.
+    pub allocated: bool,
     /// The file that holds the content; `None` for a new sparse one in memory.
     pub backing: Option<PathBuf>,
     /// Where to mount: an existing regular file, whose content is hidden meanwhile; `None` for a scratch file.
@@ -88,6 +90,10 @@ impl FaultDisk {
             .write(true)
             .open(&backing)
             .map_err(|error| context(backing.display(), &error))?;
+        if options.allocated {
+            let size_bytes = content.metadata()?.len();
+            rustix::fs::fallocate(&content, rustix::fs::FallocateFlags::empty(), 0, size_bytes)?;
+        }
         let control = Control::new(content)?;
         control.set_read_latency(options.read_latency);
         control.set_write_latency(options.write_latency);

@@ -21,18 +21,34 @@ pub fn sweep() -> io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(ROOT)? {
         let path = entry?.path();
         let owner = path.file_name().and_then(|name| name.to_str()).and_then(owner_of);
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        if owner.is_some_and(is_gone) {
             take_away(&path);
             swept.push(path);
         }
     }
+    sweep_traces();
     Ok(swept)
 }
 
-/// The process id in the name of a scratch directory.
+/// Removes the trace instances of processes that are gone; they keep memory and slow tracepoints down.
+fn sweep_traces() {
+    let Ok(instances) = fs::read_dir("/sys/kernel/tracing/instances") else { return };
+    for instance in instances.flatten() {
+        let owner = instance.file_name().to_str().and_then(owner_of);
+        if owner.is_some_and(is_gone) {
+            let _ = fs::remove_dir(instance.path());
+        }
+    }
+}
+
+/// Whether there is no process of that id.
+fn is_gone(pid: u32) -> bool {
+    !Path::new("/proc").join(pid.to_string()).exists()
+}
+
+/// The process id in the name of something that the kit or its users made.
 fn owner_of(name: &str) -> Option<u32> {
-    let (pid, number) = name.strip_prefix(PREFIX)?.split_once('-')?;
-    number.parse::<u64>().ok()?;
+    let (pid, _) = name.strip_prefix(PREFIX)?.split_once('-')?;
     pid.parse().ok()
 }
 
