@@ -26,7 +26,7 @@ const FLUSH_KEY: u32 = u32::MAX;
 /// Completions that are waited for at once while more than that are in flight.
 const BATCH: usize = 32;
 /// How long a batch may take to gather once there is one completion.
-const BATCH_NS: u64 = 50_000;
+const BATCH_NS: u64 = 1_000_000;
 
 /// When the engine ends, how long a job that is over may keep its worker for requests that do not come back.
 const ORPHAN_NS: u64 = 300_000_000;
@@ -314,7 +314,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     fn wait<R: Ring<Device = D>>(&self, ring: &R) -> Wait {
         let due = self.parts.iter().flatten().filter_map(|part| part.due_ns).min();
         let timeout_ns = due.map(|at| at.saturating_sub(ring.now_ns()));
-        let div: usize = std::env::var("DIV").ok().and_then(|v| v.parse().ok()).unwrap_or(4);
+        let div: usize = std::env::var("DIV").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
         let bns: u64 = std::env::var("BNS").ok().and_then(|v| v.parse().ok()).unwrap_or(BATCH_NS);
         let completions = (ring.in_flight() / div).clamp(1, BATCH);
         Wait { completions, batch_ns: bns, timeout_ns }
