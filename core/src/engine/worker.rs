@@ -23,7 +23,7 @@ use crate::units::ByteRange;
 const MAX_PARTS: usize = 64;
 /// The key of a flush; pieces have small keys.
 const FLUSH_KEY: u32 = u32::MAX;
-/// Completions that are waited for at once while more than that are in flight.
+/// Completions that are waited for at once at most.
 const BATCH: usize = 32;
 /// How long a batch may take to gather once there is one completion.
 const BATCH_NS: u64 = 1_000_000;
@@ -314,10 +314,9 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     fn wait<R: Ring<Device = D>>(&self, ring: &R) -> Wait {
         let due = self.parts.iter().flatten().filter_map(|part| part.due_ns).min();
         let timeout_ns = due.map(|at| at.saturating_sub(ring.now_ns()));
-        let div: usize = std::env::var("DIV").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
-        let bns: u64 = std::env::var("BNS").ok().and_then(|v| v.parse().ok()).unwrap_or(BATCH_NS);
-        let completions = (ring.in_flight() / div).clamp(1, BATCH);
-        Wait { completions, batch_ns: bns, timeout_ns }
+        // Half of what is in flight keeps the device busy while the other half is gathered; one system call serves both.
+        let completions = (ring.in_flight() / 2).clamp(1, BATCH);
+        Wait { completions, batch_ns: BATCH_NS, timeout_ns }
     }
 
     /// The ring cannot go on: every job of this worker fails.

@@ -107,8 +107,9 @@ impl Geometry {
             .min(source.max_request_bytes)
             .min(target.max_request_bytes)
             .max(align_bytes);
-        let depth =
-            |shape: &DeviceShape| shape.queue_depth.map_or(DEFAULT_DEPTH, |d| (d / workers.max(1)).max(1));
+        // A quarter of the queue is left to others: a request that finds the queue full goes to a kernel worker thread.
+        let share = |depth: usize| (depth * 3 / 4 / workers.max(1)).max(1);
+        let depth = |shape: &DeviceShape| shape.queue_depth.map_or(DEFAULT_DEPTH, share);
         Ok(Self {
             disk_bytes,
             granularity,

@@ -12,6 +12,9 @@ use super::sweep::Sweep;
 use crate::bitmap::{Claims, DirtyBitmap};
 use crate::units::ByteRange;
 
+/// The size of requests that salvage what can be read around a bad block.
+const SALVAGE_BYTES: u64 = 4096;
+
 /// Where a job stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum JobStatus {
@@ -300,6 +303,17 @@ impl Share {
             self.round.fetch_add(1, Ordering::AcqRel);
         }
         None
+    }
+
+    /// The largest request in this round: after an error that was ignored, runs are copied chunk by chunk, then block by
+    /// block, so that one bad block does not keep its neighbours from the target.
+    pub(super) fn request_bytes(&self) -> u64 {
+        let g = &self.geometry;
+        match self.round.load(Ordering::Acquire) {
+            0 => g.request_bytes,
+            1 => g.request_bytes.min(g.granularity.bytes()),
+            _ => g.request_bytes.min(SALVAGE_BYTES.max(g.align_bytes)),
+        }
     }
 
     /// A worker is going to take a part of the sweep: said *before* it does.

@@ -261,7 +261,7 @@ impl Copier {
         }
         let geometry = &self.share.geometry;
         let limit = self.share.limiter.cut_bytes().max(geometry.align_bytes);
-        let longest = geometry.request_bytes.min(limit - limit % geometry.align_bytes);
+        let longest = self.share.request_bytes().min(limit - limit % geometry.align_bytes);
         let range = match self.grant {
             Some((grant, bytes)) if self.share.limiter.holds(grant) => whole.prefix(bytes.min(longest)),
             _ => whole.prefix(longest),
