@@ -77,6 +77,8 @@ impl EngineOptions {
 struct WorkerHandle {
     /// To its mailbox.
     inbox: SyncSender<Message<Device>>,
+    /// Whether its copy memory is on huge pages.
+    contiguous: bool,
     /// Wakes it.
     waker: Arc<dyn Wake>,
     /// To wait for its end.

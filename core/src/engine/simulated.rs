@@ -386,6 +386,8 @@ fn a_panic_in_the_logic_fails_the_job_and_the_worker_lives() {
     assert_eq!(outcome.target, TargetState::Incomplete);
     assert_eq!(outcome.error.unwrap().kind(), crate::ErrorKind::Internal);
     assert!(sim.workers.iter().all(|w| w.2), "the workers go on");
+    while sim.step() {}
+    assert!(sim.workers.iter().all(|w| w.0.window_used_bytes() == 0), "other jobs have the whole window");
 }
 
 #[test]

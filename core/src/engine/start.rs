@@ -13,8 +13,8 @@ use crate::mirror::{DeviceShape, Geometry, MirrorOptions, Share, Verdict};
 use crate::ring::uring::{UringOptions, with_ring};
 use crate::ring::{Ring, Wake, monotonic_ns};
 
-/// A worker's answer when it is ready: its waker, or why it could not start.
-type Ready = Result<Arc<dyn Wake>>;
+/// A worker's answer when it is ready: its waker and whether its memory is on huge pages, or why it could not start.
+type Ready = Result<(Arc<dyn Wake>, bool)>;
 
 /// Starts `count` workers and waits for each.
 pub(super) fn workers(count: usize, options: EngineOptions) -> Result<Vec<WorkerHandle>> {
@@ -30,8 +30,8 @@ fn worker(index: usize, options: EngineOptions) -> Result<WorkerHandle> {
         .spawn(move || thread_main(index, options, mailbox, &ready))
         .map_err(|e| Error::from_io("start a worker thread", e))?;
     let gone = || Error::new(ErrorKind::Internal, "start a worker").because("its thread ended at once");
-    let waker = answer.recv().map_err(|_| gone())??;
-    Ok(WorkerHandle { inbox, waker, thread: Some(thread) })
+    let (waker, contiguous) = answer.recv().map_err(|_| gone())??;
+    Ok(WorkerHandle { inbox, waker, contiguous, thread: Some(thread) })
 }
 
 /// A worker's thread.
@@ -48,7 +48,8 @@ fn thread_main(
     }
     let outcome = with_ring(UringOptions { memory_bytes: options.window_bytes }, |ring| {
         // The engine waits for this answer, so it is always taken.
-        let _ = ready.send(Ok(ring.waker()));
+        let contiguous = ring.huge_bytes().is_some_and(|huge| huge >= options.window_bytes);
+        let _ = ready.send(Ok((ring.waker(), contiguous)));
         Worker::new(ring, mailbox).run(ring);
     });
     if let Err(e) = outcome {
@@ -67,7 +68,8 @@ pub(super) fn job(
     if let Some(why) = source.overlaps_with(&target) {
         return Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why));
     }
-    let shapes = [shape(&source), shape(&target)];
+    let contiguous = workers.iter().all(|w| w.contiguous);
+    let shapes = [shape(&source, contiguous), shape(&target, contiguous)];
     let geometry = Geometry::new(&options, &shapes[0], &shapes[1], workers.len())?;
     let target_is_zero = options.target_is_zero || shapes[1].reads_as_zeroes;
     let bits = |granularity| DirtyBitmap::new(geometry.disk_bytes, granularity);
@@ -100,8 +102,9 @@ fn for_each_worker(source: Device, target: Device, count: usize) -> Result<Vec<(
     Ok(std::iter::once((source, target)).chain(more).collect())
 }
 
-/// What the logic must know of a device.
-fn shape(device: &Device) -> DeviceShape {
+/// What the logic must know of a device. `contiguous`: the copy memory is on huge pages, so that a request has few
+/// segments.
+fn shape(device: &Device, contiguous: bool) -> DeviceShape {
     let limits = device.limits();
     let block_device = device.kind() == DeviceKind::BlockDevice;
     let depth = limits.queue.as_ref().and_then(|q| q.nr_requests).filter(|_| block_device);
@@ -109,7 +112,11 @@ fn shape(device: &Device) -> DeviceShape {
         name: device.name().to_owned(),
         size_bytes: device.size_bytes(),
         align_bytes: limits.offset_align_bytes.max(limits.logical_block_bytes),
-        max_request_bytes: limits.max_request_bytes,
+        max_request_bytes: if contiguous {
+            limits.max_request_bytes
+        } else {
+            limits.max_request_scattered_bytes
+        },
         queue_depth: depth.and_then(|d| usize::try_from(d).ok()),
         has_holes: !block_device,
         reads_as_zeroes: device.reads_as_zeroes(),

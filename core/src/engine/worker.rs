@@ -199,6 +199,12 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
         Self { mailbox, window: Window::new(ring.memory_bytes()), parts, ending: false }
     }
 
+    /// Bytes of the window in use.
+    #[cfg(test)]
+    pub(super) fn window_used_bytes(&self) -> u32 {
+        self.window.used_bytes()
+    }
+
     /// Turns until the engine ends and every job is over.
     pub(super) fn run<R: Ring<Device = D>>(mut self, ring: &mut R) {
         while self.turn(ring) {}
@@ -285,13 +291,14 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
 
     /// A part is over: its devices are detached and closed.
     fn let_go<R: Ring<Device = D>>(&mut self, ring: &mut R, id: usize) {
-        let Some(part) = self.parts[id].take() else { return };
+        let Some(mut part) = self.parts[id].take() else { return };
         if part.in_flight == 0 {
             part.slots.iter().for_each(|&slot| ring.detach(slot));
         }
-        if part.broken && self.parts.iter().all(Option::is_none) && ring.in_flight() == 0 {
-            // What the broken logic held of the window is free again: nobody else holds any.
-            self.window = Window::new(ring.memory_bytes());
+        if let (true, 0, Some(mut copier)) = (part.broken, part.in_flight, part.copier.take()) {
+            // Other jobs live in the same window. If this breaks too, some of it stays taken, and nothing is wrong.
+            let window = &mut self.window;
+            let _ = catch_unwind(AssertUnwindSafe(|| copier.give_up_memory(window)));
         }
         let core = Arc::clone(&part.core);
         drop(part);

@@ -256,6 +256,16 @@ impl Copier {
         }
     }
 
+    /// The logic broke: the memory of its pieces goes back, nothing else is trusted. None of them may be in flight.
+    pub fn give_up_memory(&mut self, window: &mut Window) {
+        while let Some(key) = self.pieces.iter().next().map(|(key, _)| key) {
+            let buf = self.pieces.remove(key).buf;
+            if buf.len > 0 {
+                window.give_back(buf);
+            }
+        }
+    }
+
     /// A piece whose request was not sent.
     fn next_not_sent(&mut self) -> Option<u32> {
         self.ready_reads
