@@ -180,7 +180,8 @@ impl Share {
             on_target_error: options.on_target_error,
             zero_detect: options.zero_detect,
             top: options.sync == SyncMode::Top && options.extents.is_none(),
-            target_is_zero,
+            // A layer's target may get its backing file later. Zeroes that are not written then show what is below.
+            target_is_zero: target_is_zero && options.sync != SyncMode::Top,
             keep_allocated: options.keep_allocated,
             zero_by_writing: AtomicBool::new(false),
             command: AtomicU32::new(0),
