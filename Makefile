@@ -9,7 +9,7 @@ HEADERS := $(wildcard include/*.h)
 help:
 	@echo 'make check   all that must hold: format, lints, docs, header, models, every test (.ci/run calls it)'
 	@echo 'make test    the tests alone'
-	@echo 'make loom    models of the lock-free bitmap, every interleaving'
+	@echo 'make loom    models of what threads share without locks, every interleaving'
 	@echo 'make soak    the long tests too, in release mode'
 	@echo 'make bench   the bitmap, and the comparison with fio, QEMU and dd (takes a while; best on an idle machine)'
 	@echo 'make demo    copy scratch disks, verify, and show how fast it was'
@@ -59,7 +59,7 @@ endif
 
 # Its own target directory, because the flag changes every crate.
 loom:
-	RUSTFLAGS='--cfg loom' $(CARGO) test --locked -p blkmirror-core --release --test loom_bitmap --target-dir target/loom
+	RUSTFLAGS='--cfg loom' $(CARGO) test --locked -p blkmirror-core --release --test 'loom_*' --target-dir target/loom
 
 test:
 	$(CARGO) test --locked --workspace

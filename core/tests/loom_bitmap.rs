@@ -12,29 +12,15 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "this is a test")]
 
+mod loom_kit;
+
 use blkmirror_core::bitmap::{Claims, DirtyBitmap, Sabotage};
 use blkmirror_core::units::{Chunk, ChunkRange, Granularity};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use loom::thread;
 
-/// Checks `model` in every interleaving, or with at most `preemptions` forced switches where that would take too long.
-fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = preemptions;
-    builder.max_branches = 100_000;
-    let runs = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let counter = std::sync::Arc::clone(&runs);
-    builder.check(move || {
-        counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        model();
-    });
-    println!("{} interleavings", runs.load(std::sync::atomic::Ordering::Relaxed));
-}
-
-fn chunks(start: u64, end: u64) -> ChunkRange {
-    ChunkRange::new(start, end)
-}
+use crate::loom_kit::{check, chunks};
 
 /// Source, target and what is known of them.
 struct Mirror {

@@ -29,7 +29,7 @@ mod claims;
 mod dirty;
 mod drain;
 mod pieces;
-mod sync;
+pub(crate) mod sync;
 mod tree;
 
 mod words;

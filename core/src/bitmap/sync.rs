@@ -1,4 +1,5 @@
-//! The atomics of the bitmap, its word size, and the two fences that tie a bit to the data it speaks of.
+//! The atomics of the bitmap and of the counters beside it, the bitmap's word size, and the two fences that tie a bit to the
+//! data it speaks of.
 //!
 //! Under `--cfg loom` the atomics are loom's, a word has 2 bits and the top level 1 word, so that a map of 8 chunks has
 //! three levels and a model checker can walk every interleaving of it.
@@ -47,9 +48,9 @@
 #![forbid(unsafe_code)]
 
 #[cfg(loom)]
-pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 #[cfg(not(loom))]
-pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bits in a word, and children of a summary word.
 pub(super) const WORD_BITS: u64 = if cfg!(loom) { 2 } else { 64 };

@@ -46,7 +46,7 @@ fn thread_main(
     if options.pin {
         core_set::pin(index);
     }
-    let outcome = with_ring(UringOptions { memory_bytes: options.window_bytes }, |ring| {
+    let outcome = with_ring(UringOptions::new(options.window_bytes), |ring| {
         // The engine waits for this answer, so it is always taken.
         let contiguous = ring.huge_bytes().is_some_and(|huge| huge >= options.window_bytes);
         let _ = ready.send(Ok((ring.waker(), contiguous)));

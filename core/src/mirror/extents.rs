@@ -5,9 +5,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::ByteRange;
 
 /// Extents in order without overlap; what lies between them is absent.
+///
+/// Neighbours of one kind are one extent here, whatever the list says: it cuts also where what lies below the topmost layer
+/// changes, or where data goes on elsewhere in the file. A cut inside a cluster would look as if the layer held a part of it.
 #[derive(Clone, Debug, Default)]
 pub struct ExtentMap {
-    /// Sorted, not empty, not overlapping.
+    /// Sorted, not empty, not overlapping, none absent, no neighbours of one kind.
     extents: Vec<Extent>,
 }
 
@@ -26,6 +29,14 @@ impl ExtentMap {
                     .because(format!("{} and {} overlap or are out of order", a.range, b.range)));
             }
         }
+        extents.retain(|e| e.kind != ExtentKind::Absent);
+        extents.dedup_by(|next, last| {
+            let goes_on = next.kind == last.kind && next.range.start() == last.range.end();
+            if goes_on {
+                last.range = ByteRange::new(last.range.start(), next.range.end());
+            }
+            goes_on
+        });
         Ok(Self { extents })
     }
 
@@ -61,6 +72,24 @@ mod tests {
         assert_eq!(map.status(20), extent(20, 30, ExtentKind::Absent));
         assert_eq!(map.status(39), extent(39, 40, ExtentKind::Zero));
         assert_eq!(map.status(40).kind, ExtentKind::Absent);
+    }
+
+    /// A layer that seems to end inside a cluster makes all of the cluster be copied.
+    #[test]
+    fn only_a_change_of_kind_ends_an_extent() {
+        use ExtentKind::{Absent, Data, Zero};
+        let map = ExtentMap::from_extents(vec![
+            extent(0, 10, Absent),
+            extent(10, 20, Absent),
+            extent(30, 40, Data),
+            extent(40, 50, Data),
+            extent(50, 60, Zero),
+            extent(60, 70, Zero),
+        ])
+        .unwrap();
+        assert_eq!(map.status(5), extent(5, 30, Absent));
+        assert_eq!(map.status(35), extent(35, 50, Data));
+        assert_eq!(map.status(50), extent(50, 70, Zero));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | `options` | what a host may choose |
 //! | `geometry` | sizes that follow from the options and the limits of both devices |
 //! | `share` | what the workers of a job share: bitmaps, sweep, command word, counters |
+//! | `activity` | who is at work: when a job is finished |
 //! | `sweep` | the cursor of the first pass, taken in order by all workers |
 //! | `copier` | one worker's part of a job as a state machine |
 //! | `coordinator` | the job's end: all copied, flush, verdict |
@@ -18,6 +19,7 @@
 //! | `progress` | counters, rate, time left |
 #![forbid(unsafe_code)]
 
+mod activity;
 mod coordinator;
 mod copier;
 mod extents;
@@ -29,6 +31,7 @@ mod progress;
 mod share;
 mod sweep;
 
+pub use activity::Activity;
 pub use coordinator::{Coordinator, Verdict};
 pub use copier::{Copier, Step};
 pub use extents::ExtentMap;

@@ -30,7 +30,8 @@ pub struct MirrorOptions {
     pub speed_bytes_per_s: u64,
     /// Look for zeroes in the data and carry them over as holes.
     pub zero_detect: bool,
-    /// The target is known to read as zeroes, so holes need no request.
+    /// The target is known to read as zeroes, so holes need no request. Of no effect with [`SyncMode::Top`]: there the
+    /// target's backing file, which may come later, decides what shows where nothing was written.
     pub target_is_zero: bool,
     /// Zeroes leave the target's space allocated; by default they give it back (QEMU's `unmap`).
     pub keep_allocated: bool,

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use super::activity::Activity;
 use super::geometry::Geometry;
 use super::limiter::Limiter;
 use super::options::{MirrorOptions, SyncMode};
@@ -135,10 +136,8 @@ pub struct Share {
     command: AtomicU32,
     /// The first failure.
     failure: OnceLock<Failure>,
-    /// How many workers hold a part of the sweep that they have not claimed yet.
-    sweeping: AtomicU32,
-    /// How many workers have work in hand (low half) and how often one took up work (high half).
-    activity: AtomicU64,
+    /// Who is at work.
+    pub(super) activity: Activity,
     /// With policy `ignore`: rounds so far.
     round: AtomicU32,
     /// With policy `ignore`: whether something failed since the last round began.
@@ -180,13 +179,13 @@ impl Share {
             on_target_error: options.on_target_error,
             zero_detect: options.zero_detect,
             top: options.sync == SyncMode::Top && options.extents.is_none(),
-            target_is_zero,
+            // A layer's target may get its backing file later. Zeroes that are not written then show what is below.
+            target_is_zero: target_is_zero && options.sync != SyncMode::Top,
             keep_allocated: options.keep_allocated,
             zero_by_writing: AtomicBool::new(false),
             command: AtomicU32::new(0),
             failure: OnceLock::new(),
-            sweeping: AtomicU32::new(0),
-            activity: AtomicU64::new(0),
+            activity: Activity::default(),
             round: AtomicU32::new(0),
             round_pending: AtomicBool::new(false),
             round_at_ns: AtomicU64::new(0),
@@ -316,16 +315,6 @@ impl Share {
         }
     }
 
-    /// A worker is going to take a part of the sweep: said *before* it does.
-    pub(super) fn begin_sweep(&self) {
-        self.sweeping.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// A worker has claimed, or put back, all that it took of the sweep.
-    pub(super) fn end_sweep(&self) {
-        self.sweeping.fetch_sub(1, Ordering::AcqRel);
-    }
-
     /// Whether every chunk was claimed from the sweep once.
     ///
     /// Dirty chunks are taken up only then. So a run from the sweep is always the first to write its chunks to the
@@ -333,7 +322,7 @@ impl Share {
     /// to a chunk that the sweep took but did not claim could be copied first, zeroed by the guest, and then be skipped
     /// because "the target is zero there".
     pub(crate) fn sweep_is_claimed(&self) -> bool {
-        self.sweep.is_over() && self.sweeping.load(Ordering::Acquire) == 0
+        self.activity.sweep_is_claimed(|| self.sweep.is_over())
     }
 
     /// Whether the protocol is broken on purpose in this way.
@@ -349,34 +338,16 @@ impl Share {
         false
     }
 
-    /// A worker takes up work: said *before* it looks for any.
-    pub(super) fn begin_work(&self) {
-        self.activity.fetch_add((1 << 32) + 1, Ordering::AcqRel);
-    }
-
-    /// A worker has nothing in hand any more: said *after* its last dirty bit was set and its last claim released.
-    pub(super) fn end_work(&self) {
-        self.activity.fetch_sub(1, Ordering::AcqRel);
-    }
-
     /// Whether nothing is left to copy and nobody has anything in hand.
-    ///
-    /// A worker counts itself in before it looks for work and out after it gave everything back, and each counting-in
-    /// changes the word. So when the word says "nobody" before and after the look at the bitmap and did not change in
-    /// between, no worker held a chunk at the moment of the look: what the bitmap said was all there was.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        let before = self.activity.load(Ordering::Acquire);
-        before & 0xffff_ffff == 0
-            && self.sweep.is_over()
-            && self.dirty.is_clean()
-            && self.activity.load(Ordering::Acquire) == before
+        self.activity.is_finished(|| self.sweep.is_over() && self.dirty.is_clean())
     }
 
     /// Whether no worker has anything in hand.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.activity.load(Ordering::Acquire) & 0xffff_ffff == 0
+        self.activity.is_idle()
     }
 
     /// Whether zeroes are written as data because the target cannot zero.

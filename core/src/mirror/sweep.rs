@@ -5,8 +5,7 @@
 //! atomic read-modify-write on the same word, so every byte is handed out exactly once: the returned ranges are the gaps
 //! between consecutive values of a counter that only grows.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use crate::bitmap::sync::{AtomicU64, Ordering};
 use crate::units::ByteRange;
 
 /// The shared cursor.

@@ -45,7 +45,7 @@ pub fn kernel_release() -> String {
 pub fn probe() -> Result<KernelSupport> {
     let memory_bytes = crate::buffer::DEFAULT_WINDOW_BYTES;
     let (setup, huge) =
-        with_ring(UringOptions { memory_bytes }, |ring| (ring.setup().clone(), ring.huge_bytes()))?;
+        with_ring(UringOptions::new(memory_bytes), |ring| (ring.setup().clone(), ring.huge_bytes()))?;
     let huge_why = match huge {
         Some(bytes) if bytes >= memory_bytes => String::new(),
         Some(bytes) => format!(

@@ -53,6 +53,30 @@ const CANCEL_PATIENCE_NS: u64 = 300_000_000;
 pub struct UringOptions {
     /// Bytes of copy memory.
     pub memory_bytes: u64,
+    /// What to do without, as on an older kernel.
+    pub limits: UringLimits,
+}
+
+/// What a ring does without although the kernel has it. For tests: every fallback must be seen to work on one kernel.
+#[doc(hidden)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct UringLimits {
+    /// How many of the best sets of flags are passed over; the last set is never.
+    pub skip_rungs: usize,
+    /// No waiting for batches (6.12) and no sleep outside the iowait statistics (6.15).
+    pub no_new_waits: bool,
+    /// The copy memory is not registered.
+    pub no_fixed_buffer: bool,
+    /// The ring's own descriptor is not registered.
+    pub no_ring_fd: bool,
+}
+
+impl UringOptions {
+    /// A ring with so much copy memory and all that the kernel has.
+    #[must_use]
+    pub fn new(memory_bytes: u64) -> Self {
+        Self { memory_bytes, limits: UringLimits::default() }
+    }
 }
 
 /// The eventfd behind [`Wake`].
@@ -100,12 +124,12 @@ pub struct UringRing<'r> {
 /// When memory is short, or io_uring is missing, forbidden or too old; the text says which and what to do.
 pub fn with_ring<T>(options: UringOptions, body: impl FnOnce(&mut UringRing<'_>) -> T) -> Result<T> {
     let mut region = ManuallyDrop::new(Region::new(options.memory_bytes)?);
-    let (mut io, mut setup) = setup::build(SQ_ENTRIES, MAX_IN_FLIGHT * 2)?;
+    let (mut io, mut setup) = setup::build(SQ_ENTRIES, MAX_IN_FLIGHT * 2, options.limits)?;
     let out;
     let drained;
     {
         let (mut submitter, sq, cq) = io.split();
-        setup.register(&mut submitter, &region, MAX_DEVICES)?;
+        setup.register(&mut submitter, &region, MAX_DEVICES, options.limits)?;
         // Not O_NONBLOCK: io_uring would complete the read with EAGAIN instead of waiting for a wake-up.
         let fd = eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(|e| Error::from_io("create an eventfd for the ring", e))?;
@@ -212,6 +236,8 @@ impl UringRing<'_> {
         if self.setup.no_iowait {
             flags |= EnterFlags::NO_IOWAIT;
         }
+        // The kernel counts what was taken off the queue as still there until it is told, and would not sleep.
+        self.cq.sync();
         self.enters += 1;
         let want = u32::try_from(want).unwrap_or(u32::MAX);
         // SAFETY: the argument is the kernel's io_uring_getevents_arg (SubmitArgs is transparent around it) as EXT_ARG

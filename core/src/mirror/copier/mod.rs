@@ -280,7 +280,7 @@ impl Copier {
     fn count_in(&mut self) {
         if !self.working {
             self.working = true;
-            self.share.begin_work();
+            self.share.activity.begin_work();
         }
     }
 
@@ -288,7 +288,7 @@ impl Copier {
     fn leave_sweep(&mut self) {
         if self.sweeping && self.segment.is_empty() && self.spare.is_empty() {
             self.sweeping = false;
-            self.share.end_sweep();
+            self.share.activity.end_sweep();
         }
     }
 
@@ -298,7 +298,7 @@ impl Copier {
             self.pieces.is_empty() && self.open.is_none() && self.segment.is_empty() && self.spare.is_empty();
         if self.working && empty {
             self.working = false;
-            self.share.end_work();
+            self.share.activity.end_work();
         }
     }
 

@@ -76,7 +76,7 @@ impl Copier {
         if self.segment.is_empty() && !self.share.sweep.is_over() {
             if !self.sweeping {
                 self.sweeping = true;
-                self.share.begin_sweep();
+                self.share.activity.begin_sweep();
             }
             self.segment = self.share.sweep.take(self.share.geometry.segment_bytes).unwrap_or_default();
         }

@@ -7,6 +7,7 @@ use io_uring::{IoUring, Submitter};
 
 use crate::buffer::Region;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ring::uring::UringLimits;
 
 /// Sets of flags, best first, each with the kernel that brought it.
 const LADDER: [Rung; 4] = [
@@ -67,9 +68,9 @@ pub struct Setup {
 }
 
 /// Builds a ring with the best flags that the kernel takes.
-pub(super) fn build(entries: u32, cq_entries: u32) -> Result<(IoUring, Setup)> {
+pub(super) fn build(entries: u32, cq_entries: u32, limits: UringLimits) -> Result<(IoUring, Setup)> {
     let mut last = io::Error::from_raw_os_error(libc::ENOSYS);
-    for rung in LADDER {
+    for rung in LADDER.into_iter().skip(limits.skip_rungs.min(LADDER.len() - 1)) {
         let mut builder = IoUring::builder();
         builder.setup_cqsize(cq_entries).dontfork();
         if rung.single {
@@ -82,7 +83,7 @@ pub(super) fn build(entries: u32, cq_entries: u32) -> Result<(IoUring, Setup)> {
             builder.setup_no_sqarray();
         }
         match builder.build(entries) {
-            Ok(ring) => return accept(ring, rung),
+            Ok(ring) => return accept(ring, rung, limits),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = e,
             Err(e) => return Err(refused(e)),
         }
@@ -91,7 +92,7 @@ pub(super) fn build(entries: u32, cq_entries: u32) -> Result<(IoUring, Setup)> {
 }
 
 /// Checks that the kernel has the floor of what is needed, and notes what it has beyond.
-fn accept(ring: IoUring, rung: Rung) -> Result<(IoUring, Setup)> {
+fn accept(ring: IoUring, rung: Rung, limits: UringLimits) -> Result<(IoUring, Setup)> {
     let params = ring.params();
     // All of these came by 5.11; a kernel without them cannot time a wait or keep every completion.
     let floor = params.is_feature_ext_arg() && params.is_feature_nodrop() && params.is_feature_fast_poll();
@@ -103,8 +104,8 @@ fn accept(ring: IoUring, rung: Rung) -> Result<(IoUring, Setup)> {
         flags_since: rung.since,
         deferred: rung.single,
         no_sq_array: rung.no_array,
-        min_wait: params.is_feature_min_timeout(),
-        no_iowait: params.is_feature_no_iowait(),
+        min_wait: params.is_feature_min_timeout() && !limits.no_new_waits,
+        no_iowait: params.is_feature_no_iowait() && !limits.no_new_waits,
         ..Setup::default()
     };
     Ok((ring, setup))
@@ -157,18 +158,26 @@ impl Setup {
         submitter: &mut Submitter<'_>,
         region: &Region,
         devices: usize,
+        limits: UringLimits,
     ) -> Result<()> {
         submitter
             .register_files(&vec![-1; devices])
             .map_err(|e| Error::from_io("register a table of devices with the io_uring", e))?;
+        if !limits.no_fixed_buffer {
+            self.register_memory(submitter, region);
+        }
+        self.ring_fd = !limits.no_ring_fd && submitter.register_ring_fd().is_ok();
+        Ok(())
+    }
+
+    /// Registers the copy memory as one buffer; without that every request looks its pages up.
+    fn register_memory(&mut self, submitter: &Submitter<'_>, region: &Region) {
         let memory = libc::iovec { iov_base: region.as_ptr().cast(), iov_len: region.len() };
         // SAFETY: the region stays mapped until the ring is gone (`with_ring` drops them in this order or leaks it).
         match unsafe { submitter.register_buffers(&[memory]) } {
             Ok(()) => self.fixed_buffer = true,
             Err(e) => self.buffer_refused = Some(why_not_registered(&e)),
         }
-        self.ring_fd = submitter.register_ring_fd().is_ok();
-        Ok(())
     }
 }
 

@@ -1,0 +1,73 @@
+//! Who is at work: the counters that say when a job is finished, and when dirty chunks may be taken up.
+//!
+//! Both questions have answers that do not add up: "nothing is dirty" and "nobody has anything in hand", asked one after
+//! the other, do not mean that nothing is left, for a worker may have taken a chunk, failed, marked it again and let it go
+//! in between. So workers count themselves in before they look and out after they gave everything back, and who asks
+//! checks that nobody came in while he looked. `tests/loom_mirror.rs` walks every interleaving of it.
+
+use crate::bitmap::sync::{AtomicU64, Ordering};
+
+/// The low half of the word: workers that have work in hand.
+const AT_WORK: u64 = 0xffff_ffff;
+
+/// The counters of a job.
+#[derive(Debug)]
+pub struct Activity {
+    /// How many workers have work in hand (low half) and how often one took up work (high half).
+    working: AtomicU64,
+    /// How many workers hold a part of the sweep that they have not claimed yet.
+    sweeping: AtomicU64,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self { working: AtomicU64::new(0), sweeping: AtomicU64::new(0) }
+    }
+}
+
+impl Activity {
+    /// A worker takes up work: said *before* it looks for any.
+    pub fn begin_work(&self) {
+        self.working.fetch_add((1 << 32) + 1, Ordering::AcqRel);
+    }
+
+    /// A worker has nothing in hand any more: said *after* its last dirty bit was set and its last claim released.
+    pub fn end_work(&self) {
+        self.working.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A worker is going to take a part of the sweep: said *before* it does.
+    pub fn begin_sweep(&self) {
+        self.sweeping.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A worker has claimed, or put back, all that it took of the sweep.
+    pub fn end_sweep(&self) {
+        self.sweeping.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether no worker has anything in hand.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.working.load(Ordering::Acquire) & AT_WORK == 0
+    }
+
+    /// Whether every chunk was claimed from the sweep once. `is_over` says whether all of the sweep is taken.
+    ///
+    /// It is asked first: who sees the last part taken sees also who took it, counted in.
+    #[must_use]
+    pub fn sweep_is_claimed(&self, is_over: impl FnOnce() -> bool) -> bool {
+        is_over() && self.sweeping.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether nothing is left to copy and nobody has anything in hand. `nothing_left` looks at the sweep and the bitmap.
+    ///
+    /// A worker counts itself in before it looks for work and out after it gave everything back, and each counting-in
+    /// changes the word. So when the word says "nobody" before and after the look and did not change in between, no
+    /// worker held a chunk at the moment of the look: what it showed was all there was.
+    #[must_use]
+    pub fn is_finished(&self, nothing_left: impl FnOnce() -> bool) -> bool {
+        let before = self.working.load(Ordering::Acquire);
+        before & AT_WORK == 0 && nothing_left() && self.working.load(Ordering::Acquire) == before
+    }
+}

@@ -1,0 +1,217 @@
+//! What a copy costs, counted and not timed: allocations, threads, system calls.
+//!
+//! **Every buffer has a bound**: once a job runs, its workers allocate nothing per request, so the count does not depend on the
+//! size of the disk. A counting allocator shows it, for the threads of the engine alone.
+#![allow(unsafe_code, reason = "a global allocator cannot be written without")]
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on; the exemption misses its helpers")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use blkmirror_core::buffer::BufRange;
+use blkmirror_core::device::{Device, TargetOptions};
+use blkmirror_core::engine::{Engine, EngineOptions, MirrorOptions, Outcome, TargetState};
+use blkmirror_core::ring::uring::{UringOptions, with_ring};
+use blkmirror_core::ring::{Op, Request, Ring, Tag, Wait};
+use blkmirror_core::units::{ByteRange, Granularity, KIB, MIB};
+
+/// Counts allocations while [`COUNTING`] is on, except those of threads that have opted out.
+struct Counting;
+
+/// Whether allocations are counted.
+static COUNTING: AtomicBool = AtomicBool::new(false);
+/// Allocations counted.
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Whether this thread is one of the test's own.
+    static OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Counts one.
+fn count() {
+    if COUNTING.load(Ordering::Relaxed) && !OURS.try_with(Cell::get).unwrap_or(true) {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`, which is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `realloc`, which is passed on.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`, which is passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test at a time: the counter and the number of threads are the whole process's. What this thread allocates is not
+/// counted.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    OURS.set(true);
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A directory on a file system with O_DIRECT.
+fn scratch() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("blkmirror-counts").tempdir_in("/dev/shm").unwrap()
+}
+
+/// A source of `len` bytes with a hole after each 64 KiB of data, and a target full of other bytes.
+fn files(dir: &Path, len: u64) {
+    let source = File::create(dir.join("source")).unwrap();
+    source.set_len(len).unwrap();
+    for at in (0..len).step_by(128 << 10) {
+        source.write_all_at(&[0x5a; 64 << 10], at).unwrap();
+    }
+    let target = File::create(dir.join("target")).unwrap();
+    for at in (0..len).step_by(1 << 20) {
+        target.write_all_at(&[0xee; 1 << 20], at).unwrap();
+    }
+}
+
+/// An engine with `workers` workers.
+fn engine(workers: usize) -> Engine {
+    let options = EngineOptions { workers: NonZeroUsize::new(workers), ..EngineOptions::default() };
+    Engine::start(options).unwrap()
+}
+
+/// Copies in `dir`.
+fn copy(engine: &Engine, dir: &Path, options: &MirrorOptions) -> Outcome {
+    let source = Device::open_source(&dir.join("source")).unwrap();
+    let target = Device::open_target(&dir.join("target"), TargetOptions::default()).unwrap();
+    let outcome = engine.mirror(source, target, options.clone()).unwrap().wait();
+    assert_eq!(outcome.target, TargetState::Complete, "{:?}", outcome.error);
+    outcome
+}
+
+/// What the engine's threads allocate for one job.
+fn allocations(engine: &Engine, dir: &Path, options: &MirrorOptions) -> u64 {
+    ALLOCATIONS.store(0, Ordering::Relaxed);
+    COUNTING.store(true, Ordering::Relaxed);
+    copy(engine, dir, options);
+    COUNTING.store(false, Ordering::Relaxed);
+    ALLOCATIONS.load(Ordering::Relaxed)
+}
+
+/// Data, holes that are punched, a flush; the larger disk has eight times as many requests of each kind.
+#[test]
+fn workers_allocate_nothing_per_request() {
+    let _one = alone();
+    let (small, large) = (scratch(), scratch());
+    files(small.path(), 8 * MIB);
+    files(large.path(), 64 * MIB);
+    for workers in [1, 2] {
+        for zero_detect in [false, true] {
+            let engine = engine(workers);
+            let granularity = Granularity::new(64 * KIB).ok();
+            let options = MirrorOptions { granularity, zero_detect, ..MirrorOptions::default() };
+            // A worker's thread for zeroing is started, once, by the first job that gives it a hole.
+            for _ in 0..100 {
+                copy(&engine, small.path(), &options);
+                if threads() == 2 * workers {
+                    break;
+                }
+            }
+            let few = allocations(&engine, small.path(), &options);
+            let many = allocations(&engine, large.path(), &options);
+            println!("{workers} workers, zero detection {zero_detect}: {few} for 8 MiB, {many} for 64 MiB");
+            assert!(few > 0, "nothing was counted: a job's part is allocated by its worker");
+            assert_eq!(few, many, "{workers} workers, zero detection {zero_detect}");
+        }
+    }
+}
+
+/// The engine's threads in this process, by their names.
+fn threads() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    // A thread that ends meanwhile has no name any more.
+    tasks.filter(|task| name_of(task.as_ref().unwrap()).starts_with("blkm-")).count()
+}
+
+/// A thread's name.
+fn name_of(task: &fs::DirEntry) -> String {
+    fs::read_to_string(task.path().join("comm")).unwrap_or_default()
+}
+
+/// One for each worker, and one beside each for what blocks. Jobs add none, and the end of the engine takes them away.
+#[test]
+fn an_engine_has_two_threads_for_each_worker_at_most() {
+    let _one = alone();
+    let dir = scratch();
+    files(dir.path(), 8 * MIB);
+    assert_eq!(threads(), 0);
+    for workers in [1, 2, 4] {
+        let engine = engine(workers);
+        assert_eq!(threads(), workers, "an idle engine");
+        for _ in 0..3 {
+            copy(&engine, dir.path(), &MirrorOptions::default());
+            let now = threads();
+            assert!((workers + 1..=2 * workers).contains(&now), "{now} threads of {workers} workers");
+        }
+        engine.shutdown();
+        // The kernel takes a thread off the list a moment after it has been waited for.
+        let patience = Instant::now() + Duration::from_secs(2);
+        while threads() > 0 && Instant::now() < patience {
+            std::thread::yield_now();
+        }
+        assert_eq!(threads(), 0, "after its end");
+    }
+}
+
+/// Requests are submitted and their completions collected in batches: one system call serves several.
+#[test]
+fn a_full_queue_needs_fewer_system_calls_than_requests() {
+    let _one = alone();
+    let dir = scratch();
+    files(dir.path(), 8 * MIB);
+    with_ring(UringOptions::new(2 * MIB), |ring| {
+        let source = Arc::new(Device::open_source(&dir.path().join("source")).unwrap());
+        let slot = ring.attach(&source).unwrap();
+        let (pieces, depth) = (8 * MIB / (4 * KIB), 64);
+        let before = ring.enters();
+        let (mut sent, mut done) = (0, 0);
+        while done < pieces {
+            while sent < pieces && sent - done < depth {
+                let start = u32::try_from(sent % depth * 4 * KIB).unwrap();
+                let op = Op::Read(BufRange { start, len: 4096 });
+                let request = Request { device: slot, range: ByteRange::at(sent * 4 * KIB, 4 * KIB), op };
+                ring.push(request, Tag(sent)).unwrap();
+                sent += 1;
+            }
+            let completions = (ring.in_flight() / 2).clamp(1, 32);
+            ring.enter(Wait { completions, batch_ns: 1_000_000, timeout_ns: None }).unwrap();
+            while let Some(completion) = ring.pop() {
+                assert_eq!(completion.result, Ok(4 * KIB));
+                done += 1;
+            }
+        }
+        let enters = ring.enters() - before;
+        println!("{enters} system calls for {pieces} requests");
+        // A file in memory completes while it is submitted, so half a queue is the least that each call collects.
+        assert!(enters <= pieces / 16, "{enters} system calls for {pieces} requests");
+        ring.detach(slot);
+    })
+    .unwrap();
+}
