@@ -55,8 +55,8 @@ pub(super) struct JobCore {
     wakers: Vec<Arc<dyn Wake>>,
     /// When the job was made.
     started_ns: u64,
-    /// The verdict and when it was given.
-    verdict: OnceLock<(Verdict, u64)>,
+    /// The verdict and when it was given, by the ring's clock and by the host's.
+    verdict: OnceLock<(Verdict, u64, Instant)>,
     /// Workers that still hold their part.
     parts: AtomicUsize,
     /// Jobs of the engine; this one counts until its last part is gone.
@@ -115,7 +115,7 @@ impl JobCore {
 
     /// The home worker's verdict: the job is over.
     pub(super) fn conclude(&self, verdict: Verdict, now_ns: u64) {
-        if self.verdict.set((verdict, now_ns)).is_ok() {
+        if self.verdict.set((verdict, now_ns, Instant::now())).is_ok() {
             self.emit(Event::Concluded);
         }
         self.signal();
@@ -129,7 +129,7 @@ impl JobCore {
 
     /// When the verdict was given.
     pub(super) fn over_since_ns(&self) -> Option<u64> {
-        self.verdict.get().map(|&(_, at_ns)| at_ns)
+        self.verdict.get().map(|&(_, at_ns, _)| at_ns)
     }
 
     /// A worker has let go of its part.
@@ -188,7 +188,7 @@ impl JobCore {
 
     /// The outcome, once the verdict is there.
     fn outcome(&self) -> Option<Outcome> {
-        let &(verdict, at_ns) = self.verdict.get()?;
+        let &(verdict, at_ns, _) = self.verdict.get()?;
         let complete = verdict == Verdict::Complete;
         let mut progress = self.share.progress();
         progress.status = JobStatus::Concluded;
@@ -280,21 +280,17 @@ impl Job {
     pub fn wait_for(&self, time: Duration) -> Option<Outcome> {
         let core = &*self.core;
         let deadline = Instant::now().checked_add(time);
-        let mut let_go: Option<Instant> = None;
         let mut guard = core.over.0.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let now = Instant::now();
-            let until = if core.is_over() {
-                if core.parts.load(Ordering::Acquire) == 0 {
-                    return core.outcome();
-                }
-                Some(*let_go.get_or_insert(now + LET_GO))
-            } else {
-                deadline
-            };
+            let let_go = core.verdict.get().map(|&(_, _, at)| at + LET_GO);
+            if let_go.is_some_and(|at| core.parts.load(Ordering::Acquire) == 0 || now >= at) {
+                return core.outcome();
+            }
+            let until = deadline.into_iter().chain(let_go).min();
             let left = until.map_or(LONG, |until| until.saturating_duration_since(now));
             if left.is_zero() {
-                return core.outcome();
+                return None;
             }
             guard = core.over.1.wait_timeout(guard, left.min(LONG)).unwrap_or_else(PoisonError::into_inner).0;
         }
