@@ -85,8 +85,8 @@ impl Job {
     /// A worker takes up what it finds dirty; if `fails`, the copy of the first chunk fails and it leaves.
     fn dirty_round(&self, fails: bool) {
         let late = self.broken == Broken::CountsInLate;
-        if !late {
-            self.activity.begin_work();
+        if !late && !self.activity.begin_work() {
+            return;
         }
         let mut failed = None;
         let mut from = 0;
@@ -97,7 +97,7 @@ impl Job {
             }
             if late {
                 self.dirty.clear(run);
-                self.activity.begin_work();
+                assert!(self.activity.begin_work(), "nobody closes here");
             }
             self.copy(run, !fails);
             if late {
@@ -118,7 +118,7 @@ impl Job {
 
     /// A worker takes one chunk from the sweep.
     fn sweep_round(&self) {
-        self.activity.begin_work();
+        assert!(self.activity.begin_work(), "nobody closes here");
         if self.broken != Broken::SweepsInLate {
             self.activity.begin_sweep();
         }
