@@ -357,7 +357,9 @@ mod tests {
 
     #[test]
     fn a_line_break_in_a_name_does_not_make_a_second_line() {
-        let text = Error::from_errno("open", libc::ENOENT).at("a\nblkmirror: all is well\x1b[2J\u{2028}").to_string();
+        let text = Error::from_errno("open", libc::ENOENT)
+            .at("a\nblkmirror: all is well\x1b[2J\u{2028}")
+            .to_string();
         assert!(text.starts_with("cannot open a\\nblkmirror: all is well\\u{1b}[2J\\u{2028}: "), "{text}");
         let umlaut = Error::new(ErrorKind::Io, "open").at("größe 'x'").to_string();
         assert_eq!(umlaut, "cannot open größe 'x'");
