@@ -1,10 +1,15 @@
 //! The engine on real files: what went in comes out, and nothing else is touched.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on; the exemption misses its helpers")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where it cannot go on; the exemption misses its helpers"
+)]
 
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use blkmirror_core::device::{Device, TargetOptions};
 use blkmirror_core::engine::{Engine, EngineOptions, MirrorOptions, Outcome, TargetState};
@@ -90,4 +95,53 @@ fn holes_come_out_as_zeroes_and_as_holes() {
             assert!(outcome.progress.zeroed_bytes > 50 * MIB, "{:?}", outcome.progress);
         }
     }
+}
+
+/// A worker that comes and goes while the home looks must not leave the home asleep: the job would never end.
+#[test]
+fn many_short_jobs_with_several_workers_all_end() {
+    let dir = tempfile::Builder::new().prefix("blkmirror-copy").tempdir_in("/dev/shm").unwrap();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    fs::write(&source, noise(65536, 1)).unwrap();
+    File::options().write(true).open(&source).unwrap().set_len(256 * MIB).unwrap();
+    File::create(&target).unwrap().set_len(256 * MIB).unwrap();
+    let options = EngineOptions { workers: NonZeroUsize::new(3), ..EngineOptions::default() };
+    let engine = Engine::start(options).unwrap();
+    for n in 0..3000 {
+        let source = Device::open_source(&source).unwrap();
+        // The target of the last job is free again when that job is over.
+        let target = Device::open_target(&target, TargetOptions::default()).unwrap();
+        let job = engine.mirror(source, target, MirrorOptions::default()).unwrap();
+        let outcome = job.wait_for(Duration::from_secs(20)).unwrap_or_else(|| {
+            panic!("job {n} does not end: {:?}", job.progress());
+        });
+        assert_eq!(outcome.target, TargetState::Complete, "job {n}: {:?}", outcome.error);
+    }
+}
+
+#[test]
+fn an_engine_refuses_more_jobs_than_it_can_carry_and_targets_that_are_sources() {
+    let dir = scratch();
+    let (source, target) = pair(dir.path(), &noise(65536, 3));
+    let engine = Engine::start(EngineOptions::default()).unwrap();
+    let slow = MirrorOptions { speed_bytes_per_s: 1, ..MirrorOptions::default() };
+    let jobs: Vec<_> = (0..Engine::MAX_JOBS)
+        .map(|n| {
+            let target = Device::create_target(&dir.path().join(format!("t{n}")), 65536).unwrap();
+            engine.mirror(Device::open_source(&source).unwrap(), target, slow.clone()).unwrap()
+        })
+        .collect();
+    let open = |path: &Path| Device::open_target(path, TargetOptions::default()).unwrap();
+    let e = engine.mirror(Device::open_source(&source).unwrap(), open(&target), slow.clone()).unwrap_err();
+    assert_eq!(e.kind(), blkmirror_core::ErrorKind::QueueFull, "{e}");
+    jobs[0].cancel();
+    assert!(jobs[0].wait().cancelled);
+    let twice = engine.mirror(
+        Device::open_source(&source).unwrap(),
+        Device::open_source(&target).unwrap(),
+        slow.clone(),
+    );
+    assert!(twice.unwrap_err().to_string().contains("opened as a source"));
+    // A job that could not be started does not count.
+    drop(engine.mirror(Device::open_source(&source).unwrap(), open(&target), slow).unwrap());
 }

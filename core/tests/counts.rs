@@ -127,18 +127,13 @@ fn workers_allocate_nothing_per_request() {
             let engine = engine(workers);
             let granularity = Granularity::new(64 * KIB).ok();
             let options = MirrorOptions { granularity, zero_detect, ..MirrorOptions::default() };
-            // A worker's thread for zeroing is started, once, by the first job that gives it a hole.
-            for _ in 0..100 {
-                copy(&engine, small.path(), &options);
-                if threads() == 2 * workers {
-                    break;
-                }
-            }
             let few = allocations(&engine, small.path(), &options);
             let many = allocations(&engine, large.path(), &options);
             println!("{workers} workers, zero detection {zero_detect}: {few} for 8 MiB, {many} for 64 MiB");
             assert!(few > 0, "nothing was counted: a job's part is allocated by its worker");
-            assert_eq!(few, many, "{workers} workers, zero detection {zero_detect}");
+            // The thread for what blocks is started by each worker that meets a hole, which is not the same ones each time.
+            let threads = 20 * u64::try_from(workers).unwrap();
+            assert!(many <= few + threads, "{workers} workers, zero detection {zero_detect}: {few}, {many}");
         }
     }
 }
@@ -150,12 +145,22 @@ fn threads() -> usize {
     tasks.filter(|task| name_of(task.as_ref().unwrap()).starts_with("blkm-")).count()
 }
 
+/// Waits for so many engine threads: the kernel takes one off the list a moment after it has been waited for.
+fn settle(count: usize, when: &str) {
+    let patience = Instant::now() + Duration::from_secs(2);
+    while threads() != count && Instant::now() < patience {
+        std::thread::yield_now();
+    }
+    assert_eq!(threads(), count, "{when}");
+}
+
 /// A thread's name.
 fn name_of(task: &fs::DirEntry) -> String {
     fs::read_to_string(task.path().join("comm")).unwrap_or_default()
 }
 
-/// One for each worker, and one beside each for what blocks. Jobs add none, and the end of the engine takes them away.
+/// One for each worker, and while a job runs one beside each for what blocks. The job's end takes those away, and the end
+/// of the engine the others.
 #[test]
 fn an_engine_has_two_threads_for_each_worker_at_most() {
     let _one = alone();
@@ -166,17 +171,16 @@ fn an_engine_has_two_threads_for_each_worker_at_most() {
         let engine = engine(workers);
         assert_eq!(threads(), workers, "an idle engine");
         for _ in 0..3 {
-            copy(&engine, dir.path(), &MirrorOptions::default());
-            let now = threads();
-            assert!((workers + 1..=2 * workers).contains(&now), "{now} threads of {workers} workers");
+            let source = Device::open_source(&dir.path().join("source")).unwrap();
+            let target = Device::open_target(&dir.path().join("target"), TargetOptions::default()).unwrap();
+            let job = engine.mirror(source, target, MirrorOptions::default()).unwrap();
+            while job.wait_for(Duration::ZERO).is_none() {
+                assert!((workers..=2 * workers).contains(&threads()), "{} threads", threads());
+            }
+            settle(workers, "after a job");
         }
         engine.shutdown();
-        // The kernel takes a thread off the list a moment after it has been waited for.
-        let patience = Instant::now() + Duration::from_secs(2);
-        while threads() > 0 && Instant::now() < patience {
-            std::thread::yield_now();
-        }
-        assert_eq!(threads(), 0, "after its end");
+        settle(0, "after its end");
     }
 }
 

@@ -3,7 +3,12 @@
 //! On a new kernel only the best set is ever used, so the others would be seen to work only by the users of old ones. What
 //! a ring does without is forced here; the kernel under it stays the new one, so this shows that the code paths are
 //! right, not that an old kernel takes the flags.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on; the exemption misses its helpers")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where it cannot go on; the exemption misses its helpers"
+)]
+#![allow(clippy::cast_possible_truncation, reason = "all numbers here are small")]
 
 use std::fs;
 use std::os::unix::fs::FileExt;

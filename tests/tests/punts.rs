@@ -13,6 +13,9 @@ use std::process::{Command, Stdio};
 use blkmirror_testkit::{Ext4OnLoop, KIB, LoopDevice, LoopOptions, MIB, fill, needs, run::tracefs};
 use blkmirror_tests::{assert_equal, binary};
 
+/// The number of io_uring_enter, the same on every architecture.
+const SYS_IO_URING_ENTER: u32 = 426;
+
 /// A private buffer of the kernel's tracing; removed when dropped.
 struct Trace {
     /// Its directory in tracefs.
@@ -20,7 +23,7 @@ struct Trace {
 }
 
 impl Trace {
-    /// Counts punts of process `pid`, and of every thread it will have.
+    /// Counts punts, requests and system calls of process `pid`, and of every thread it will have.
     fn of(pid: u32, name: &str) -> Self {
         let path = tracefs().unwrap().join(format!("instances/blkmirror-kit-{}-{name}", std::process::id()));
         fs::create_dir(&path).unwrap();
@@ -31,6 +34,15 @@ impl Trace {
         trace
     }
 
+    /// Counts requests and calls of io_uring_enter too.
+    fn with_calls(self) -> Self {
+        self.set("buffer_size_kb", "4096");
+        self.set("events/io_uring/io_uring_submit_req/enable", "1");
+        self.set("events/raw_syscalls/sys_enter/filter", &format!("id == {SYS_IO_URING_ENTER}"));
+        self.set("events/raw_syscalls/sys_enter/enable", "1");
+        self
+    }
+
     /// Writes a setting.
     fn set(&self, file: &str, value: &str) {
         fs::write(self.path.join(file), value).unwrap_or_else(|error| panic!("{file}: {error}"));
@@ -38,8 +50,13 @@ impl Trace {
 
     /// The punts so far, one line each.
     fn punts(&self) -> Vec<String> {
+        self.lines("io_uring_queue_async_work:")
+    }
+
+    /// What was seen of an event so far, one line each.
+    fn lines(&self, event: &str) -> Vec<String> {
         let text = fs::read_to_string(self.path.join("trace")).unwrap();
-        text.lines().filter(|line| line.contains("io_uring_queue_async_work:")).map(str::to_owned).collect()
+        text.lines().filter(|line| line.contains(event)).map(str::to_owned).collect()
     }
 }
 
@@ -53,6 +70,12 @@ impl Drop for Trace {
 /// Runs the copy and returns its punts.
 #[track_caller]
 fn punts(name: &str, source: &Path, target: &Path, options: &[&str]) -> Vec<String> {
+    traced_copy(source, target, options, |pid| Trace::of(pid, name)).punts()
+}
+
+/// Runs the copy under a trace.
+#[track_caller]
+fn traced_copy(source: &Path, target: &Path, options: &[&str], trace: impl FnOnce(u32) -> Trace) -> Trace {
     // The shell waits for a line before it becomes the command, so that the trace knows its process by then.
     let mut child = Command::new("sh")
         .args(["-c", "read line; exec \"$@\"", "sh"])
@@ -64,10 +87,10 @@ fn punts(name: &str, source: &Path, target: &Path, options: &[&str]) -> Vec<Stri
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    let trace = Trace::of(child.id(), name);
+    let trace = trace(child.id());
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
     assert!(child.wait().unwrap().success());
-    trace.punts()
+    trace
 }
 
 #[test]
@@ -127,6 +150,73 @@ fn nothing_is_punted_from_a_scattered_ext4_file() {
     let found = punts("scattered", &source, &target, &["--target-is-zero"]);
     assert!(found.is_empty(), "{} punts, the first: {}", found.len(), found[0]);
     assert_equal(&source, &target);
+}
+
+/// Takes a file out of the page cache: a direct write to a range that is in there is punted, to throw it out.
+fn drop_cache(path: &Path) {
+    let file = fs::File::open(path).unwrap();
+    file.sync_all().unwrap();
+    nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+}
+
+/// Zeroing and flushing through io_uring are punted always, so they go another way.
+#[test]
+fn nothing_is_punted_by_zeroing_and_flushing() {
+    needs!(Ext4, Tracepoints);
+    let size = 32 * MIB;
+    let fs = Ext4OnLoop::new(128 * MIB).unwrap();
+    let source = fs.join("source");
+    fill::scattered_file(&source, size, 64 * KIB, 512 * KIB, 1).unwrap();
+    let target = LoopDevice::in_memory(size, LoopOptions::default()).unwrap();
+    fill::random(target.path(), 0, size, 2).unwrap();
+    let found = punts("zeroing", &source, target.path(), &[]);
+    assert!(found.is_empty(), "{} punts, the first: {}", found.len(), found[0]);
+    assert_equal(&source, target.path());
+}
+
+/// On a file system a hole is punched with the file locked, and a write that meets the lock is punted. That is some of the
+/// writes beside the zeroes; without zeroes it is none, and the zeroes and the flush themselves never are.
+#[test]
+fn only_writes_beside_zeroes_are_punted_on_an_old_ext4_file() {
+    needs!(Ext4, Tracepoints);
+    let size = 32 * MIB;
+    let disk = Ext4OnLoop::new(128 * MIB).unwrap();
+    let (full, scattered, target) = (disk.join("full"), disk.join("scattered"), disk.join("target"));
+    fill::random_file(&full, size, 1).unwrap();
+    fill::scattered_file(&scattered, size, 64 * KIB, 512 * KIB, 2).unwrap();
+    fill::random_file(&target, size, 3).unwrap();
+
+    drop_cache(&target);
+    let found = punts("full", &full, &target, &[]);
+    assert!(found.is_empty(), "{} punts, the first: {}", found.len(), found[0]);
+    assert_equal(&full, &target);
+
+    drop_cache(&target);
+    let found = punts("beside", &scattered, &target, &[]);
+    let writes = size / (512 * KIB);
+    assert!(found.iter().all(|line| line.contains("opcode WRITE")), "{found:?}");
+    assert!(found.len() as u64 <= writes, "{} punts of {writes} writes", found.len());
+    assert_equal(&scattered, &target);
+}
+
+/// One call submits requests and collects completions, several of each where there are many.
+#[test]
+fn there_are_no_more_system_calls_than_requests() {
+    needs!(Losetup, Tracepoints);
+    let size = 32 * MIB;
+    let source = LoopDevice::in_memory(size, LoopOptions::default()).unwrap();
+    let mut target = LoopDevice::in_memory(size, LoopOptions::default()).unwrap();
+    fill::random(source.path(), 0, size, 1).unwrap();
+    // A few large requests cannot share many calls; many small ones must.
+    for (request_kib, requests_per_call) in [(1024, 1), (64, 4)] {
+        target.limit_request_kib(request_kib).unwrap();
+        let traced = |pid| Trace::of(pid, "calls").with_calls();
+        let trace = traced_copy(source.path(), target.path(), &["--threads=1"], traced);
+        let (requests, calls) = (trace.lines("io_uring_submit_req:").len(), trace.lines("sys_enter:").len());
+        println!("{request_kib} KiB: {calls} calls for {requests} requests");
+        assert!(requests as u64 >= 2 * size / (request_kib * KIB), "{requests} requests were seen");
+        assert!(calls * requests_per_call <= requests, "{calls} calls for {requests} requests");
+    }
 }
 
 /// Without this the others prove nothing: a write past the end of an ext4 file is punted always.

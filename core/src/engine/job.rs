@@ -15,10 +15,13 @@ const EVENT_DEPTH: usize = 256;
 /// After the verdict, how long a waiting host waits for the last worker to let go of the devices.
 const LET_GO: Duration = Duration::from_millis(250);
 
+/// A wait without an end looks up this often.
+const LONG: Duration = Duration::from_secs(3600);
+
 /// What the target is after a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TargetState {
-    /// Equal to the source, and flushed.
+    /// Everything that the sync mode asked for was copied, and flushed; with `SyncMode::Full` it equals the source.
     Complete,
     /// Not a copy.
     Incomplete,
@@ -52,10 +55,12 @@ pub(super) struct JobCore {
     wakers: Vec<Arc<dyn Wake>>,
     /// When the job was made.
     started_ns: u64,
-    /// The verdict and when it was given.
-    verdict: OnceLock<(Verdict, u64)>,
+    /// The verdict and when it was given, by the ring's clock and by the host's.
+    verdict: OnceLock<(Verdict, u64, Instant)>,
     /// Workers that still hold their part.
     parts: AtomicUsize,
+    /// Jobs of the engine; this one counts until its last part is gone.
+    jobs: Arc<AtomicUsize>,
     /// For hosts that wait.
     over: (Mutex<()>, Condvar),
     /// To the host.
@@ -82,6 +87,7 @@ impl JobCore {
         extents: Option<ExtentMap>,
         names: [String; 2],
         wakers: Vec<Arc<dyn Wake>>,
+        jobs: Arc<AtomicUsize>,
     ) -> Job {
         let (events, receiver) = sync_channel(EVENT_DEPTH);
         let core = Arc::new(Self {
@@ -89,6 +95,7 @@ impl JobCore {
             extents,
             names,
             parts: AtomicUsize::new(wakers.len()),
+            jobs,
             wakers,
             started_ns: monotonic_ns(),
             verdict: OnceLock::new(),
@@ -108,7 +115,7 @@ impl JobCore {
 
     /// The home worker's verdict: the job is over.
     pub(super) fn conclude(&self, verdict: Verdict, now_ns: u64) {
-        if self.verdict.set((verdict, now_ns)).is_ok() {
+        if self.verdict.set((verdict, now_ns, Instant::now())).is_ok() {
             self.emit(Event::Concluded);
         }
         self.signal();
@@ -122,12 +129,14 @@ impl JobCore {
 
     /// When the verdict was given.
     pub(super) fn over_since_ns(&self) -> Option<u64> {
-        self.verdict.get().map(|&(_, at_ns)| at_ns)
+        self.verdict.get().map(|&(_, at_ns, _)| at_ns)
     }
 
     /// A worker has let go of its part.
     pub(super) fn part_left(&self) {
-        self.parts.fetch_sub(1, Ordering::AcqRel);
+        if self.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.jobs.fetch_sub(1, Ordering::AcqRel);
+        }
         self.signal();
     }
 
@@ -164,6 +173,9 @@ impl JobCore {
         let reason = std::io::Error::from_raw_os_error(errno);
         Some(match cause {
             FailureCause::Io => error,
+            FailureCause::Flush => {
+                error.because(format!("{reason}; what was written may be lost, so copy again"))
+            }
             FailureCause::SourceShrank => error
                 .with_kind(ErrorKind::SourceShrank)
                 .because("it became shorter while it was copied; the rest is gone"),
@@ -176,7 +188,7 @@ impl JobCore {
 
     /// The outcome, once the verdict is there.
     fn outcome(&self) -> Option<Outcome> {
-        let &(verdict, at_ns) = self.verdict.get()?;
+        let &(verdict, at_ns, _) = self.verdict.get()?;
         let complete = verdict == Verdict::Complete;
         let mut progress = self.share.progress();
         progress.status = JobStatus::Concluded;
@@ -254,33 +266,33 @@ impl Job {
     #[must_use]
     pub fn wait(&self) -> Outcome {
         loop {
-            if let Some(outcome) = self.wait_for(Duration::from_secs(3600)) {
+            if let Some(outcome) = self.wait_for(Duration::MAX) {
                 return outcome;
             }
         }
     }
 
     /// Waits for the end of the job for so long; `None` if it is not over then.
+    ///
+    /// When it is over, every device is closed, with one exception: a worker whose requests hang keeps its devices until
+    /// they come back. That is waited for 250 ms at most.
     #[must_use]
     pub fn wait_for(&self, time: Duration) -> Option<Outcome> {
         let core = &*self.core;
-        let deadline = Instant::now() + time;
-        let mut let_go: Option<Instant> = None;
+        let deadline = Instant::now().checked_add(time);
         let mut guard = core.over.0.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let now = Instant::now();
-            let until = if core.is_over() {
-                if core.parts.load(Ordering::Acquire) == 0 {
-                    return core.outcome();
-                }
-                *let_go.get_or_insert(now + LET_GO)
-            } else {
-                deadline
-            };
-            if now >= until {
+            let let_go = core.verdict.get().map(|&(_, _, at)| at + LET_GO);
+            if let_go.is_some_and(|at| core.parts.load(Ordering::Acquire) == 0 || now >= at) {
                 return core.outcome();
             }
-            guard = core.over.1.wait_timeout(guard, until - now).unwrap_or_else(PoisonError::into_inner).0;
+            let until = deadline.into_iter().chain(let_go).min();
+            let left = until.map_or(LONG, |until| until.saturating_duration_since(now));
+            if left.is_zero() {
+                return None;
+            }
+            guard = core.over.1.wait_timeout(guard, left.min(LONG)).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

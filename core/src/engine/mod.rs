@@ -28,7 +28,7 @@ pub use crate::mirror::{
     ErrorAction, ErrorPolicy, ExtentMap, JobStatus, MirrorOptions, Progress, Side, SyncMode,
 };
 
-use self::worker::Message;
+use self::worker::Mail;
 use crate::buffer::DEFAULT_WINDOW_BYTES;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
@@ -75,8 +75,8 @@ impl EngineOptions {
 /// A worker as the engine sees it.
 #[derive(Debug)]
 struct WorkerHandle {
-    /// To its mailbox.
-    inbox: SyncSender<Message<Device>>,
+    /// To its mailbox; closing it ends the worker.
+    inbox: Option<SyncSender<Mail<Device>>>,
     /// Whether its copy memory is on huge pages.
     contiguous: bool,
     /// Wakes it.
@@ -86,14 +86,23 @@ struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Puts a message into the mailbox and wakes the worker.
-    fn send(&self, message: Message<Device>) -> Result<()> {
-        let sent = self.inbox.try_send(message).map_err(|e| {
-            let why = match e {
-                TrySendError::Full(_) => "its mailbox is full; too many jobs are being started at once",
-                TrySendError::Disconnected(_) => "it has ended after an error of its ring",
+    /// Puts a part into the mailbox and wakes the worker.
+    fn send(&self, mail: Mail<Device>) -> Result<()> {
+        let inbox = self
+            .inbox
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::WrongState, "use an engine that ends"))?;
+        let sent = inbox.try_send(mail).map_err(|e| {
+            let (kind, why) = match e {
+                TrySendError::Full(_) => {
+                    (ErrorKind::QueueFull, "too many are being started at once; try again later")
+                }
+                TrySendError::Disconnected(_) => (
+                    ErrorKind::WrongState,
+                    "a worker has ended after an error of its io_uring; start a new engine",
+                ),
             };
-            Error::new(ErrorKind::QueueFull, "give a job to a worker").because(why)
+            Error::new(kind, "start a job").because(why)
         });
         self.waker.wake();
         sent
@@ -107,9 +116,14 @@ pub struct Engine {
     workers: Vec<WorkerHandle>,
     /// Which worker is the next job's home.
     next_home: std::sync::atomic::AtomicUsize,
+    /// Jobs that are not over.
+    jobs: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Engine {
+    /// Jobs that an engine carries at a time.
+    pub const MAX_JOBS: usize = worker::MAX_PARTS;
+
     /// Starts the workers and waits until each has its ring and memory.
     ///
     /// # Errors
@@ -123,6 +137,7 @@ impl Engine {
         Ok(Self {
             workers: start::workers(count, options)?,
             next_home: std::sync::atomic::AtomicUsize::new(0),
+            jobs: Arc::default(),
         })
     }
 
@@ -135,10 +150,21 @@ impl Engine {
     /// Starts a job that copies `source` to `target`; both are held until the job is over.
     ///
     /// # Errors
-    /// When an option makes no sense, or the devices do not fit each other or are the same; the target is untouched then.
+    /// When an option makes no sense, or the devices do not fit each other or are the same;
+    /// [`QueueFull`](ErrorKind::QueueFull) when the engine carries [`Engine::MAX_JOBS`] jobs. The target is untouched then.
+    ///
+    /// Each worker opens both devices once more, so a job takes two file descriptors per worker.
     pub fn mirror(&self, source: Device, target: Device, options: MirrorOptions) -> Result<Job> {
+        let (claim, look) = (std::sync::atomic::Ordering::AcqRel, std::sync::atomic::Ordering::Acquire);
+        let more = |jobs| (jobs < Self::MAX_JOBS).then_some(jobs + 1);
+        if self.jobs.fetch_update(claim, look, more).is_err() {
+            return Err(Error::new(ErrorKind::QueueFull, "start a job").because(format!(
+                "this engine carries {} already; wait for one or start another engine",
+                Self::MAX_JOBS
+            )));
+        }
         let home = self.next_home.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        start::job(&self.workers, home, source, target, options)
+        start::job(&self.workers, &self.jobs, home, source, target, options)
     }
 
     /// Ends the workers; jobs that are not over are cancelled. Dropping the engine does the same.
@@ -149,13 +175,13 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for worker in &self.workers {
-            // A worker that is gone, or whose mailbox is full, ends when its mailbox is closed.
-            let _ = worker.send(Message::Shutdown);
+        for worker in &mut self.workers {
+            worker.inbox = None;
+            worker.waker.wake();
         }
         for worker in &mut self.workers {
             if let Some(thread) = worker.thread.take() {
-                // The thread catches every panic, so there is nothing to learn from the result.
+                // A panic of a worker has been told to its jobs, so there is nothing to learn from the result.
                 let _ = thread.join();
             }
         }

@@ -1,17 +1,18 @@
 //! Starting workers and jobs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::job::{Job, JobCore};
-use super::worker::{Message, Part, Worker};
+use super::worker::{Mail, Part, Worker};
 use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
 use crate::bitmap::{Claims, DirtyBitmap};
-use crate::device::{Device, DeviceKind};
+use crate::device::{Device, DeviceKind, Role};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{DeviceShape, Geometry, MirrorOptions, Share, Verdict};
+use crate::mirror::{DeviceShape, Geometry, MirrorOptions, Share};
 use crate::ring::uring::{UringOptions, with_ring};
-use crate::ring::{Ring, Wake, monotonic_ns};
+use crate::ring::{Ring, Wake};
 
 /// A worker's answer when it is ready: its waker and whether its memory is on huge pages, or why it could not start.
 type Ready = Result<(Arc<dyn Wake>, bool)>;
@@ -31,14 +32,14 @@ fn worker(index: usize, options: EngineOptions) -> Result<WorkerHandle> {
         .map_err(|e| Error::from_io("start a worker thread", e))?;
     let gone = || Error::new(ErrorKind::Internal, "start a worker").because("its thread ended at once");
     let (waker, contiguous) = answer.recv().map_err(|_| gone())??;
-    Ok(WorkerHandle { inbox, waker, contiguous, thread: Some(thread) })
+    Ok(WorkerHandle { inbox: Some(inbox), waker, contiguous, thread: Some(thread) })
 }
 
 /// A worker's thread.
 fn thread_main(
     index: usize,
     options: EngineOptions,
-    mailbox: Receiver<Message<Device>>,
+    mailbox: Receiver<Mail<Device>>,
     ready: &SyncSender<Ready>,
 ) {
     // A refusal only means that the host's signal handlers may run here.
@@ -57,42 +58,70 @@ fn thread_main(
     }
 }
 
-/// Makes a job and gives every worker its part.
+/// Makes a job and gives every worker its part. The caller has counted it in `jobs`; a job that is not made is counted out.
 pub(super) fn job(
     workers: &[WorkerHandle],
+    jobs: &Arc<AtomicUsize>,
     home: usize,
     source: Device,
     target: Device,
     options: MirrorOptions,
 ) -> Result<Job> {
-    if let Some(why) = source.overlaps_with(&target) {
-        return Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why));
+    let made = check(&source, &target).and_then(|()| {
+        let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
+        let share = share(workers, &source, &target, &options)?;
+        let wakers = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
+        let names = [source.name().to_owned(), target.name().to_owned()];
+        let devices = for_each_worker(source, target, workers.len())?;
+        Ok((order, devices, JobCore::start(share, options.extents, names, wakers, Arc::clone(jobs))))
+    });
+    let (order, devices, job) = made.inspect_err(|_| {
+        jobs.fetch_sub(1, Ordering::AcqRel);
+    })?;
+    let share = &job.core().share;
+    // Nobody begins before everybody has his part, so that a job which cannot be started has not written anything.
+    share.hold();
+    let parts = devices.into_iter().enumerate().map(|(number, (source, target))| {
+        Box::new(Part::new(Arc::clone(job.core()), number, Arc::new(source), Arc::new(target)))
+    });
+    // A part that cannot be sent ends the job when it is dropped; the others let go of theirs then.
+    let sent: Result<Vec<()>> =
+        parts.collect::<Vec<_>>().into_iter().zip(&order).map(|(part, &i)| workers[i].send(part)).collect();
+    sent?;
+    share.let_start();
+    job.core().wake_all();
+    Ok(job)
+}
+
+/// Checks that the devices may be used together.
+fn check(source: &Device, target: &Device) -> Result<()> {
+    if target.role() != Role::Target {
+        return Err(Error::new(ErrorKind::InvalidArgument, "mirror to")
+            .at(target.name())
+            .because("it was opened as a source; open it with Device::open_target"));
     }
+    match source.overlaps_with(target) {
+        Some(why) => Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why)),
+        None => Ok(()),
+    }
+}
+
+/// The state that the workers of a job share.
+fn share(
+    workers: &[WorkerHandle],
+    source: &Device,
+    target: &Device,
+    options: &MirrorOptions,
+) -> Result<Arc<Share>> {
     let contiguous = workers.iter().all(|w| w.contiguous);
-    let shapes = [shape(&source, contiguous), shape(&target, contiguous)];
-    let geometry = Geometry::new(&options, &shapes[0], &shapes[1], workers.len())?;
+    let shapes = [shape(source, contiguous), shape(target, contiguous)];
+    let geometry = Geometry::new(options, &shapes[0], &shapes[1], workers.len())?;
     let target_is_zero = options.target_is_zero || shapes[1].reads_as_zeroes;
     let bits = |granularity| DirtyBitmap::new(geometry.disk_bytes, granularity);
     let touched = geometry.cluster.map(bits).transpose()?;
     let bitmaps =
         (bits(geometry.granularity)?, Claims::new(geometry.disk_bytes, geometry.granularity)?, touched);
-    let share = Arc::new(Share::new(geometry, &options, bitmaps, target_is_zero, workers.len()));
-    let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
-    let wakers = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
-    let names = [source.name().to_owned(), target.name().to_owned()];
-    let devices = for_each_worker(source, target, workers.len())?;
-    let job = JobCore::start(share, options.extents, names, wakers);
-    for (number, (&i, (source, target))) in order.iter().zip(devices).enumerate() {
-        let part = Part::new(Arc::clone(job.core()), number, Arc::new(source), Arc::new(target));
-        if let Err(e) = workers[i].send(Message::Take(Box::new(part))) {
-            // Workers that have their part already let go of it; the others never get one.
-            job.cancel();
-            job.core().conclude(Verdict::Incomplete, monotonic_ns());
-            (number..order.len()).for_each(|_| job.core().part_left());
-            return Err(e);
-        }
-    }
-    Ok(job)
+    Ok(Arc::new(Share::new(geometry, options, bitmaps, target_is_zero, workers.len())))
 }
 
 /// The devices `count` times over: every worker has open file descriptions of its own, so that their block status calls

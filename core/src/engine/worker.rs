@@ -16,11 +16,11 @@ use super::event::Event;
 use super::job::JobCore;
 use crate::buffer::Window;
 use crate::mirror::{Coordinator, Copier, Failure, FailureCause, Side, Step, Verdict};
-use crate::ring::{Completion, DeviceSlot, Op, Request, Ring, Tag, Wait};
+use crate::ring::{Completion, DeviceSlot, Op, Request, Ring, Tag, Wait, monotonic_ns};
 use crate::units::ByteRange;
 
 /// Jobs that a worker carries at most; each takes two device slots of the ring.
-const MAX_PARTS: usize = 64;
+pub(super) const MAX_PARTS: usize = 64;
 /// The key of a flush; pieces have small keys.
 const FLUSH_KEY: u32 = u32::MAX;
 /// Completions that are waited for at once at most.
@@ -28,17 +28,13 @@ const BATCH: usize = 32;
 /// How long a batch may take to gather once there is one completion.
 const BATCH_NS: u64 = 1_000_000;
 
+/// When the ring has no room, the wait until it is tried again, should nothing complete before.
+const ROOM_NS: u64 = 1_000_000;
 /// When the engine ends, how long a job that is over may keep its worker for requests that do not come back.
 const ORPHAN_NS: u64 = 300_000_000;
 
-/// What a worker is told.
-#[derive(Debug)]
-pub(super) enum Message<D> {
-    /// Take up this part of a job.
-    Take(Box<Part<D>>),
-    /// End.
-    Shutdown,
-}
+/// What comes to a worker: its part of a job. The engine ends it by closing the mailbox.
+pub(super) type Mail<D> = Box<Part<D>>;
 
 /// One worker's part of a job.
 #[derive(Debug)]
@@ -47,8 +43,8 @@ pub(super) struct Part<D> {
     core: Arc<JobCore>,
     /// Which part; 0 is the home's.
     number: usize,
-    /// Source and target.
-    devices: [Arc<D>; 2],
+    /// Source and target; closed before the job is said to be over.
+    devices: Option<[Arc<D>; 2]>,
     /// Where they are on the ring, once attached.
     slots: [DeviceSlot; 2],
     /// The logic; `None` until the part is taken up, and after a panic.
@@ -71,7 +67,7 @@ impl<D> Part<D> {
         Self {
             core,
             number,
-            devices: [source, target],
+            devices: Some([source, target]),
             slots: [DeviceSlot(0); 2],
             copier: None,
             coordinator: (number == 0).then(Coordinator::default),
@@ -88,16 +84,24 @@ impl<D> Part<D> {
         self.core.wake_all();
     }
 
+    /// A panic was caught: the job fails. If even its end panics, it ends without a look.
+    fn panicked(&mut self, now_ns: u64) {
+        self.fail(FailureCause::Panic, libc::ENOTRECOVERABLE);
+        if std::mem::replace(&mut self.broken, true) && self.number == 0 {
+            self.core.conclude(Verdict::Incomplete, now_ns);
+        }
+        self.due_ns = Some(now_ns);
+    }
+
     /// Sends what the copier has to send.
     fn pump<R: Ring<Device = D>>(&mut self, ring: &mut R, window: &mut Window, id: usize) {
         let Some(copier) = &mut self.copier else { return };
-        let was_working = copier.is_working();
         self.due_ns = loop {
             match copier.next(ring.now_ns(), window) {
                 Step::Request(request, key) => {
                     if ring.push(request, tag(id, key)).is_err() {
                         copier.push_back(&request, key);
-                        break None;
+                        break Some(ring.now_ns() + ROOM_NS);
                     }
                     self.in_flight += 1;
                 }
@@ -114,7 +118,7 @@ impl<D> Part<D> {
         while let Some(notice) = copier.pop_notice() {
             self.core.emit(Event::from(notice));
         }
-        if was_working && !copier.is_working() && self.number != 0 {
+        if copier.take_counted_out() && self.number != 0 {
             self.core.wake_home();
         }
     }
@@ -136,7 +140,7 @@ impl<D> Part<D> {
                 let request = Request { device: self.slots[1], range: ByteRange::default(), op: Op::Flush };
                 match ring.push(request, tag(id, FLUSH_KEY)) {
                     Ok(()) => self.in_flight += 1,
-                    Err(_) => drop(coordinator.flushed(Err(libc::EAGAIN), share, now_ns)),
+                    Err(_) => coordinator.not_sent(now_ns),
                 }
             }
             verdict @ (Verdict::Complete | Verdict::Incomplete) => self.core.conclude(verdict, now_ns),
@@ -174,6 +178,26 @@ impl<D> Part<D> {
     }
 }
 
+/// However a part ends, well, by an error of the ring, in a mailbox that nobody reads any more, or in a panic: what it had
+/// in hand is dirty, its devices are closed, and whoever waits for the job hears of it.
+impl<D> Drop for Part<D> {
+    fn drop(&mut self) {
+        let over = self.core.is_over();
+        if !over {
+            // The first failure is kept, so this one only speaks when nothing else did.
+            self.fail(FailureCause::Ring, libc::ECANCELED);
+        }
+        if let Some(copier) = &mut self.copier {
+            copier.lose();
+        }
+        self.devices = None;
+        if !over && self.number == 0 {
+            self.core.conclude(Verdict::Incomplete, monotonic_ns());
+        }
+        self.core.part_left();
+    }
+}
+
 /// Which part and piece a completion belongs to.
 fn tag(id: usize, key: u32) -> Tag {
     Tag((id as u64) << 32 | u64::from(key))
@@ -183,20 +207,22 @@ fn tag(id: usize, key: u32) -> Tag {
 #[derive(Debug)]
 pub(super) struct Worker<D> {
     /// From the engine.
-    mailbox: Receiver<Message<D>>,
+    mailbox: Receiver<Mail<D>>,
     /// The copy memory.
     window: Window,
     /// Parts of jobs, by the upper half of their tags.
     parts: Vec<Option<Box<Part<D>>>>,
+    /// Which part is turned first.
+    first: usize,
     /// Whether the engine is ending.
     ending: bool,
 }
 
 impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     /// A worker for `ring`.
-    pub(super) fn new<R: Ring<Device = D>>(ring: &R, mailbox: Receiver<Message<D>>) -> Self {
+    pub(super) fn new<R: Ring<Device = D>>(ring: &R, mailbox: Receiver<Mail<D>>) -> Self {
         let parts = (0..MAX_PARTS).map(|_| None).collect();
-        Self { mailbox, window: Window::new(ring.memory_bytes()), parts, ending: false }
+        Self { mailbox, window: Window::new(ring.memory_bytes()), parts, first: 0, ending: false }
     }
 
     /// Bytes of the window in use.
@@ -213,7 +239,9 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     /// One turn; `false` when there will be no more.
     pub(super) fn turn<R: Ring<Device = D>>(&mut self, ring: &mut R) -> bool {
         self.read_mail(ring);
-        for id in 0..self.parts.len() {
+        // The first comes another time: what one job gives back of the window, another may take.
+        self.first = (self.first + 1) % self.parts.len();
+        for id in (self.first..self.parts.len()).chain(0..self.first) {
             self.turn_part(ring, id);
         }
         if self.ending && self.parts.iter().all(Option::is_none) {
@@ -233,8 +261,8 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     fn read_mail<R: Ring<Device = D>>(&mut self, ring: &mut R) {
         loop {
             match self.mailbox.try_recv() {
-                Ok(Message::Take(part)) => self.take_up(ring, part),
-                Ok(Message::Shutdown) | Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                Ok(part) => self.take_up(ring, part),
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => {
                     self.ending = true;
                     self.parts.iter().flatten().for_each(|part| part.core.share.cancel());
                     return;
@@ -246,9 +274,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
 
     /// Attaches a part's devices and starts its logic.
     fn take_up<R: Ring<Device = D>>(&mut self, ring: &mut R, mut part: Box<Part<D>>) {
+        let Some([source, target]) = &part.devices else { return };
         let free = self.parts.iter().position(Option::is_none);
-        let source = ring.attach(&part.devices[0]);
-        let target = ring.attach(&part.devices[1]);
+        let source = ring.attach(source);
+        let target = ring.attach(target);
         match (free, source, target) {
             (Some(id), Ok(source), Ok(target)) => {
                 part.slots = [source, target];
@@ -258,10 +287,6 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
             (_, source, target) => {
                 source.into_iter().chain(target).for_each(|slot| ring.detach(slot));
                 part.fail(FailureCause::Ring, libc::EAGAIN);
-                if part.number == 0 {
-                    part.core.conclude(Verdict::Incomplete, ring.now_ns());
-                }
-                part.core.part_left();
             }
         }
     }
@@ -271,15 +296,14 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
         let window = &mut self.window;
         let Some(part) = &mut self.parts[id] else { return };
         let pumped = catch_unwind(AssertUnwindSafe(|| {
+            part.due_ns = None;
             if !part.broken {
                 part.pump(ring, window, id);
             }
             part.coordinate(ring, id);
         }));
         if pumped.is_err() {
-            part.broken = true;
-            part.fail(FailureCause::Panic, libc::ENOTRECOVERABLE);
-            part.due_ns = Some(ring.now_ns());
+            part.panicked(ring.now_ns());
         }
         let orphaned = self.ending.then(|| part.core.over_since_ns()).flatten().map(|at| at + ORPHAN_NS);
         if part.is_done() || orphaned.is_some_and(|at| at <= ring.now_ns()) {
@@ -298,11 +322,11 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
         if let (true, 0, Some(mut copier)) = (part.broken, part.in_flight, part.copier.take()) {
             // Other jobs live in the same window. If this breaks too, some of it stays taken, and nothing is wrong.
             let window = &mut self.window;
-            let _ = catch_unwind(AssertUnwindSafe(|| copier.give_up_memory(window)));
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                copier.lose();
+                copier.give_up_memory(window);
+            }));
         }
-        let core = Arc::clone(&part.core);
-        drop(part);
-        core.part_left();
     }
 
     /// Gives a completion to its part.
@@ -312,8 +336,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
         let window = &mut self.window;
         let Some(Some(part)) = self.parts.get_mut(id) else { return };
         if catch_unwind(AssertUnwindSafe(|| part.complete(ring, window, key, completion))).is_err() {
-            part.broken = true;
-            part.fail(FailureCause::Panic, libc::ENOTRECOVERABLE);
+            part.panicked(ring.now_ns());
         }
     }
 
@@ -330,8 +353,6 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     fn ring_broke(&mut self, errno: i32) {
         for part in self.parts.iter_mut().filter_map(Option::take) {
             part.fail(FailureCause::Ring, errno);
-            part.core.conclude(Verdict::Incomplete, crate::ring::monotonic_ns());
-            part.core.part_left();
         }
     }
 }

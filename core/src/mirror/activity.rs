@@ -7,8 +7,12 @@
 
 use crate::bitmap::sync::{AtomicU64, Ordering};
 
-/// The low half of the word: workers that have work in hand.
-const AT_WORK: u64 = 0xffff_ffff;
+/// The low bits of the word: workers that have work in hand.
+const AT_WORK: u64 = 0x7fff_ffff;
+/// The bit above them: the job is over, nobody takes up work any more.
+const CLOSED: u64 = 0x8000_0000;
+/// What taking up work adds: one worker, and one to the count in the high half, which may run over.
+const ONE_WORKER: u64 = (1 << 32) + 1;
 
 /// The counters of a job.
 #[derive(Debug)]
@@ -26,9 +30,14 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// A worker takes up work: said *before* it looks for any.
-    pub fn begin_work(&self) {
-        self.working.fetch_add((1 << 32) + 1, Ordering::AcqRel);
+    /// A worker takes up work: said *before* it looks for any. `false` when the job is over: then it must not.
+    #[must_use]
+    pub fn begin_work(&self) -> bool {
+        let before = self.working.fetch_add(ONE_WORKER, Ordering::AcqRel);
+        if before & CLOSED != 0 {
+            self.end_work();
+        }
+        before & CLOSED == 0
     }
 
     /// A worker has nothing in hand any more: said *after* its last dirty bit was set and its last claim released.
@@ -69,5 +78,16 @@ impl Activity {
     pub fn is_finished(&self, nothing_left: impl FnOnce() -> bool) -> bool {
         let before = self.working.load(Ordering::Acquire);
         before & AT_WORK == 0 && nothing_left() && self.working.load(Ordering::Acquire) == before
+    }
+
+    /// The same question, and if the answer is yes, from that moment on nobody takes up work: whoever comes later finds
+    /// the job closed. So nothing is written to the target once the job has been called complete.
+    #[must_use]
+    pub fn close_if_finished(&self, nothing_left: impl FnOnce() -> bool) -> bool {
+        let before = self.working.load(Ordering::Acquire);
+        let closed = before | CLOSED;
+        before & AT_WORK == 0
+            && nothing_left()
+            && self.working.compare_exchange(before, closed, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }

@@ -4,12 +4,13 @@
 //! state     | everything copied     | flush done        | flush failed        | cancelled or failed
 //! ----------+-----------------------+-------------------+---------------------+---------------------------
 //! Copying   | ask for flush         | -                 | -                   | wait for idle -> Incomplete
-//! Flushing  | -                     | clean -> Complete | policy; -> Copying  | wait for the flush, then as above
+//! Flushing  | -                     | see below         | the job fails       | wait for the flush, then as above
+//! Flushed   | nothing written since -> close, Complete; else flush again                | as above
 //! Over      | -                     | -                 | -                   | -
 //! ```
 //!
-//! Success is reported only after a flush of the target that began after the last write had completed; a chunk that
-//! turned dirty meanwhile sends the job back to copying.
+//! Success is reported only after a flush of the target that began after the last write had completed. A chunk that
+//! turned dirty meanwhile sends the job back to copying; one that was even copied meanwhile wants another flush.
 
 use super::policy::{self, Side};
 use super::share::{FailureCause, Notice, Share};
@@ -46,6 +47,8 @@ enum State {
 pub struct Coordinator {
     /// Where the end stands.
     state: State,
+    /// What had been written when the flush was asked for.
+    covers: u64,
     /// After a failed flush: not again before this time.
     retry_at_ns: u64,
     /// How often the flush was sent again for a passing error.
@@ -56,12 +59,12 @@ pub struct Coordinator {
 
 /// How long a cancelled or failed job waits for requests that are under way before it ends without them.
 const GRACE_NS: u64 = 500_000_000;
-/// After a failed flush that is to be repeated, the wait until then.
-const FLUSH_RETRY_NS: u64 = 20_000_000;
+/// When the ring has no room for the flush, the wait until it is tried again.
+const ROOM_NS: u64 = 1_000_000;
 
 impl Default for Coordinator {
     fn default() -> Self {
-        Self { state: State::Copying, retry_at_ns: 0, tries: 0, ending_since_ns: None }
+        Self { state: State::Copying, covers: 0, retry_at_ns: 0, tries: 0, ending_since_ns: None }
     }
 }
 
@@ -73,22 +76,44 @@ impl Coordinator {
             _ if share.is_ending() => self.end(share, now_ns),
             State::Copying if now_ns < self.retry_at_ns || share.is_held() => Verdict::Continue,
             State::Copying if share.is_finished() => Verdict::Flush,
-            State::Flushed if share.is_finished() => Verdict::Complete,
-            State::Copying | State::Flushing => Verdict::Continue,
+            State::Flushed if Self::written(share) == self.covers && share.close_if_finished() => {
+                Verdict::Complete
+            }
+            // Something was written while the flush was under way; it needs one of its own.
+            State::Flushed if share.is_finished() => Verdict::Flush,
             State::Flushed => {
                 self.state = State::Copying;
                 Verdict::Continue
             }
+            State::Copying | State::Flushing => Verdict::Continue,
         };
         match verdict {
-            Verdict::Flush => self.state = State::Flushing,
+            Verdict::Flush => {
+                self.state = State::Flushing;
+                self.covers = Self::written(share);
+            }
             Verdict::Complete | Verdict::Incomplete => self.state = State::Over,
             Verdict::Continue => {}
         }
         verdict
     }
 
+    /// Bytes that reached the target; exact when nobody has anything in hand.
+    fn written(share: &Share) -> u64 {
+        let p = share.progress();
+        p.copied_bytes + p.zeroed_bytes
+    }
+
+    /// The flush could not be sent for lack of room: ask again soon.
+    pub fn not_sent(&mut self, now_ns: u64) {
+        self.state = State::Copying;
+        self.retry_at_ns = now_ns + ROOM_NS;
+    }
+
     /// The flush that was asked for has ended, well or with an errno.
+    ///
+    /// A failed flush fails the job whatever the policy: the kernel reports such an error once and forgets what it could
+    /// not write (fsync(2)), so a second flush that succeeds says nothing about what came before the first.
     pub fn flushed(&mut self, result: Result<(), i32>, share: &Share, now_ns: u64) -> Option<Notice> {
         if self.state != State::Flushing {
             return None;
@@ -103,9 +128,7 @@ impl Coordinator {
             self.retry_at_ns = now_ns + wait;
             return None;
         }
-        self.tries = 0;
-        self.retry_at_ns = now_ns + FLUSH_RETRY_NS;
-        Some(share.on_error(Side::Target, errno, ByteRange::default(), FailureCause::Io, now_ns))
+        Some(share.on_error(Side::Target, errno, ByteRange::default(), FailureCause::Flush, now_ns))
     }
 
     /// When to look again if nothing happens.

@@ -90,6 +90,10 @@ impl Limiter {
         let free = match self.free_at_ns.fetch_update(set, fetch, advance) {
             Ok(free) | Err(free) => free,
         };
+        if epoch != self.epoch.load(Ordering::Acquire) {
+            // The speed was changed meanwhile, and this has just pushed the new time on by the cost at the old speed.
+            self.free_at_ns.store(0, Ordering::Release);
+        }
         Grant { start_ns: start_at(free), epoch }
     }
 }

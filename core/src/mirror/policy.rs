@@ -47,11 +47,12 @@ const IGNORE_BACKOFF_NS: u64 = 10_000_000;
 /// The longest wait between such rounds.
 const IGNORE_BACKOFF_MAX_NS: u64 = 1_000_000_000;
 
-/// What `policy` says about an error. A source that shrank cannot be retried into existence, so it always fails the job.
+/// What `policy` says about an error. A source that shrank cannot be retried into existence, nor can what a failed flush
+/// has lost, so these fail the job whatever the policy.
 #[must_use]
 pub(super) fn decide(policy: ErrorPolicy, errno: i32, cause: FailureCause) -> ErrorAction {
     match (policy, cause) {
-        (_, FailureCause::SourceShrank) => ErrorAction::Report,
+        (_, FailureCause::SourceShrank | FailureCause::Flush) => ErrorAction::Report,
         (ErrorPolicy::Report, _) => ErrorAction::Report,
         (ErrorPolicy::Ignore, _) => ErrorAction::Ignore,
         (ErrorPolicy::Stop, _) => ErrorAction::Stop,

@@ -37,6 +37,8 @@ pub enum FailureCause {
     Io,
     /// The source became shorter than it was.
     SourceShrank,
+    /// The target could not be flushed; what it was given may be lost.
+    Flush,
     /// The policy said `ignore`, and the bounded number of rounds is used up.
     GaveUp,
     /// A bug was caught in a worker.
@@ -86,6 +88,8 @@ mod flag {
     pub(super) const CANCELLED: u32 = 8;
     /// The job failed.
     pub(super) const FAILED: u32 = 16;
+    /// Not every worker has its part yet.
+    pub(super) const STARTING: u32 = 32;
 }
 
 /// Ways to break the protocol, for the tests that show that the simulator would notice. Nothing but a test sets one.
@@ -195,6 +199,16 @@ impl Share {
         }
     }
 
+    /// The job is being started: nothing is done before every worker has its part.
+    pub fn hold(&self) {
+        self.command.fetch_or(flag::STARTING, Ordering::AcqRel);
+    }
+
+    /// Every worker has its part.
+    pub fn let_start(&self) {
+        self.command.fetch_and(!flag::STARTING, Ordering::AcqRel);
+    }
+
     /// The host pauses the job; what is in flight is finished.
     pub fn pause(&self) {
         self.command.fetch_or(flag::PAUSED, Ordering::AcqRel);
@@ -243,7 +257,7 @@ impl Share {
     /// Whether new work must wait: paused or stopped.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        self.commanded(flag::PAUSED | flag::STOPPED)
+        self.commanded(flag::PAUSED | flag::STOPPED | flag::STARTING)
     }
 
     /// Whether an error policy stopped the job, and whether that was for lack of space.
@@ -342,6 +356,12 @@ impl Share {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.activity.is_finished(|| self.sweep.is_over() && self.dirty.is_clean())
+    }
+
+    /// The same, and if so nobody takes up work any more.
+    #[must_use]
+    pub(super) fn close_if_finished(&self) -> bool {
+        self.activity.close_if_finished(|| self.sweep.is_over() && self.dirty.is_clean())
     }
 
     /// Whether no worker has anything in hand.

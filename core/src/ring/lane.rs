@@ -1,4 +1,4 @@
-//! The lane: one thread beside a ring for what the kernel cannot do asynchronously.
+//! A lane: one thread for a device on a ring, for what the kernel cannot do asynchronously.
 //!
 //! FSYNC and FALLOCATE through io_uring always go to a kernel worker thread (measured: every one of them, on every file
 //! system), unpinned and unbounded, and older kernels lack some of them. The same work on a thread of our own costs the
@@ -54,6 +54,8 @@ pub(super) type Done = (u32, std::result::Result<u64, i32>);
 pub(super) struct Lane {
     /// Wakes the ring when something is done.
     waker: Arc<dyn Wake>,
+    /// Answers of all lanes of the ring that were sent and not yet received; spares it a look into each per loop.
+    ready: Arc<AtomicUsize>,
     /// Present once the thread runs.
     running: Option<Running>,
     /// Accepted and not yet taken back; bounds both queues.
@@ -67,16 +69,14 @@ struct Running {
     jobs: SyncSender<Job>,
     /// From the thread; as long as the queue to it, so the thread never waits to answer.
     done: Receiver<Done>,
-    /// Answers that were sent and not yet received; spares the ring a channel operation per loop.
-    ready: Arc<AtomicUsize>,
     /// To wait for its end.
     thread: JoinHandle<()>,
 }
 
 impl Lane {
     /// A lane without a thread yet.
-    pub(super) fn new(waker: Arc<dyn Wake>) -> Self {
-        Self { waker, running: None, outstanding: 0 }
+    pub(super) fn new(waker: Arc<dyn Wake>, ready: Arc<AtomicUsize>) -> Self {
+        Self { waker, ready, running: None, outstanding: 0 }
     }
 
     /// Whether one more request fits.
@@ -87,7 +87,7 @@ impl Lane {
     /// Queues a request; the caller has seen that there is room.
     pub(super) fn push(&mut self, job: Job) -> Result<()> {
         if self.running.is_none() {
-            self.running = Some(Running::start(Arc::clone(&self.waker))?);
+            self.running = Some(Running::start(Arc::clone(&self.waker), Arc::clone(&self.ready))?);
         }
         let Some(running) = &self.running else { return Ok(()) };
         running
@@ -101,37 +101,30 @@ impl Lane {
     /// Takes one result, if there is one.
     pub(super) fn pop(&mut self) -> Option<Done> {
         let running = self.running.as_ref()?;
-        if self.outstanding == 0 || running.ready.load(Ordering::Acquire) == 0 {
+        if self.outstanding == 0 {
             return None;
         }
         match running.done.try_recv() {
             Ok(done) => {
-                running.ready.fetch_sub(1, Ordering::Relaxed);
+                self.ready.fetch_sub(1, Ordering::Relaxed);
                 self.outstanding -= 1;
                 Some(done)
             }
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
         }
     }
-
-    /// Whether a result waits to be taken.
-    pub(super) fn has_done(&self) -> bool {
-        self.running.as_ref().is_some_and(|r| r.ready.load(Ordering::Acquire) > 0)
-    }
 }
 
 impl Running {
     /// Starts the thread.
-    fn start(waker: Arc<dyn Wake>) -> Result<Self> {
+    fn start(waker: Arc<dyn Wake>, ready: Arc<AtomicUsize>) -> Result<Self> {
         let (jobs, inbox) = sync_channel(LANE_DEPTH);
         let (outbox, done) = sync_channel(LANE_DEPTH);
-        let ready = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&ready);
         let thread = std::thread::Builder::new()
             .name("blkm-lane".into())
-            .spawn(move || serve(&inbox, &outbox, &counter, &*waker))
+            .spawn(move || serve(&inbox, &outbox, &ready, &*waker))
             .map_err(|e| Error::from_io("start the thread for blocking requests", e))?;
-        Ok(Self { jobs, done, ready, thread })
+        Ok(Self { jobs, done, thread })
     }
 }
 
@@ -139,6 +132,8 @@ impl Running {
 fn serve(inbox: &Receiver<Job>, outbox: &SyncSender<Done>, ready: &AtomicUsize, waker: &dyn Wake) {
     while let Ok(Job { device, work, key }) = inbox.recv() {
         let result = catch_unwind(AssertUnwindSafe(|| run(&device, work))).unwrap_or(Err(libc::EIO));
+        // Closed before anybody hears of it: whoever does may want the device for himself.
+        drop(device);
         // A bug in the device layer must look like a failed request, not like one that never ends.
         if outbox.send((key, result)).is_err() {
             return;

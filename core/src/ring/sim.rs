@@ -80,6 +80,8 @@ struct DiskState {
     holes: Vec<bool>,
     /// How many writes and zeroings it took.
     writes: u64,
+    /// How many of them the last successful flush began after.
+    flushed: u64,
 }
 
 /// Takes a lock whose holder cannot have left anything half done.
@@ -141,6 +143,7 @@ impl SimDisk {
             bytes: vec![0; bytes_usize(bytes)],
             holes: vec![true; bytes_usize(bytes.div_ceil(BLOCK))],
             writes: 0,
+            flushed: 0,
         };
         Arc::new(Self { state: Mutex::new(state) })
     }
@@ -164,6 +167,12 @@ impl SimDisk {
     #[must_use]
     pub fn writes(&self) -> u64 {
         lock(&self.state).writes
+    }
+
+    /// How many writes the last flush covers.
+    #[must_use]
+    pub fn flushed(&self) -> u64 {
+        lock(&self.state).flushed
     }
 
     /// Cuts the end off.
@@ -356,6 +365,11 @@ impl SimRing {
         while self.pending.peek().is_some_and(|p| p.at_ns <= now_ns) {
             let Some(pending) = self.pending.pop() else { return };
             let done = self.transfer(&pending, true);
+            if let (Op::Flush, Ok(_), Some(disk)) =
+                (pending.request.op, pending.fate, self.disk(pending.request.device))
+            {
+                lock(&disk.state).flushed = pending.late;
+            }
             let result = match (pending.request.op, pending.fate) {
                 (Op::Read(_), Ok(_)) => Ok(done),
                 (_, fate) => fate,
@@ -391,7 +405,10 @@ impl Ring for SimRing {
         }
         self.serial += 1;
         let at_ns = self.world.now_ns() + 1_000 + self.world.pick(400_000);
-        let late = self.world.pick(u64::MAX);
+        let mut late = self.world.pick(u64::MAX);
+        if let (Op::Flush, Some(disk)) = (request.op, self.disk(request.device)) {
+            late = lock(&disk.state).writes;
+        }
         let pending = Pending { at_ns, serial: self.serial, request, tag, fate, late };
         self.transfer(&pending, false);
         self.pending.push(pending);

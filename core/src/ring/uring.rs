@@ -15,11 +15,12 @@
 mod flight;
 mod setup;
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{CompletionQueue, EnterFlags, SubmissionQueue, Submitter, opcode, squeue};
@@ -27,7 +28,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use self::flight::Flights;
 pub use self::setup::Setup;
-use super::lane::{Job, Lane, Work};
+use super::lane::{self, Job, LANE_DEPTH, Lane, Work};
 use super::{Completion, DeviceSlot, Full, Op, Request, Ring, Tag, Wait, Wake, monotonic_ns};
 use crate::buffer::{BufRange, Region};
 use crate::device::{Device, Extent, ZeroMode};
@@ -90,6 +91,15 @@ impl Wake for EventWake {
     }
 }
 
+/// A device on the ring. Each has a lane of its own: one that hangs holds up nobody else's.
+#[derive(Debug)]
+struct Attached {
+    /// The device.
+    device: Arc<Device>,
+    /// Its blocking requests.
+    lane: Lane,
+}
+
 /// A running io_uring. Made by [`with_ring`].
 pub struct UringRing<'r> {
     /// Where requests are queued.
@@ -102,12 +112,14 @@ pub struct UringRing<'r> {
     setup: Setup,
     /// The copy memory.
     region: &'r Region,
-    /// Attached devices by slot.
-    devices: Vec<Option<Arc<Device>>>,
+    /// Attached devices by slot, each with a thread for what blocks.
+    devices: Vec<Option<Attached>>,
     /// What is in flight, by the key that the kernel carries.
     flights: Flights,
-    /// Blocking requests.
-    lane: Lane,
+    /// Results that wait in the lanes of all devices.
+    lanes_ready: Arc<AtomicUsize>,
+    /// Blocking requests that could not even be started: their keys and errnos.
+    refused: VecDeque<(u32, i32)>,
     /// Wakes this thread.
     wake: Arc<EventWake>,
     /// Where the kernel writes the eventfd's count; on the heap, for it must not move.
@@ -123,47 +135,61 @@ pub struct UringRing<'r> {
 /// # Errors
 /// When memory is short, or io_uring is missing, forbidden or too old; the text says which and what to do.
 pub fn with_ring<T>(options: UringOptions, body: impl FnOnce(&mut UringRing<'_>) -> T) -> Result<T> {
-    let mut region = ManuallyDrop::new(Region::new(options.memory_bytes)?);
+    let region = Region::new(options.memory_bytes)?;
     let (mut io, mut setup) = setup::build(SQ_ENTRIES, MAX_IN_FLIGHT * 2, options.limits)?;
-    let out;
-    let drained;
-    {
+    let (outcome, drained) = {
         let (mut submitter, sq, cq) = io.split();
-        setup.register(&mut submitter, &region, MAX_DEVICES, options.limits)?;
+        let slots = setup.register(&mut submitter, &region, MAX_DEVICES, options.limits)?;
         // Not O_NONBLOCK: io_uring would complete the read with EAGAIN instead of waiting for a wake-up.
         let fd = eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(|e| Error::from_io("create an eventfd for the ring", e))?;
-        let wake = Arc::new(EventWake(fd));
         let mut ring = UringRing {
             sq,
             cq,
             submitter,
             setup,
             region: &region,
-            devices: vec![None; MAX_DEVICES],
+            devices: (0..slots).map(|_| None).collect(),
             flights: Flights::new(MAX_IN_FLIGHT),
-            lane: Lane::new(Arc::clone(&wake) as Arc<dyn Wake>),
-            wake,
+            lanes_ready: Arc::default(),
+            refused: VecDeque::with_capacity(LANE_DEPTH),
+            wake: Arc::new(EventWake(fd)),
             wake_count: Box::new(AtomicU64::new(0)),
             wake_armed: false,
             enters: 0,
         };
-        out = body(&mut ring);
-        drained = ring.cancel_all();
+        // A first call, so that a filter which forbids it speaks now and not in the middle of a job.
+        ring.try_enter()?;
+        // The memory must be safe from the kernel before this function is left, also by a panic.
+        let outcome = catch_unwind(AssertUnwindSafe(|| body(&mut ring)));
+        let drained = ring.cancel_all();
         if !drained {
-            // A request that does not come back may still write to these, so they are never given back.
-            std::mem::forget(std::mem::replace(&mut ring.wake_count, Box::new(AtomicU64::new(0))));
+            ring.leave_behind();
         }
-    }
+        (outcome, drained)
+    };
     drop(io);
-    if drained {
-        // SAFETY: dropped once, here; no request is in flight and the ring that could start one is gone.
-        unsafe { ManuallyDrop::drop(&mut region) };
+    if !drained {
+        std::mem::forget(region);
     }
-    Ok(out)
+    Ok(outcome.unwrap_or_else(|panic| resume_unwind(panic)))
 }
 
 impl UringRing<'_> {
+    /// One call without work; the error says what to do when it is forbidden.
+    fn try_enter(&mut self) -> Result<()> {
+        // SAFETY: nothing is submitted, nothing is waited for, and there is no argument.
+        let done = unsafe { self.submitter.enter::<libc::sigset_t>(0, 0, 0, None) };
+        done.map(drop).map_err(setup::refused)
+    }
+
+    /// Requests are left that may come back at any time or never: what they may touch is never given back. The devices
+    /// stay open and locked with them, so that no later job can meet a late write.
+    fn leave_behind(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.wake_count));
+        std::mem::forget(std::mem::take(&mut self.devices));
+    }
+
     /// How the ring was set up.
     #[must_use]
     pub fn setup(&self) -> &Setup {
@@ -291,16 +317,30 @@ impl UringRing<'_> {
         true
     }
 
-    /// Queues a blocking request on the lane.
-    fn push_blocking(&mut self, device: Arc<Device>, work: Work, tag: Tag) -> std::result::Result<(), Full> {
-        if !self.lane.has_room() {
+    /// Queues a blocking request on its device's lane.
+    fn push_blocking(&mut self, slot: DeviceSlot, work: Work, tag: Tag) -> std::result::Result<(), Full> {
+        let Some(Some(Attached { device, lane })) = self.devices.get_mut(usize::from(slot.0)) else {
+            return Err(Full);
+        };
+        if !lane.has_room() || self.refused.len() >= LANE_DEPTH {
             return Err(Full);
         }
         let key = self.flights.start(tag, None).ok_or(Full)?;
-        self.lane.push(Job { device, work, key }).map_err(|_| {
-            self.flights.finish(key);
-            Full
-        })
+        if let Err(e) = lane.push(Job { device: Arc::clone(device), work, key }) {
+            self.refused.push_back((key, e.errno()));
+        }
+        Ok(())
+    }
+
+    /// Takes a result of a blocking request.
+    fn pop_blocking(&mut self) -> Option<lane::Done> {
+        if let Some((key, errno)) = self.refused.pop_front() {
+            return Some((key, Err(errno)));
+        }
+        if self.lanes_ready.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.devices.iter_mut().flatten().find_map(|attached| attached.lane.pop())
     }
 }
 
@@ -310,14 +350,17 @@ impl Ring for UringRing<'_> {
     fn attach(&mut self, device: &Arc<Device>) -> Result<DeviceSlot> {
         let free = self.devices.iter().position(Option::is_none);
         let Some(slot) = free.and_then(|i| u16::try_from(i).ok()) else {
-            return Err(Error::new(ErrorKind::QueueFull, "attach a device to the ring")
-                .because(format!("{MAX_DEVICES} devices are attached already; end another job first")));
+            return Err(Error::new(ErrorKind::QueueFull, "attach a device to the ring").because(format!(
+                "{} devices are attached already; end another job first",
+                self.devices.len()
+            )));
         };
         let fd = device.as_fd().as_raw_fd();
         self.submitter
             .register_files_update(u32::from(slot), &[fd])
             .map_err(|e| Error::from_io("register a device with the io_uring", e).at(device.name()))?;
-        self.devices[usize::from(slot)] = Some(Arc::clone(device));
+        let lane = Lane::new(self.waker(), Arc::clone(&self.lanes_ready));
+        self.devices[usize::from(slot)] = Some(Attached { device: Arc::clone(device), lane });
         Ok(DeviceSlot(slot))
     }
 
@@ -330,15 +373,17 @@ impl Ring for UringRing<'_> {
     }
 
     fn push(&mut self, request: Request, tag: Tag) -> std::result::Result<(), Full> {
-        let Some(Some(device)) = self.devices.get(usize::from(request.device.0)) else { return Err(Full) };
+        if !matches!(self.devices.get(usize::from(request.device.0)), Some(Some(_))) {
+            return Err(Full);
+        }
         let (buf, write) = match request.op {
             Op::Read(buf) => (buf, false),
             Op::Write(buf) => (buf, true),
             Op::Zero { punch } => {
                 let mode = if punch { ZeroMode::Punch } else { ZeroMode::Keep };
-                return self.push_blocking(Arc::clone(device), Work::Zero(request.range, mode), tag);
+                return self.push_blocking(request.device, Work::Zero(request.range, mode), tag);
             }
-            Op::Flush => return self.push_blocking(Arc::clone(device), Work::Flush, tag),
+            Op::Flush => return self.push_blocking(request.device, Work::Flush, tag),
         };
         if buf.start as usize + buf.len as usize > self.region.len() {
             return Err(Full);
@@ -353,9 +398,11 @@ impl Ring for UringRing<'_> {
     fn enter(&mut self, wait: Wait) -> Result<()> {
         self.arm_wake();
         self.sq.sync();
-        // What the lane finished does not pass through the ring, so it must not be slept over. The thread counts the
-        // result before it wakes, so either it is seen here or the wake-up ends the sleep.
-        let wait = if self.lane.has_done() { Wait::POLL } else { wait };
+        // What a lane finished does not pass through the ring, so it must not be slept over. The thread counts the result
+        // before it wakes, so either it is seen here or the wake-up ends the sleep.
+        let awake =
+            self.lanes_ready.load(Ordering::Acquire) > 0 || !self.refused.is_empty() || !self.wake_armed;
+        let wait = if awake { Wait::POLL } else { wait };
         self.call_enter(wait)?;
         self.sq.sync();
         self.cq.sync();
@@ -370,7 +417,7 @@ impl Ring for UringRing<'_> {
                 result: u64::try_from(result).map_err(|_| result.saturating_neg()),
             });
         }
-        let (key, result) = self.lane.pop()?;
+        let (key, result) = self.pop_blocking()?;
         let tag = self.flights.finish(key)?;
         Some(Completion { tag, result })
     }
@@ -385,7 +432,7 @@ impl Ring for UringRing<'_> {
 
     fn status(&mut self, slot: DeviceSlot, offset: u64) -> Result<Extent> {
         match self.devices.get(usize::from(slot.0)) {
-            Some(Some(device)) => device.status(offset),
+            Some(Some(attached)) => attached.device.status(offset),
             _ => Err(Error::new(
                 ErrorKind::WrongState,
                 "ask for block status of a device that is not attached",

@@ -8,6 +8,9 @@ use crate::mirror::progress::Count;
 use crate::mirror::share::{FailureCause, Mutation};
 use crate::units::ByteRange;
 
+/// The smallest sector there is.
+const SECTOR_BYTES: u64 = 512;
+
 /// What the data of a piece says about a part of it.
 enum Content {
     /// Zeroes that need no request: the target reads as zeroes there.
@@ -59,8 +62,8 @@ impl Copier {
             return;
         }
         match (piece.phase, bytes) {
-            // Only the end of the source gives less than a block.
-            (Phase::Read { .. }, _) if done == 0 => {
+            // Only the end of the source gives less than a sector.
+            (Phase::Read { .. }, 0..SECTOR_BYTES) => {
                 self.failed(key, piece, libc::EIO, FailureCause::SourceShrank, now_ns, window);
             }
             // A device that takes nothing and gives no error is full.
@@ -253,6 +256,20 @@ impl Copier {
             if let Some(piece) = self.pieces.get(key as usize).copied() {
                 self.give_up(key, piece, window);
             }
+        }
+        // What is under way may never come back. It is dirty until it is known to be copied, and nobody will ask then.
+        for (_, piece) in &self.pieces {
+            self.share.dirty.set_bytes(piece.range);
+        }
+    }
+
+    /// The worker is lost to this job: all that it had in hand is dirty again. Claims stay, for requests may be under way.
+    pub fn lose(&mut self) {
+        for (_, run) in &self.runs {
+            self.share.dirty.set(run.chunks);
+        }
+        for part in [std::mem::take(&mut self.segment), std::mem::take(&mut self.spare)] {
+            self.share.dirty.set_bytes(part);
         }
     }
 

@@ -97,6 +97,8 @@ pub struct Copier {
     sweeping: bool,
     /// Whether this worker is counted in as having work.
     working: bool,
+    /// Counted out since the last `take_counted_out`.
+    counted_out: bool,
     /// For the host.
     notices: VecDeque<Notice>,
 }
@@ -141,6 +143,7 @@ impl Copier {
             flying: Flying::default(),
             sweeping: false,
             working: false,
+            counted_out: false,
             notices: VecDeque::with_capacity(MAX_NOTICES),
         }
     }
@@ -191,6 +194,11 @@ impl Copier {
     /// Takes a notice for the host.
     pub fn pop_notice(&mut self) -> Option<Notice> {
         self.notices.pop_front()
+    }
+
+    /// Whether this worker counted itself out since this was asked last.
+    pub fn take_counted_out(&mut self) -> bool {
+        std::mem::take(&mut self.counted_out)
     }
 
     /// Whether this worker has anything in hand.
@@ -276,12 +284,10 @@ impl Copier {
         queue.push_front(key);
     }
 
-    /// Counts this worker in before it looks for work.
-    fn count_in(&mut self) {
-        if !self.working {
-            self.working = true;
-            self.share.activity.begin_work();
-        }
+    /// Counts this worker in before it looks for work; `false` when the job is over.
+    fn count_in(&mut self) -> bool {
+        self.working = self.working || self.share.activity.begin_work();
+        self.working
     }
 
     /// Counts this worker out of the sweep when it holds no part of it any more.
@@ -298,6 +304,7 @@ impl Copier {
             self.pieces.is_empty() && self.open.is_none() && self.segment.is_empty() && self.spare.is_empty();
         if self.working && empty {
             self.working = false;
+            self.counted_out = true;
             self.share.activity.end_work();
         }
     }

@@ -24,7 +24,9 @@ enum Cut {
 impl Copier {
     /// Makes the next piece and returns its first request, or says why there is none.
     pub(super) fn find_work(&mut self, now_ns: u64, window: &mut Window) -> Step {
-        self.count_in();
+        if !self.count_in() {
+            return Step::Wait(None);
+        }
         loop {
             if self.open.is_none()
                 && let Err(step) = self.open_run(now_ns)
@@ -229,17 +231,19 @@ impl Copier {
             return Ok((ExtentKind::Data, open.forced_until));
         }
         let Some(extent) = self.known_at(open.at) else { return Err(Step::Status(open.at)) };
-        let ext_end = extent.range.end().min(open.end);
+        let mut ext_end = extent.range.end().min(open.end);
         if let Some(cluster) = geometry.cluster {
             // A hole in part of a cluster that is written for the first time: the rest of the cluster must not be filled
             // from the target's backing file, so all of it is copied.
-            let cluster_end = open.at.saturating_add(cluster.bytes()).min(open.end);
+            let cluster_end =
+                (open.at - open.at % cluster.bytes()).saturating_add(cluster.bytes()).min(open.end);
             let first_touch = self.share.touched.as_ref().is_some_and(|t| !t.test(cluster.chunk_of(open.at)));
             if first_touch && (extent.kind == ExtentKind::Data || ext_end < cluster_end) {
                 open.forced_until = cluster_end;
                 self.open = Some(open);
                 return Ok((ExtentKind::Data, cluster_end));
             }
+            ext_end = ext_end.min(cluster_end);
         }
         let align = geometry.align_bytes;
         let up = |at: u64| at.next_multiple_of(align).min(open.end);

@@ -4,6 +4,7 @@
 use std::io;
 
 use io_uring::{IoUring, Submitter};
+use rustix::process::{Resource, getrlimit};
 
 use crate::buffer::Region;
 use crate::error::{Error, ErrorKind, Result};
@@ -142,6 +143,7 @@ pub(super) fn refused(e: io::Error) -> Error {
              io_uring_enter and io_uring_register"
                 .to_owned()
         }
+        (Some(libc::EMFILE | libc::ENFILE), _) => "too many files are open; raise the limit (ulimit -n 256)".to_owned(),
         (Some(libc::EINVAL), _) => return too_old(),
         (Some(libc::ENOMEM), _) => {
             "the memory for the rings may not be locked; raise the limit (ulimit -l) or use fewer workers".to_owned()
@@ -152,22 +154,24 @@ pub(super) fn refused(e: io::Error) -> Error {
 }
 
 impl Setup {
-    /// Registers the devices' table, the copy memory and the ring's descriptor, as far as the kernel allows.
+    /// Registers the devices' table, the copy memory and the ring's descriptor, as far as the kernel allows. Returns how
+    /// many devices the table holds.
     pub(super) fn register(
         &mut self,
         submitter: &mut Submitter<'_>,
         region: &Region,
         devices: usize,
         limits: UringLimits,
-    ) -> Result<()> {
-        submitter
-            .register_files(&vec![-1; devices])
-            .map_err(|e| Error::from_io("register a table of devices with the io_uring", e))?;
+    ) -> Result<usize> {
+        // The kernel counts the table against the limit on open files, whether its slots are in use or not.
+        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let devices = devices.min(usize::try_from(files).unwrap_or(usize::MAX));
+        submitter.register_files(&vec![-1; devices]).map_err(refused)?;
         if !limits.no_fixed_buffer {
             self.register_memory(submitter, region);
         }
         self.ring_fd = !limits.no_ring_fd && submitter.register_ring_fd().is_ok();
-        Ok(())
+        Ok(devices)
     }
 
     /// Registers the copy memory as one buffer; without that every request looks its pages up.
