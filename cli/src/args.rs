@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, its bounds, and the help.
 //!
-//! Every number is checked here once, with an error that names the option; behind it nothing is checked again. The doc
+//! Every number is checked here once, with an error that names the option; behind it nothing is checked again. So numbers
+//! may begin with a hyphen as far as clap is concerned, which would give wrong advice about `-1`. The doc
 //! comments of the fields are the help texts, and `docs/man/blkmirror.1` says the same at more length (a test sees to it
 //! that it leaves no option out).
 #![forbid(unsafe_code)]
@@ -108,7 +109,8 @@ pub(crate) struct CopyArgs {
     #[arg(value_name = "SRC", value_hint = ValueHint::FilePath)]
     pub(crate) source: PathBuf,
 
-    /// Block device or raw image to write; a missing file is created with the source's size
+    /// Block device or raw image to write; a missing file is created with the source's size, for its owner
+    /// alone (mode 0600)
     #[arg(value_name = "DST", value_hint = ValueHint::FilePath)]
     pub(crate) target: PathBuf,
 
@@ -123,20 +125,21 @@ pub(crate) struct CopyArgs {
 
     /// Bytes per dirty bit, a power of two from 512 to 64M; a smaller one copies less around scattered
     /// data and costs more requests and more memory [default: 64K, or the cluster size from 4K to 64K]
-    #[arg(long, value_name = "SIZE", value_parser = granularity, help_heading = "Speed")]
+    #[arg(long, value_name = "SIZE", value_parser = granularity, allow_hyphen_values = true, help_heading = "Speed")]
     pub(crate) granularity: Option<Granularity>,
 
-    /// Bytes on their way at once per worker, from 4K to 1G, rounded up to the granularity; takes as much
-    /// memory. More helps against latency [default: 16M]
-    #[arg(long, value_name = "SIZE", value_parser = buf_size, help_heading = "Speed")]
+    /// Bytes on their way at once per worker, from 4K to 1G, rounded up to the granularity. Each worker takes
+    /// as much memory, in whole 2M. More helps against latency [default: 16M]
+    #[arg(long, value_name = "SIZE", value_parser = buf_size, allow_hyphen_values = true, help_heading = "Speed")]
     pub(crate) buf_size: Option<u64>,
 
-    /// Worker threads, each with its own ring, from 1 to 256 [default: as many as help]
-    #[arg(long, value_name = "N", value_parser = threads, help_heading = "Speed")]
+    /// Worker threads, each with its own ring, from 1 to 256 [default: one for two cores, at least
+    /// 1 and at most 4]
+    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true, help_heading = "Speed")]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// Bytes per second at most, averaged over short slices; 0 is no limit
-    #[arg(long, value_name = "SIZE", value_parser = speed, default_value = "0", help_heading = "Speed")]
+    /// Bytes per second at most, from 4K to 1T, averaged over short slices; 0 is no limit
+    #[arg(long, value_name = "SIZE", value_parser = speed, allow_hyphen_values = true, default_value = "0", help_heading = "Speed")]
     pub(crate) speed: u64,
 
     /// Look for zeroes in the data and write them as zeroes, which may take no space; costs a scan in memory
@@ -149,13 +152,13 @@ pub(crate) struct CopyArgs {
     pub(crate) target_is_zero: bool,
 
     /// Allocate a target file's space before the copy: faster writes, and no surprise about space
-    /// half way; a file made so has no holes
+    /// half way; a file made so has no holes. Where the file system cannot, a note says so
     #[arg(long, help_heading = "Zeroes and space")]
     pub(crate) preallocate: bool,
 
     /// Cluster size of a target with a backing file, a power of two from 512 to 2M: the first write
     /// to a cluster then copies all of it
-    #[arg(long, value_name = "SIZE", value_parser = cluster, help_heading = "Zeroes and space")]
+    #[arg(long, value_name = "SIZE", value_parser = cluster, allow_hyphen_values = true, help_heading = "Zeroes and space")]
     pub(crate) target_cluster_size: Option<u64>,
 
     /// When reading the source fails
@@ -166,7 +169,8 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Errors")]
     pub(crate) on_target_error: OnError,
 
-    /// Read both sides again after the copy, with O_DIRECT, and compare; exit 1 if they differ
+    /// Read both sides again after the copy, with O_DIRECT where the file system has it, and compare; exit 1
+    /// if they differ
     #[arg(long, help_heading = "Errors")]
     pub(crate) verify: bool,
 
@@ -178,7 +182,7 @@ pub(crate) struct CopyArgs {
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
-    /// Print nothing but errors
+    /// Print nothing but errors, no notes either
     #[arg(long, short, help_heading = "Output")]
     pub(crate) quiet: bool,
 
@@ -199,7 +203,7 @@ pub(crate) struct CompareArgs {
     pub(crate) b: PathBuf,
 
     /// Show this many differing ranges; the rest is counted
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=1_000_000), allow_hyphen_values = true)]
     pub(crate) limit: u32,
 
     /// Print exactly one JSON object on standard output, also on failure
@@ -231,7 +235,7 @@ pub(crate) struct InfoArgs {
 #[derive(Args, Debug)]
 pub(crate) struct DemoArgs {
     /// Size of the scratch disk, from 1M to 1T; shrinks to what free space allows
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = demo_size)]
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = demo_size, allow_hyphen_values = true)]
     pub(crate) size: u64,
 
     /// Directory for the scratch files [default: $TMPDIR, the current one, /var/tmp or /tmp; the first that
@@ -248,22 +252,17 @@ fn bounded(text: &str, low: u64, high: u64, bounds: &str) -> Result<u64, String>
 
 /// A size; the error is the reason alone, because clap puts the option before it.
 fn size(text: &str) -> Result<u64, String> {
-    parse_size(text).map_err(reason)
+    parse_size(text).map_err(|e| reason(&e))
 }
 
 /// The cause of an error without what was attempted.
-fn reason(error: blkmirror_core::Error) -> String {
-    let text = error.to_string();
-    drop(error);
-    match text.split_once(": ") {
-        Some((_, why)) => why.into(),
-        None => text,
-    }
+fn reason(error: &blkmirror_core::Error) -> String {
+    error.why().map_or_else(|| error.to_string(), str::to_owned)
 }
 
 /// `--granularity`.
 fn granularity(text: &str) -> Result<Granularity, String> {
-    Granularity::new(size(text)?).map_err(reason)
+    Granularity::new(size(text)?).map_err(|e| reason(&e))
 }
 
 /// `--target-cluster-size`.

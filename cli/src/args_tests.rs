@@ -68,6 +68,16 @@ fn absurd_numbers_are_refused_by_the_name_of_the_option() {
     }
 }
 
+/// The advice to write `-- -1` would lead nowhere.
+#[test]
+fn a_negative_number_is_refused_as_a_number() {
+    for option in ["--granularity", "--buf-size", "--threads", "--speed", "--target-cluster-size"] {
+        let text = copy(&[option, "-1"]).unwrap_err();
+        assert!(text.contains(option) && text.contains("'-1'") && !text.contains("-- -1"), "{text}");
+    }
+    assert!(copy(&["--buf-size", "1.5M"]).unwrap_err().contains("is not a whole number"));
+}
+
 /// The reason must be there, without "cannot set" in front of it.
 #[test]
 fn a_refusal_says_why_in_one_line() {

@@ -54,7 +54,7 @@ fn compare(
     compared: &AtomicU64,
 ) -> Outcome<Exit> {
     let stopwatch = Stopwatch::start();
-    let (a, b) = (Device::open_source(&args.a)?, Device::open_source(&args.b)?);
+    let (a, b) = (Device::open_for_reading(&args.a)?, Device::open_for_reading(&args.b)?);
     (report.size_a, report.size_b) = (a.size_bytes(), b.size_bytes());
     let bytes = report.size_a.min(report.size_b);
     let bar = Bar::new(!(args.json || args.quiet || args.no_progress), "compare", bytes);

@@ -19,7 +19,7 @@ use crate::cpu::Stopwatch;
 use crate::diff::{self, Scope};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::follow::follow;
-use crate::output::{print, print_json, say};
+use crate::output::{print, print_json, say, say_note};
 use crate::progress::Bar;
 use crate::report::{CopyReport, count};
 use crate::signals::Interrupts;
@@ -30,7 +30,8 @@ const HUGE_PAGE_BYTES: u64 = 2 * MIB;
 
 /// Runs the command.
 pub(crate) fn run(args: &CopyArgs, interrupts: &Interrupts) -> Exit {
-    let (mut report, result) = perform(args, interrupts);
+    let notes = if args.quiet { Notes::Kept } else { Notes::Said };
+    let (mut report, result) = perform(args, interrupts, notes);
     interrupts.take_last_word();
     interrupts.clean_up();
     let exit = result.as_ref().map_or_else(|failure| failure.exit, |()| Exit::Done);
@@ -52,9 +53,18 @@ pub(crate) fn run(args: &CopyArgs, interrupts: &Interrupts) -> Exit {
     }
 }
 
-/// Copies, verifies if asked to, and reports; prints nothing but progress and warnings.
-pub(crate) fn perform(args: &CopyArgs, interrupts: &Interrupts) -> (CopyReport, Outcome<()>) {
-    let watched = Watched::new(args, interrupts);
+/// What becomes of notes, besides that the report has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Notes {
+    /// Said on standard error.
+    Said,
+    /// Nothing.
+    Kept,
+}
+
+/// Copies, verifies if asked to, and reports; prints nothing but progress, warnings and notes.
+pub(crate) fn perform(args: &CopyArgs, interrupts: &Interrupts, notes: Notes) -> (CopyReport, Outcome<()>) {
+    let watched = Watched::new(args, interrupts, notes);
     let result = check_usage(args).and_then(|()| copy_and_verify(args, interrupts, &watched));
     let report = watched.lock().report.clone();
     (report, result)
@@ -100,16 +110,21 @@ struct State {
 
 /// A handle to the state that the command and the watchdog share.
 #[derive(Clone)]
-struct Watched(Arc<Mutex<State>>);
+struct Watched {
+    /// What they share.
+    state: Arc<Mutex<State>>,
+    /// What becomes of notes.
+    notes: Notes,
+}
 
 impl Watched {
     /// A fresh state, which the watchdog knows of.
-    fn new(args: &CopyArgs, interrupts: &Interrupts) -> Self {
+    fn new(args: &CopyArgs, interrupts: &Interrupts, notes: Notes) -> Self {
         let name = |path: &Path| Some(path.display().to_string());
         let report =
             CopyReport { source: name(&args.source), target: name(&args.target), ..CopyReport::default() };
         let state = State { report, stopwatch: Stopwatch::start(), job: None };
-        let this = Self(Arc::new(Mutex::new(state)));
+        let this = Self { state: Arc::new(Mutex::new(state)), notes };
         let (watched, json) = (this.clone(), args.json);
         interrupts.set_last_word(move || watched.last_word(json));
         this
@@ -117,7 +132,7 @@ impl Watched {
 
     /// Access to the state; never held across anything that may block.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the watchdog says: the command did not come to its end by itself.
@@ -140,6 +155,21 @@ impl Watched {
         if json {
             // There is nobody left to hear of a failure.
             let _ = print_json(&state.report);
+        }
+    }
+
+    /// Takes down what is worth knowing and is no failure.
+    fn note(&self, note: String) {
+        if self.notes == Notes::Said {
+            say_note(&note);
+        }
+        self.lock().report.notes.push(note);
+    }
+
+    /// Takes down what a device has to say.
+    fn note_device(&self, device: &Device) {
+        for note in device.notes() {
+            self.note(format!("{}: {note}", device.name()));
         }
     }
 
@@ -181,6 +211,9 @@ fn copy_and_verify(args: &CopyArgs, interrupts: &Interrupts, watched: &Watched) 
 
     let engine = Engine::start(engine_options(args))?;
     let target = target::open(args, &source, interrupts)?;
+    watched.note_device(&source);
+    watched.note_device(&target.device);
+    target.note.into_iter().for_each(|note| watched.note(note));
     let verification = if args.verify {
         Some(Verification { sides: [source.reopen()?, target.device.reopen()?], scope })
     } else {
@@ -201,6 +234,10 @@ fn copy_and_verify(args: &CopyArgs, interrupts: &Interrupts, watched: &Watched) 
     bar.finish();
     watched.concluded(&outcome);
     judge(&outcome, interrupts, &watched.lock().report)?;
+    if args.sync == Sync::None {
+        watched.lock().report.target_state = Some("not_copied");
+        watched.note("--sync none copies nothing: the target is as it was".into());
+    }
     match verification {
         Some(verification) => verify(args, &verification, bytes, interrupts, watched),
         None => Ok(()),
@@ -212,10 +249,13 @@ fn bar(args: &CopyArgs, what: &'static str, bytes: u64) -> Bar {
     Bar::new(!(args.json || args.quiet || args.no_progress), what, bytes)
 }
 
-/// The options of the engine. Its window must hold what `--buf-size` allows to be on its way.
+/// The options of the engine. Its window holds what `--buf-size` allows to be on its way, and no more: it is memory.
 fn engine_options(args: &CopyArgs) -> EngineOptions {
     let default = EngineOptions::default();
-    let window_bytes = args.buf_size.unwrap_or(0).max(default.window_bytes).next_multiple_of(HUGE_PAGE_BYTES);
+    let window_bytes = match args.buf_size {
+        None | Some(0) => default.window_bytes,
+        Some(bytes) => bytes.next_multiple_of(HUGE_PAGE_BYTES),
+    };
     EngineOptions { workers: args.threads, window_bytes, ..default }
 }
 
@@ -311,6 +351,8 @@ fn differs(first: &ByteRange, found: &diff::Differences, source: &Device, target
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     /// Each number is in its bounds and their product takes the machine down.
@@ -320,5 +362,21 @@ mod tests {
         let failure = check_memory(256, 64 * MIB, 24 * 1024 * MIB).unwrap_err();
         assert_eq!(failure.exit, Exit::Usage);
         assert!(failure.text.contains("--threads 256") && failure.text.contains("16 GiB"), "{failure}");
+    }
+
+    /// Whoever asks for less on its way has little memory to give.
+    #[test]
+    fn copy_memory_is_what_buf_size_says() {
+        let window_bytes = |options: &[&str]| {
+            let line = ["blkmirror", "copy", "a", "b"].iter().chain(options);
+            match crate::args::Cli::parse_from(line).command {
+                crate::args::Command::Copy(args) => engine_options(&args).window_bytes,
+                other => panic!("{other:?}"),
+            }
+        };
+        let default = EngineOptions::default().window_bytes;
+        assert_eq!((window_bytes(&[]), window_bytes(&["--buf-size=0"])), (default, default));
+        assert_eq!(window_bytes(&["--buf-size=4K"]), 2 * MIB);
+        assert_eq!(window_bytes(&["--buf-size=33M"]), 34 * MIB);
     }
 }

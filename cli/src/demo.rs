@@ -9,7 +9,7 @@ use blkmirror_core::units::{GIB, MIB, format_size};
 use clap::Parser;
 
 use crate::args::{Cli, Command, CopyArgs, DemoArgs};
-use crate::copy;
+use crate::copy::{self, Notes};
 use crate::cpu::as_f64;
 use crate::exit::{Failure, Outcome};
 use crate::output::print;
@@ -32,6 +32,8 @@ pub(crate) fn run(args: &DemoArgs, interrupts: &Interrupts) -> Outcome<()> {
 
 /// The demo; scratch disks are registered for removal.
 fn demo(args: &DemoArgs, interrupts: &Interrupts) -> Outcome<()> {
+    // A machine without io_uring should say so before it is asked for a gigabyte of scratch data.
+    blkmirror_core::ring::probe()?;
     let place = make_place(args.dir.as_deref(), args.size.saturating_mul(SPACE_PARTS), interrupts)?;
     let bytes = fit(args.size, place.free_bytes).ok_or_else(|| {
         Failure::failed(format!(
@@ -89,7 +91,7 @@ fn remove(target: &Path) -> Outcome<()> {
 /// Copies and verifies, and prints a row of the table.
 fn row(what: &str, source: &Path, target: &Path, options: &[&str], interrupts: &Interrupts) -> Outcome<()> {
     let args = copy_args(source, target, options)?;
-    let (report, result) = copy::perform(&args, interrupts);
+    let (report, result) = copy::perform(&args, interrupts, Notes::Kept);
     result?;
     print(&cells(what, &report))
 }

@@ -66,7 +66,7 @@ struct JsonFeature {
 
 /// Runs the command.
 pub(crate) fn run(args: &InfoArgs) -> Outcome<()> {
-    let device = args.device.as_deref().map(Device::open_source).transpose();
+    let device = args.device.as_deref().map(Device::open_for_reading).transpose();
     let kernel = ring::probe();
     let first_error = match (&device, &kernel) {
         (Err(error), _) | (_, Err(error)) => Some(Failure::failed(error.to_string())),
@@ -186,7 +186,7 @@ mod tests {
     fn details_name_their_origin() {
         let file = tempfile::NamedTempFile::new_in(".").unwrap();
         file.as_file().set_len(1 << 20).unwrap();
-        let device = Device::open_source(file.path()).unwrap();
+        let device = Device::open_for_reading(file.path()).unwrap();
         let mut text = String::new();
         device_text(&mut text, &device.describe());
         assert!(text.contains("regular file") && text.contains("[fstat]"), "{text}");

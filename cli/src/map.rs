@@ -18,6 +18,9 @@ use crate::exit::{Failure, Outcome};
 /// The longest list that is read: enough for 20 million extents.
 const MAX_MAP_BYTES: u64 = 2 << 30;
 
+/// The ends of extents are multiples of this, as the sizes of disks are.
+const SECTOR_BYTES: u64 = 512;
+
 /// One entry of the list. Fields that are not needed (`data`, `offset`, `filename`, `compressed`) are passed over.
 #[derive(Deserialize, Debug)]
 struct Entry {
@@ -59,8 +62,26 @@ pub(crate) fn read(path: &Path, disk_bytes: u64) -> Outcome<Vec<Extent>> {
     } else {
         Box::new(File::open(path).map_err(|e| Failure::failed(format!("cannot open the map {name}: {e}")))?)
     };
-    parse(BufReader::new(input.take(MAX_MAP_BYTES)), disk_bytes)
-        .map_err(|why| Failure::failed(format!("cannot use the map {name}: {why}")))
+    let text = |why: &str| format!("cannot use the map {name}: {why}");
+    let extents = parse(BufReader::new(input.take(MAX_MAP_BYTES)), disk_bytes)
+        .map_err(|why| Failure::failed(text(&why)))?;
+    check_sectors(&extents).map_err(|why| Failure::usage(text(&why)))?;
+    Ok(extents)
+}
+
+/// Refuses extents that no disk has; the error is the reason in words.
+fn check_sectors(extents: &[Extent]) -> Result<(), String> {
+    let whole = |range: &ByteRange| {
+        range.start().is_multiple_of(SECTOR_BYTES) && range.end().is_multiple_of(SECTOR_BYTES)
+    };
+    match extents.iter().find(|extent| !whole(&extent.range)) {
+        None => Ok(()),
+        Some(Extent { range, .. }) => Err(format!(
+            "the extent at {} with {} bytes does not begin and end at a multiple of {SECTOR_BYTES}",
+            range.start(),
+            range.len()
+        )),
+    }
 }
 
 /// Parses and checks the list; the error is the reason in words.
@@ -131,6 +152,20 @@ mod tests {
         ] {
             let error = parse(list.as_bytes(), 512).unwrap_err();
             assert!(error.contains(why), "{list}: {error}");
+        }
+    }
+
+    /// Part of a sector cannot be copied, and to round it would copy what is not in the layer.
+    #[test]
+    fn an_extent_that_ends_inside_a_sector_is_refused_by_its_place() {
+        let extent = |start, length| Extent { range: ByteRange::at(start, length), kind: ExtentKind::Data };
+        assert!(check_sectors(&[extent(0, 512), extent(1024, 4096)]).is_ok());
+        for odd in [extent(512, 100), extent(100, 412)] {
+            let why = check_sectors(&[extent(0, 0), odd]).unwrap_err();
+            assert!(
+                why.contains(&format!("at {} with {} bytes", odd.range.start(), odd.range.len())),
+                "{why}"
+            );
         }
     }
 

@@ -37,6 +37,11 @@ pub(crate) fn say(text: impl Display) {
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }
 
+/// Says something worth knowing that is no failure.
+pub(crate) fn say_note(note: &str) {
+    say(format_args!("note: {note}"));
+}
+
 /// `text` without line breaks and other control characters; a file name may hold any of them.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()

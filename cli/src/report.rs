@@ -17,7 +17,8 @@ pub(crate) struct CopyReport {
     pub(crate) source: Option<String>,
     /// The target as it was named; none if the command line was refused.
     pub(crate) target: Option<String>,
-    /// `complete` or `incomplete`; none if the target was not touched.
+    /// `complete` (all that was to be copied is there, and flushed), `incomplete`, or `not_copied` (nothing was to be);
+    /// none if the target was not touched.
     pub(crate) target_state: Option<&'static str>,
     /// Size of the source.
     pub(crate) bytes_total: u64,
@@ -41,6 +42,8 @@ pub(crate) struct CopyReport {
     pub(crate) errors: u64,
     /// Whether the verification found them equal; none without one.
     pub(crate) verified: Option<bool>,
+    /// What is worth knowing about the two sides and is no failure.
+    pub(crate) notes: Vec<String>,
     /// Why it failed.
     pub(crate) error: Option<String>,
 }
@@ -81,8 +84,9 @@ impl CopyReport {
         let name = self.target.as_deref().unwrap_or("?");
         match self.target_state {
             Some("complete") => format!("target {name} is complete"),
+            Some("not_copied") => format!("target {name} is as it was"),
             Some(_) => format!(
-                "target {name} is incomplete: {} of {} copied",
+                "target {name} is incomplete: {} of {} done",
                 format_size(self.done().min(self.bytes_total)),
                 format_size(self.bytes_total)
             ),
@@ -210,6 +214,7 @@ mod tests {
             "retries",
             "errors",
             "verified",
+            "notes",
             "error",
         ];
         promised.sort_unstable();
@@ -224,7 +229,7 @@ mod tests {
         assert_eq!(report.target_in_words(), "target /dev/x was not touched");
         report.bytes_copied = 1 << 30;
         report.take_state(TargetState::Incomplete);
-        assert_eq!(report.target_in_words(), "target /dev/x is incomplete: 1 GiB of 2 GiB copied");
+        assert_eq!(report.target_in_words(), "target /dev/x is incomplete: 1 GiB of 2 GiB done");
         report.take_state(TargetState::Complete);
         assert_eq!(report.target_in_words(), "target /dev/x is complete");
     }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::exit::{Exit, Failure, Outcome};
@@ -83,6 +83,10 @@ impl Interrupts {
     /// Starts to listen for SIGINT and SIGTERM.
     pub(crate) fn install() -> Outcome<Self> {
         let this = Self::new();
+        // Its default would end the process where a file becomes too large. With a handler that does nothing, the call
+        // that made it so fails with EFBIG, and is dealt with like every other error. Nobody reads the flag.
+        signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
+            .map_err(|e| Failure::failed(format!("cannot handle SIGXFSZ: {e}")))?;
         let mut signals = Signals::new([SIGINT, SIGTERM])
             .map_err(|e| Failure::failed(format!("cannot listen for SIGINT and SIGTERM: {e}")))?;
         let listener = this.clone();

@@ -4,8 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use blkmirror_core::ErrorKind;
 use blkmirror_core::device::{Device, DeviceKind, TargetOptions};
 use blkmirror_core::units::{ByteRange, format_size};
+use rustix::fs::{fstat, fstatvfs};
+use rustix::process::geteuid;
 
 use crate::args::CopyArgs;
 use crate::exit::{Failure, Outcome};
@@ -19,12 +22,14 @@ pub(crate) struct Target {
     pub(crate) created: Option<Ticket>,
     /// It is known to read as zeroes, because it was created just now.
     pub(crate) is_zero: bool,
+    /// What did not go as asked for and does not matter for the copy.
+    pub(crate) note: Option<String>,
 }
 
 /// Opens the target, or creates it with the source's size if it is missing.
 pub(crate) fn open(args: &CopyArgs, source: &Device, interrupts: &Interrupts) -> Outcome<Target> {
     let bytes = source.size_bytes();
-    let target = if is_missing(&args.target) {
+    let mut target = if is_missing(&args.target) {
         refuse_to_create(&args.target)?;
         let device = Device::create_target(&args.target, bytes)?;
         let path = args.target.clone();
@@ -32,7 +37,7 @@ pub(crate) fn open(args: &CopyArgs, source: &Device, interrupts: &Interrupts) ->
             // If it cannot be removed, an empty file stays; the error that brought us here matters more.
             let _ = fs::remove_file(path);
         });
-        Target { device, created: Some(created), is_zero: true }
+        Target { device, created: Some(created), is_zero: true, note: None }
     } else {
         let device = Device::open_target(&args.target, TargetOptions::default())?;
         if let Some(why) = source.overlaps_with(&device) {
@@ -43,12 +48,60 @@ pub(crate) fn open(args: &CopyArgs, source: &Device, interrupts: &Interrupts) ->
             )));
         }
         check_size(source, &device, args.force)?;
-        Target { device, created: None, is_zero: false }
+        Target { device, created: None, is_zero: false, note: None }
     };
     if args.preallocate && target.device.kind() == DeviceKind::RegularFile && bytes > 0 {
-        target.device.preallocate(ByteRange::new(0, bytes))?;
+        target.note = preallocate(&target.device, bytes)?;
     }
     Ok(target)
+}
+
+/// Reserves the first `bytes` of a file. A file system that cannot is no reason to stop, and gives a note.
+fn preallocate(target: &Device, bytes: u64) -> Outcome<Option<String>> {
+    check_space(target, bytes)?;
+    let reserved_before = allocated_bytes(target);
+    let Err(error) = target.preallocate(ByteRange::new(0, bytes)) else { return Ok(None) };
+    match error.kind() {
+        ErrorKind::Unsupported => {
+            let why = error.why().unwrap_or("its file system cannot reserve space").to_owned();
+            Ok(Some(format!("{}: --preallocate: {why}", target.name())))
+        }
+        // The kernel reserves piece by piece and does not give back what it has when it comes to the end.
+        ErrorKind::NoSpace => {
+            let more = allocated_bytes(target).saturating_sub(reserved_before);
+            Err(Failure::failed(format!(
+                "{error}; {} more than before stays reserved in it: free space and run this again, or give it back with \
+                 fallocate --dig-holes",
+                format_size(more)
+            )))
+        }
+        _ => Err(error.into()),
+    }
+}
+
+/// Refuses before anything is reserved, where the file system says that there is too little space.
+fn check_space(target: &Device, bytes: u64) -> Outcome<()> {
+    // A file system that does not answer, or counts no blocks, is asked by reserving.
+    let Ok(space) = fstatvfs(target) else { return Ok(()) };
+    let blocks = if geteuid().is_root() { space.f_bfree } else { space.f_bavail };
+    let free_bytes = blocks.saturating_mul(space.f_frsize);
+    let missing_bytes = bytes.saturating_sub(allocated_bytes(target));
+    if space.f_blocks == 0 || missing_bytes <= free_bytes {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "cannot preallocate space in {}: it needs {} more, its file system has {} free; free some, or copy without \
+         --preallocate",
+        target.name(),
+        format_size(missing_bytes),
+        format_size(free_bytes)
+    )))
+}
+
+/// The space that a file takes.
+fn allocated_bytes(target: &Device) -> u64 {
+    // st_blocks counts 512 bytes whatever the file system's block is.
+    fstat(target).map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512))
 }
 
 /// Whether there is nothing by this name; a dangling link is something.

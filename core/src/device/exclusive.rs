@@ -113,7 +113,7 @@ pub(super) fn lock(fd: BorrowedFd<'_>) -> Result<Option<String>, String> {
     match fcntl(fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
         Ok(_) => Ok(None),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(format!(
-            "it is in use: another process{} holds a lock on it",
+            "it is in use: somebody (this process or another{}) holds a lock on it",
             lock_owner(fd, libc::F_WRLCK).unwrap_or_default()
         )),
         Err(e) => {
@@ -122,11 +122,11 @@ pub(super) fn lock(fd: BorrowedFd<'_>) -> Result<Option<String>, String> {
     }
 }
 
-/// The process that stands in the way of a lock, ` (pid N)`, where the kernel says so; OFD locks have no process.
+/// The process that stands in the way of a lock, `, pid N`, where the kernel says so; OFD locks have no process.
 fn lock_owner(fd: BorrowedFd<'_>, lock_type: libc::c_int) -> Option<String> {
     let mut probe = whole_file(lock_type);
     fcntl(fd, FcntlArg::F_OFD_GETLK(&mut probe)).ok()?;
-    (probe.l_pid > 0).then(|| format!(" (pid {})", probe.l_pid))
+    (probe.l_pid > 0).then(|| format!(", pid {}", probe.l_pid))
 }
 
 /// Whether somebody holds a write lock on the file. Only asks, takes nothing.
@@ -143,8 +143,8 @@ pub(super) fn source_notes(fd: BorrowedFd<'_>, id: FileId, kind: DeviceKind) -> 
         DeviceKind::RegularFile => {
             if write_locked(fd) {
                 notes.push(
-                    "another process holds a write lock on it and may be changing it; the copy can be a mixture of \
-                     before and after"
+                    "somebody holds a write lock on it and may be changing it; what is read can be a mixture of before \
+                     and after"
                         .to_owned(),
                 );
             }
@@ -156,7 +156,7 @@ pub(super) fn source_notes(fd: BorrowedFd<'_>, id: FileId, kind: DeviceKind) -> 
             };
             if let Some(mount) = mounts().into_iter().find(written) {
                 notes.push(format!(
-                    "a file system on it is mounted for writing on {}; the copy can be a mixture of before and after",
+                    "a file system on it is mounted for writing on {}; what is read can be a mixture of before and after",
                     mount.point.display()
                 ));
             }

@@ -129,17 +129,38 @@ pub struct Device {
 impl Device {
     /// Opens a source, read only.
     ///
+    /// Opened with `O_RDONLY | O_DIRECT` (see `open(2)`), without `O_DIRECT` where the file system refuses that
+    /// ([`is_direct`](Self::is_direct) tells). The path is followed through symbolic links once; what it names later does
+    /// not matter.
+    ///
     /// A source takes no lock and asks for none: a guest may be writing to it, and any lock of ours could stop that
     /// guest's VMM from opening or re-opening its disk. What we noticed about other users is in [`notes`](Self::notes).
     ///
     /// # Errors
-    /// One line that names the file and the cause: missing, a directory, a character device, no permission, a size that
-    /// is not a multiple of 512, larger than 64 TiB.
+    /// One line that names the file and the cause: missing, a directory, a character device, a file of procfs or sysfs, no
+    /// permission, a size that is not a multiple of 512, larger than 64 TiB.
     pub fn open_source(path: &Path) -> Result<Self> {
         open::by_path(path, Role::Source, TargetOptions::default())
     }
 
-    /// Opens a target, for reading and writing, and keeps others away from it as long as it lives.
+    /// Opens a device only to look at it, as [`open_source`](Self::open_source) does; errors do not speak of a source.
+    ///
+    /// # Errors
+    /// As [`open_source`](Self::open_source).
+    pub fn open_for_reading(path: &Path) -> Result<Self> {
+        open::for_reading(path)
+    }
+
+    /// Opens a target with `O_RDWR | O_DIRECT`, and keeps others away from it as long as it lives.
+    ///
+    /// A block device is opened with `O_EXCL` (see `open(2)`: without `O_CREAT` it fails with `EBUSY` while the device is
+    /// in use by the system, such as mounted), so mounts and other claimers stay out; whoever opens it without `O_EXCL`
+    /// does not. A regular file gets a write lock over all its bytes with `F_OFD_SETLK` (see `fcntl(2)`), which is
+    /// advisory: it keeps away those who ask, as VMMs do.
+    ///
+    /// Both belong to the open file description, not to the process. So a second open in the same process is refused like
+    /// anybody else's, and a child made by `fork` shares the hold: until the child calls `execve` (`O_CLOEXEC` closes it)
+    /// or ends, the device stays held even after this one was dropped. Use threads, or `execve` soon.
     ///
     /// # Errors
     /// As [`open_source`](Self::open_source), and: read-only, mounted, used as swap, held by another block device, locked
@@ -148,10 +169,16 @@ impl Device {
         open::by_path(path, Role::Target, options)
     }
 
-    /// Creates a regular file of `size_bytes` that is one hole, and opens it as a target.
+    /// Creates a regular file of `size_bytes` that is one hole, and opens it as a target. Disk images hold other people's
+    /// data, so its mode is 0600 (less what the umask takes away).
+    ///
+    /// A size above the process's `RLIMIT_FSIZE` makes `ftruncate(2)` raise SIGXFSZ, which ends a process that neither
+    /// handles nor ignores it; with a handler, or ignored, the error is [`ErrorKind::WrongSize`](crate::ErrorKind).
+    /// The same holds for writes past that limit in an existing file.
     ///
     /// # Errors
-    /// It exists already, or cannot be created or made so large; a file that was half made is removed again.
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind), also for a symbolic link to nothing; it cannot be created or made
+    /// so large. A file that was half made is removed again.
     pub fn create_target(path: &Path, size_bytes: u64) -> Result<Self> {
         open::create(path, size_bytes)
     }
@@ -223,7 +250,12 @@ impl Device {
         Ok(size_bytes)
     }
 
-    /// How requests must look.
+    /// How requests must look, as learnt when it was opened.
+    ///
+    /// Alignment is that of `statx(2)` with `STATX_DIOALIGN` (Linux 6.1); where that says nothing, the `BLKSSZGET` ioctl
+    /// of a block device, or 4096. Request sizes of a block device come from `max_sectors_kb`, `max_segments` and
+    /// `max_segment_size` in `/sys/block/DISK/queue` (Linux's `Documentation/ABI/stable/sysfs-block`). Each number's
+    /// origin is in [`describe`](Self::describe).
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.shared.limits
@@ -272,3 +304,9 @@ impl AsFd for Device {
         self.own.as_ref().map_or_else(|| self.shared.hold.as_fd(), AsFd::as_fd)
     }
 }
+
+/// Workers share devices and pass them on; this does not compile if they no longer could.
+const _: () = {
+    const fn is_send_and_sync<T: Send + Sync>() {}
+    is_send_and_sync::<Device>();
+};

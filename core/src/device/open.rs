@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, fcntl_getfl, fstat, ftruncate, open, seek, unlink};
+use rustix::fs::{
+    FileType, Mode, OFlags, SeekFrom, Stat, fcntl_getfl, fstat, fstatfs, ftruncate, open, seek, unlink,
+};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use super::{Device, DeviceKind, FileId, Role, Shared, TargetOptions, exclusive, limits, space};
@@ -25,21 +27,28 @@ const SECTOR_BYTES: u64 = 512;
 struct Request<'a> {
     /// How the caller calls it.
     name: &'a str,
+    /// What opening it is called in an error.
+    attempt: &'static str,
     /// What for.
     role: Role,
     /// How, if it is a target.
     options: TargetOptions,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    /// A request for one side of a job.
+    const fn new(name: &'a str, role: Role, options: TargetOptions) -> Self {
+        Self { name, attempt: role.attempt(), role, options }
+    }
+
     /// An error about this file.
     fn error(&self, kind: ErrorKind, why: impl Into<String>) -> Error {
-        Error::new(kind, self.role.attempt()).at(self.name).because(why)
+        Error::new(kind, self.attempt).at(self.name).because(why)
     }
 
     /// An error from a failed system call, with the cause in words where the errno alone says too little.
     fn failed(&self, errno: Errno) -> Error {
-        let error = Error::from_io(self.role.attempt(), errno).at(self.name);
+        let error = Error::from_io(self.attempt, errno).at(self.name);
         match errno {
             Errno::NOENT => error.because("no such file or device"),
             Errno::ACCESS | Errno::PERM => error.because(format!(
@@ -55,9 +64,10 @@ impl Request<'_> {
                 error.with_kind(ErrorKind::NotFound).because("there is no medium in the drive")
             }
             Errno::TXTBSY => error.because("it is in use as a program or as swap space"),
-            Errno::NOTDIR => error
-                .with_kind(ErrorKind::NotFound)
-                .because("a part of the path before the last is not a directory"),
+            Errno::NOTDIR => error.because("a part of the path before the last is not a directory"),
+            Errno::LOOP => {
+                error.because("its symbolic links lead in a circle, or there are too many of them")
+            }
             _ => error,
         }
     }
@@ -66,20 +76,34 @@ impl Request<'_> {
 /// Opens what `path` names.
 pub(super) fn by_path(path: &Path, role: Role, options: TargetOptions) -> Result<Device> {
     let name = path.display().to_string();
-    let request = Request { name: &name, role, options };
-    let seen = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|e| request.failed(e))?;
-    let (id, kind) = judge(&request, seen.as_fd())?;
-    let (fd, direct) = match open_seen(seen.as_fd(), access(&request, kind)) {
+    look_and_open(path, &Request::new(&name, role, options))
+}
+
+/// Opens what `path` names with the rights of a source, for something that is no job.
+pub(super) fn for_reading(path: &Path) -> Result<Device> {
+    let name = path.display().to_string();
+    let request = Request::new(&name, Role::Source, TargetOptions::default());
+    look_and_open(path, &Request { attempt: "open", ..request })
+}
+
+/// Looks, judges, and opens through the handle that was judged.
+fn look_and_open(path: &Path, request: &Request<'_>) -> Result<Device> {
+    let seen = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|e| match e {
+        Errno::NOENT if path.is_symlink() => request.failed(e).because("it is a symbolic link to nothing"),
+        e => request.failed(e),
+    })?;
+    let (id, kind) = judge(request, seen.as_fd())?;
+    let (fd, direct) = match open_seen(seen.as_fd(), access(request, kind)) {
         // Without /proc there is no way through the handle; go by the path and see that it is still the same file.
-        Err(Errno::NOENT) => open_by_path_again(path, &request, id, kind)?,
-        other => other.map_err(|e| opening_failed(&request, id, kind, e))?,
+        Err(Errno::NOENT) => open_by_path_again(path, request, id, kind)?,
+        other => other.map_err(|e| opening_failed(request, id, kind, e))?,
     };
-    finish(&request, fd, direct, (id, kind))
+    finish(request, fd, direct, (id, kind))
 }
 
 /// Opens what `fd` is, leaving `fd` to its owner.
 pub(super) fn by_fd(fd: BorrowedFd<'_>, name: &str, role: Role, options: TargetOptions) -> Result<Device> {
-    let request = Request { name, role, options };
+    let request = Request::new(name, role, options);
     let flags = fcntl_getfl(fd).map_err(|e| request.failed(e))?;
     let (id, kind) = judge(&request, fd)?;
     let mode = flags & OFlags::RWMODE;
@@ -117,15 +141,16 @@ pub(super) fn create(path: &Path, size_bytes: u64) -> Result<Device> {
     let failed = |e: Errno| {
         let error = Error::from_io("create the target", e).at(&name);
         match e {
-            Errno::EXIST => error.with_kind(ErrorKind::Busy).because("it exists already"),
+            Errno::EXIST => error.because("it exists already"),
             Errno::NOENT => error.because("the directory does not exist"),
-            Errno::FBIG => error
-                .with_kind(ErrorKind::WrongSize)
-                .because(format!("the file system takes no file of {}", format_size(size_bytes))),
+            Errno::FBIG => error.because(format!(
+                "a file of {} is above the process's limit (ulimit -f) or the file system's largest file",
+                format_size(size_bytes)
+            )),
             _ => error,
         }
     };
-    let request = Request { name: &name, role: Role::Target, options: TargetOptions::default() };
+    let request = Request::new(&name, Role::Target, TargetOptions::default());
     check_size(&request, size_bytes, SECTOR_BYTES)?;
     // Without O_DIRECT at first: where that is refused, the open fails but the file is there. Disk images hold other
     // people's data, so only the owner may read it.
@@ -174,7 +199,12 @@ fn judge(request: &Request<'_>, seen: BorrowedFd<'_>) -> Result<(FileId, DeviceK
     };
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::BlockDevice => DeviceKind::BlockDevice,
-        FileType::RegularFile => DeviceKind::RegularFile,
+        FileType::RegularFile => match made_up_by(seen) {
+            None => DeviceKind::RegularFile,
+            Some(file_system) => {
+                return wrong(&format!("a file of {file_system}, which the kernel makes up when it is read"));
+            }
+        },
         FileType::Directory => return wrong("a directory"),
         FileType::CharacterDevice => return wrong("a character device"),
         FileType::Fifo => return wrong("a fifo"),
@@ -191,6 +221,19 @@ fn judge(request: &Request<'_>, seen: BorrowedFd<'_>) -> Result<(FileId, DeviceK
         }
     }
     Ok((id, kind))
+}
+
+/// The file system of a regular file that has no bytes of its own: its size is a fiction, and each read may differ.
+fn made_up_by(seen: BorrowedFd<'_>) -> Option<&'static str> {
+    // The magic numbers of <linux/magic.h>.
+    match fstatfs(seen).ok()?.f_type {
+        0x9fa0 => Some("procfs"),
+        0x6265_6572 => Some("sysfs"),
+        0x6462_6720 => Some("debugfs"),
+        0x7472_6163 => Some("tracefs"),
+        0x6367_7270 => Some("cgroupfs"),
+        _ => None,
+    }
 }
 
 /// Who a file is.
@@ -258,10 +301,10 @@ fn opening_failed(request: &Request<'_>, id: FileId, kind: DeviceKind, errno: Er
         return request.failed(errno);
     }
     let why = exclusive::used_by(id, kind).unwrap_or_else(|| {
-        "it is in use: another process holds it exclusively, or it is mounted where we cannot see it"
+        "it is in use: somebody (this process or another) holds it exclusively, or it is mounted where we cannot see it"
             .to_owned()
     });
-    Error::from_io(request.role.attempt(), errno).at(request.name).because(why)
+    Error::from_io(request.attempt, errno).at(request.name).because(why)
 }
 
 /// Takes the lock, looks at size and limits, and puts the device together.

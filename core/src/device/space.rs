@@ -99,7 +99,12 @@ impl Device {
         }
     }
 
-    /// Makes a range read as zero without sending zeroes.
+    /// Makes a range read as zero without sending zeroes, with `fallocate(2)`.
+    ///
+    /// [`ZeroMode::Punch`] tries `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`, then `FALLOC_FL_ZERO_RANGE |
+    /// FALLOC_FL_KEEP_SIZE`; [`ZeroMode::Keep`] only the latter. What answers `EOPNOTSUPP` is not tried again on this
+    /// device. On a block device both are a write-zeroes command, with and without the permission to unmap; if it has none,
+    /// zero-range makes the kernel write pages of zeroes, which takes as long as writing does.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if there is no way but to write zeroes; [`ErrorKind::NoSpace`];

@@ -45,6 +45,10 @@ pub struct Extent {
 impl Device {
     /// The status from `offset` to where it changes or the device ends; empty data at the end.
     ///
+    /// Asked with `lseek(2)`: `SEEK_DATA` finds the next data, and `ENXIO` means that there is none up to the end, so the
+    /// rest is a hole (or the file shrank, which is looked at then). `SEEK_HOLE` finds the data's end. A file system that
+    /// knows neither makes everything data. The file position of this descriptor moves.
+    ///
     /// # Errors
     /// [`ErrorKind::SourceShrank`] if the file has become shorter than it was, and errors of the medium.
     pub fn status(&self, offset: u64) -> Result<Extent> {

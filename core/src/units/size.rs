@@ -24,6 +24,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
         "M" | "MB" | "MIB" => MIB,
         "G" | "GB" | "GIB" => GIB,
         "T" | "TB" | "TIB" => TIB,
+        fraction if fraction.starts_with(['.', ',']) => return Err(bad("is not a whole number")),
         _ => return Err(bad("has a unit that is not known")),
     };
     number.checked_mul(scale).ok_or_else(|| bad("is too large"))
@@ -58,6 +59,7 @@ mod tests {
         for text in ["", "K", "-1", "1.5G", "64 K", "9Q", "99999999999999999999", "99999999999T"] {
             assert!(parse_size(text).is_err(), "{text}");
         }
+        assert!(parse_size("1.5M").unwrap_err().to_string().contains("'1.5M' is not a whole number"));
     }
 
     #[test]

@@ -190,7 +190,7 @@ fn an_exclusive_holder_keeps_us_away_until_it_lets_go() {
     let disk = Loop::attach(&filled(&dir.path().join("disk"), 1 << 20), &[]);
     let flags_of_others = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
     let holder = rustix::fs::open(&disk.path, flags_of_others, Mode::empty()).unwrap();
-    assert_refused(target(&disk.path), ErrorKind::Busy, &disk.path, "another process holds it exclusively");
+    assert_refused(target(&disk.path), ErrorKind::Busy, &disk.path, "holds it exclusively");
     source(&disk.path).unwrap();
     drop(holder);
     let device = target(&disk.path).unwrap();

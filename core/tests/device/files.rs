@@ -11,7 +11,10 @@ use blkmirror_core::device::{AlignmentOrigin, Device, DeviceKind, ExtentKind, Ta
 use blkmirror_core::units::{ByteRange, GIB, MIB, TIB};
 use rustix::fs::{OFlags, RawMode};
 
-use crate::kit::{assert_refused, filled, flags, on_disk, on_tmpfs, read_all, source, sparse, target};
+use crate::kit::{
+    Mounted, assert_refused, filled, flags, needs_root_and, on_disk, on_tmpfs, read_all, source, sparse,
+    target,
+};
 
 #[test]
 fn what_is_no_disk_is_refused_by_name_and_cause() {
@@ -26,7 +29,12 @@ fn what_is_no_disk_is_refused_by_name_and_cause() {
     symlink("circle", at("circle")).unwrap();
     for open in [source, target] {
         assert_refused(open(&at("missing")), ErrorKind::NotFound, &at("missing"), "no such file or device");
-        assert_refused(open(&at("dangling")), ErrorKind::NotFound, &at("dangling"), "no such file or device");
+        assert_refused(
+            open(&at("dangling")),
+            ErrorKind::NotFound,
+            &at("dangling"),
+            "a symbolic link to nothing",
+        );
         assert_refused(open(&at("file/x")), ErrorKind::NotFound, &at("file/x"), "not a directory");
         assert_refused(open(&at("dir")), ErrorKind::WrongFileType, &at("dir"), "it is a directory");
         // These two would block, or fail in strange ways, if they were opened first and judged later.
@@ -34,8 +42,20 @@ fn what_is_no_disk_is_refused_by_name_and_cause() {
         assert_refused(open(&at("socket")), ErrorKind::WrongFileType, &at("socket"), "it is a socket");
         let null = Path::new("/dev/null");
         assert_refused(open(null), ErrorKind::WrongFileType, null, "it is a character device");
-        assert!(open(&at("circle")).unwrap_err().to_string().contains("symbolic links"));
+        assert_refused(open(&at("circle")), ErrorKind::InvalidArgument, &at("circle"), "symbolic links");
+        let version = Path::new("/proc/version");
+        assert_refused(open(version), ErrorKind::WrongFileType, version, "it is a file of procfs");
     }
+}
+
+#[test]
+fn whoever_only_looks_is_not_told_of_a_source() {
+    let dir = on_tmpfs();
+    let path = dir.path().join("missing");
+    let error = Device::open_for_reading(&path).unwrap_err();
+    assert_eq!((error.attempt(), error.kind()), ("open", ErrorKind::NotFound));
+    let device = Device::open_for_reading(&filled(&path, 4096)).unwrap();
+    assert_eq!(flags(&device) & OFlags::RWMODE, OFlags::RDONLY);
 }
 
 #[test]
@@ -123,7 +143,7 @@ fn a_target_file_has_one_owner_until_its_last_descriptor_is_gone() {
     let dir = on_disk();
     let path = filled(&dir.path().join("disk"), 8192);
     let first = target(&path).unwrap();
-    assert_refused(target(&path), ErrorKind::Busy, &path, "another process holds a lock");
+    assert_refused(target(&path), ErrorKind::Busy, &path, "(this process or another) holds a lock");
     let worker = first.reopen().unwrap();
     drop(first);
     assert_refused(target(&path), ErrorKind::Busy, &path, "in use");
@@ -180,7 +200,7 @@ fn a_created_target_is_one_hole_and_never_replaces_a_file() {
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     drop(device);
     let before = fs::metadata(&path).unwrap().modified().unwrap();
-    assert_refused(Device::create_target(&path, MIB), ErrorKind::Busy, &path, "it exists already");
+    assert_refused(Device::create_target(&path, MIB), ErrorKind::AlreadyExists, &path, "it exists already");
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
     assert_eq!(fs::metadata(&path).unwrap().len(), GIB);
 }
@@ -282,12 +302,13 @@ fn limits_of_a_file_are_whole_blocks_and_one_mebibyte() {
 
 #[test]
 fn a_file_system_without_direct_io_is_used_through_the_page_cache() {
-    // sysfs refuses O_DIRECT and calls its entries regular files of 4096 bytes.
-    let path = Path::new("/sys/kernel/mm/transparent_hugepage/enabled");
-    if !path.exists() {
+    if !needs_root_and(&["mount"]) {
         return;
     }
-    let device = source(path).unwrap();
+    let dir = on_tmpfs();
+    // ramfs refuses O_DIRECT.
+    let mounted = Mounted::of_type("ramfs", &dir.path().join("mnt"));
+    let device = source(&filled(&mounted.0.join("disk"), 8192)).unwrap();
     assert!(!device.is_direct());
     assert!(device.notes()[0].contains("O_DIRECT is not possible"), "{:?}", device.notes());
     assert_eq!(device.limits().alignment_origin, AlignmentOrigin::NotNeeded);

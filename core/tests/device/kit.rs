@@ -129,6 +129,13 @@ impl Mounted {
         run("mount", &[device.to_str().unwrap(), point.to_str().unwrap()]);
         Self(point.to_path_buf())
     }
+
+    /// Mounts a file system without a device, such as ramfs.
+    pub(crate) fn of_type(name: &str, point: &Path) -> Self {
+        fs::create_dir_all(point).unwrap();
+        run("mount", &["-t", name, "none", point.to_str().unwrap()]);
+        Self(point.to_path_buf())
+    }
 }
 
 impl Drop for Mounted {
