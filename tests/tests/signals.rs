@@ -61,7 +61,8 @@ fn a_signal_ends_a_copy_whose_disk_does_not_answer() {
     needs!(Fuse);
     let dir = ScratchDir::new().unwrap();
     for operation in [Operation::Read, Operation::Write] {
-        let file = dir.random_file("file", MIB, 1).unwrap();
+        // One each: the kernel keeps the first run's target locked until its stuck request is gone.
+        let file = dir.random_file(&format!("{operation:?}"), MIB, 1).unwrap();
         let disk = FaultDisk::of_size(MIB).unwrap();
         fill::random(disk.content_path(), 0, MIB, 2).unwrap();
         disk.control().add_rule(Rule::on(operation, Effect::Stuck));
