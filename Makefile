@@ -2,6 +2,9 @@
 
 CARGO ?= cargo
 CC ?= cc
+# The command that `make build` makes and the end-to-end tests run.
+BLKMIRROR ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/release/blkmirror
+MAKEFLAGS += --no-print-directory
 HEADERS := $(wildcard include/*.h)
 
 .PHONY: help check tools format lint docs build headers test loom soak bench demo man clean
@@ -10,7 +13,7 @@ help:
 	@echo 'make check   all that must hold: format, lints, docs, header, models, every test (.ci/run calls it)'
 	@echo 'make test    the tests alone'
 	@echo 'make loom    models of what threads share without locks, every interleaving'
-	@echo 'make soak    the long tests too, in release mode'
+	@echo 'make soak    the long tests too, and 1000 seeds of every simulated run, in release mode'
 	@echo 'make bench   the bitmap, and the comparison with fio, QEMU and dd (takes a while; best on an idle machine)'
 	@echo 'make demo    copy scratch disks, verify, and show how fast it was'
 	@echo 'make man     show the manual page'
@@ -61,11 +64,12 @@ endif
 loom:
 	RUSTFLAGS='--cfg loom' $(CARGO) test --locked -p blkmirror-core --release --test 'loom_*' --target-dir target/loom
 
-test:
-	$(CARGO) test --locked --workspace
+test: build
+	BLKMIRROR='$(BLKMIRROR)' $(CARGO) test --locked --workspace
 
 soak: build
-	$(CARGO) test --locked --workspace --release -- --include-ignored
+	BLKMIRROR='$(BLKMIRROR)' BLKMIRROR_SEEDS=$(or $(BLKMIRROR_SEEDS),1000) \
+		$(CARGO) test --locked --release --workspace -- --include-ignored
 
 bench: build
 	$(CARGO) bench --locked --bench bitmap

@@ -32,8 +32,8 @@ const HUGE_PAGE_BYTES: u64 = 2 * MIB;
 pub(crate) fn run(args: &CopyArgs, interrupts: &Interrupts) -> Exit {
     let notes = if args.quiet { Notes::Kept } else { Notes::Said };
     let (mut report, result) = perform(args, interrupts, notes);
+    // First the answer; `main` cleans up after it, which may take a while.
     interrupts.take_last_word();
-    interrupts.clean_up();
     let exit = result.as_ref().map_or_else(|failure| failure.exit, |()| Exit::Done);
     if let Err(failure) = &result {
         report.error = Some(failure.text.clone());

@@ -100,6 +100,11 @@ pub(crate) fn run(args: &InfoArgs) -> Outcome<()> {
     first_error.map_or(Ok(()), Err)
 }
 
+/// Prints the object of a command line that was refused.
+pub(crate) fn print_refusal(error: Option<String>) -> Outcome<()> {
+    print_json(&InfoReport { error, ..InfoReport::default() })
+}
+
 impl InfoReport {
     /// Takes over what is known about the device.
     fn take_device(&mut self, device: &Device) {

@@ -93,6 +93,7 @@ fn refuse(error: &clap::Error) -> Exit {
         let error = Some(text.clone());
         let printed = match words.iter().find_map(|word| word.to_str().filter(|w| !w.starts_with('-'))) {
             Some("compare") => print_json(&CompareReport { error, ..CompareReport::default() }),
+            Some("info") => info::print_refusal(error),
             _ => print_json(&CopyReport { error, ..CopyReport::default() }),
         };
         if let Err(failure) = printed {

@@ -1,19 +1,20 @@
 //! SIGINT and SIGTERM: the command stops cleanly, and within a second whatever happens.
 //!
 //! The first signal raises a flag that every loop of the command looks at ten times a second or more. If the command has
-//! not said its last word [`GRACE`] later, because a device does not answer, the watchdog here says it instead and leaves the process.
-//! A second signal does so at once. *The last word* is a token: whoever claims it reports the end, so there is exactly
-//! one report, and exactly one JSON object.
+//! not said its last word [`GRACE`] later, because a device does not answer, the watchdog here says it instead, cleans up, and
+//! leaves the process. A second signal does so at once. *The last word* is a token: whoever claims it reports the end, so
+//! there is exactly one report, and exactly one JSON object.
 //!
 //! Things that must not outlive the process (scratch files, loop devices, a target that was created and never
-//! written) are registered as [`Interrupts::on_exit`] and undone on both ways out.
+//! written) are registered as [`Interrupts::on_exit`] and undone on both ways out, always after the last word: removing
+//! gigabytes takes longer than a user waits for an answer. The watchdog gives it [`CLEAN_UP`].
 #![forbid(unsafe_code)]
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -24,6 +25,8 @@ use crate::exit::{Exit, Failure, Outcome};
 const GRACE: Duration = Duration::from_millis(700);
 /// How long whoever claimed the last word has to say it, when it stalls on a pipe that nobody reads.
 const LAST_WORD: Duration = Duration::from_millis(150);
+/// How long cleaning up may take once the last word is said.
+const CLEAN_UP: Duration = Duration::from_secs(10);
 
 /// Something to undo before the process ends.
 type Undo = Box<dyn FnOnce() + Send>;
@@ -49,6 +52,8 @@ struct Shared {
     last_word: Mutex<Option<LastWord>>,
     /// What to undo, by ticket.
     undo: Mutex<Vec<(u64, Undo)>>,
+    /// Held by whoever cleans up: one at a time, so that the order is kept, and whoever comes second waits for the end.
+    turn: Mutex<()>,
 }
 
 /// Names a registered [`Undo`], to take it back.
@@ -76,6 +81,7 @@ impl Interrupts {
                 spoken: AtomicBool::new(false),
                 last_word: Mutex::new(None),
                 undo: Mutex::new(Vec::new()),
+                turn: Mutex::new(()),
             }),
         }
     }
@@ -98,7 +104,8 @@ impl Interrupts {
                     if count == 0 {
                         listener.start_watchdog();
                     } else {
-                        listener.abandon();
+                        // Somebody does not want to wait; what is quick is still undone.
+                        listener.abandon(LAST_WORD);
                     }
                 }
             })
@@ -161,10 +168,11 @@ impl Interrupts {
         lock(&self.shared.undo).retain(|(number, _)| *number != ticket.0);
     }
 
-    /// Undoes everything that is registered.
+    /// Undoes everything that is registered; returns when it is done, also if another thread does it.
     pub(crate) fn clean_up(&self) {
+        let _turn = lock(&self.shared.turn);
         loop {
-            // The lock is not held while undoing, which may take a while.
+            // The list is not locked while undoing, which may take a while.
             let Some((_, undo)) = lock(&self.shared.undo).pop() else { return };
             undo();
         }
@@ -175,37 +183,50 @@ impl Interrupts {
         let this = self.clone();
         let started = thread::Builder::new().name("watchdog".into()).spawn(move || {
             thread::sleep(GRACE);
-            this.abandon();
+            this.abandon(CLEAN_UP);
         });
         if started.is_err() {
-            self.abandon();
+            self.abandon(CLEAN_UP);
         }
     }
 
-    /// Ends the process now, with the last word if nobody has said it.
-    fn abandon(&self) {
-        if self.claim_last_word() {
-            let this = self.clone();
-            // On a thread of its own, because a terminal or a pipe may be stuck as well as a device.
-            let speaker = thread::spawn(move || {
-                this.clean_up();
-                match &*lock(&this.shared.last_word) {
-                    Some(word) => word(),
-                    None => crate::output::say("interrupted"),
-                }
+    /// Ends the process: see [`Self::wind_up`].
+    fn abandon(&self, patience: Duration) {
+        if !self.wind_up(patience) {
+            within(LAST_WORD, || {
+                crate::output::say("left before all was cleaned up; scratch files may remain");
             });
-            for _ in 0..15 {
-                if speaker.is_finished() {
-                    break;
-                }
-                thread::sleep(LAST_WORD / 15);
-            }
-        } else {
-            thread::sleep(LAST_WORD);
         }
         // Not `process::exit`: its handlers might wait for what is stuck.
         signal_hook::low_level::exit(i32::from(Exit::Interrupted.code()));
     }
+
+    /// Says the last word if nobody has, then cleans up for no longer than `patience`; whether all is undone.
+    fn wind_up(&self, patience: Duration) -> bool {
+        let this = self.clone();
+        if self.claim_last_word() {
+            within(LAST_WORD, move || match &*lock(&this.shared.last_word) {
+                Some(word) => word(),
+                None => crate::output::say("interrupted"),
+            });
+        } else {
+            thread::sleep(LAST_WORD);
+        }
+        // Not left to whoever has the last word: that thread may be stuck while it says it.
+        let this = self.clone();
+        within(patience, move || this.clean_up())
+    }
+}
+
+/// Does `work` on a thread of its own, because a terminal or a pipe may be stuck as well as a device, and waits for it no
+/// longer than `limit`; whether it was done by then.
+fn within(limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
+    let Ok(worker) = thread::Builder::new().name("last word".into()).spawn(work) else { return false };
+    let end = Instant::now() + limit;
+    while !worker.is_finished() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(10));
+    }
+    worker.is_finished()
 }
 
 #[cfg(test)]
@@ -236,6 +257,53 @@ mod tests {
         interrupts.clean_up();
         interrupts.clean_up();
         assert_eq!(*done.lock().unwrap(), ["last", "first"]);
+    }
+
+    /// An undo as slow as the removal of gigabytes, and what was heard of it and of the last word, in order.
+    fn slow() -> (Interrupts, Arc<Mutex<Vec<&'static str>>>) {
+        let interrupts = Interrupts::new();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let (word, undone) = (Arc::clone(&heard), Arc::clone(&heard));
+        interrupts.set_last_word(move || word.lock().unwrap().push("word"));
+        interrupts.on_exit(move || {
+            thread::sleep(Duration::from_secs(1));
+            undone.lock().unwrap().push("undone");
+        });
+        (interrupts, heard)
+    }
+
+    /// The user hears first; gigabytes of scratch files are not left behind for want of a second.
+    #[test]
+    fn the_watchdog_speaks_first_and_waits_for_the_cleaning() {
+        let (interrupts, heard) = slow();
+        assert!(interrupts.wind_up(CLEAN_UP));
+        assert_eq!(*heard.lock().unwrap(), ["word", "undone"]);
+    }
+
+    /// The command cleans up by itself after its last word; the watchdog must not cut it short.
+    #[test]
+    fn the_watchdog_waits_for_cleaning_that_the_command_has_begun() {
+        let (interrupts, heard) = slow();
+        interrupts.take_last_word();
+        let command = interrupts.clone();
+        let command = thread::spawn(move || command.clean_up());
+        assert!(interrupts.wind_up(CLEAN_UP));
+        assert_eq!(*heard.lock().unwrap(), ["undone"]);
+        command.join().unwrap();
+    }
+
+    /// Whoever presses Ctrl-C twice does not want to wait for anything.
+    #[test]
+    fn a_second_signal_does_not_wait_for_the_cleaning() {
+        let (interrupts, heard) = slow();
+        let watchdog = interrupts.clone();
+        let watchdog = thread::spawn(move || watchdog.wind_up(CLEAN_UP));
+        thread::sleep(LAST_WORD / 3);
+        let started = Instant::now();
+        assert!(!interrupts.wind_up(LAST_WORD));
+        assert!(started.elapsed() < Duration::from_millis(700), "{:?}", started.elapsed());
+        assert_eq!(*heard.lock().unwrap(), ["word"]);
+        assert!(watchdog.join().unwrap());
     }
 
     /// Steps before the job must notice a signal too.

@@ -10,10 +10,10 @@ use serde_json::Value;
 type Field = (&'static str, fn(&Value) -> bool);
 
 /// The fields that scripts may rely on.
-const FIELDS: [Field; 15] = [
+const FIELDS: [Field; 16] = [
     ("source", Value::is_string),
     ("target", Value::is_string),
-    ("target_state", |value| value.is_null() || value == "complete" || value == "incomplete"),
+    ("target_state", |value| value.is_null() || STATES.iter().any(|state| value == state)),
     ("bytes_total", Value::is_u64),
     ("bytes_copied", Value::is_u64),
     ("bytes_zeroed", Value::is_u64),
@@ -25,8 +25,12 @@ const FIELDS: [Field; 15] = [
     ("retries", Value::is_u64),
     ("errors", Value::is_u64),
     ("verified", |value| value.is_null() || value.is_boolean()),
+    ("notes", |value| value.as_array().is_some_and(|notes| notes.iter().all(Value::is_string))),
     ("error", |value| value.is_null() || value.is_string()),
 ];
+
+/// What a target can be; nothing if it was not touched.
+const STATES: [&str; 3] = ["complete", "incomplete", "not_copied"];
 
 /// Asserts that every field is there and holds what it should.
 #[track_caller]
@@ -86,6 +90,26 @@ fn wrong_usage_prints_an_object_with_the_error() {
     let source = dir.random_file("source", 64 * KIB, 1).unwrap();
     let ended = copy_json(&source, &dir.join("target"), &["--granularity=3000"]).failed(2, &["granularity"]);
     assert!(ended.json()["error"].as_str().unwrap().contains("granularity"), "{ended:?}");
+}
+
+/// A success that copied nothing must be told from a copy.
+#[test]
+fn a_copy_of_nothing_says_so() {
+    let dir = ScratchDir::new().unwrap();
+    let source = dir.random_file("source", 64 * KIB, 1).unwrap();
+    let target = dir.sparse_file("target", 64 * KIB).unwrap();
+    let json = check(&copy_json(&source, &target, &["--sync=none"]).succeeded());
+    assert_eq!(json["target_state"], "not_copied");
+    assert!(json["notes"].as_array().is_some_and(|notes| !notes.is_empty()), "{json}");
+}
+
+/// Whoever asks for the facts about a device must not get the result of a copy.
+#[test]
+fn wrong_usage_of_info_prints_the_object_of_info() {
+    let ended = run(["info", "--json", "--bogus"]).failed(2, &["--bogus"]);
+    let json = ended.json();
+    assert!(json["error"].is_string() && json["features"].is_array(), "{ended:?}");
+    assert!(json.get("target_state").is_none(), "{ended:?}");
 }
 
 #[test]

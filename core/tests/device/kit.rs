@@ -1,6 +1,7 @@
 //! Scratch files and loop devices that clean up after themselves.
 
 use std::fs;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,7 +46,10 @@ fn skip(why: &str) -> bool {
         std::env::var("CI").as_deref() != Ok("true"),
         "skipped: {why}, which is not allowed under CI=true"
     );
-    eprintln!("skipped: {why}");
+    // Not eprintln!: the test harness would swallow it, and a skipped test must be seen. One write, so that lines of
+    // tests that run at the same time do not mix.
+    let line = format!("skipped: {why}\n");
+    let _ = io::stderr().write_all(line.as_bytes());
     false
 }
 

@@ -87,7 +87,9 @@ pub fn all_met(requirements: &[Requirement]) -> bool {
     let ci = env::var("CI").is_ok_and(|value| value == "true");
     assert!(!ci, "needs {missing}, which CI=true must have");
     // Not println!: the test harness would swallow it, and a skipped test must be seen.
-    let _ = writeln!(io::stderr(), "skipped: needs {missing}");
+    // Formatted first and written at once, or lines of tests that run at the same time mix.
+    let line = format!("skipped: needs {missing}\n");
+    let _ = io::stderr().write_all(line.as_bytes());
     false
 }
 
