@@ -9,6 +9,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use blkmirror_testkit::{Ext4OnLoop, KIB, LoopDevice, LoopOptions, MIB, fill, needs, run::tracefs};
 use blkmirror_tests::{assert_equal, binary};
@@ -25,7 +26,11 @@ struct Trace {
 impl Trace {
     /// Counts punts, requests and system calls of process `pid`, and of every thread it will have.
     fn of(pid: u32, name: &str) -> Self {
-        let path = tracefs().unwrap().join(format!("instances/blkmirror-kit-{}-{name}", std::process::id()));
+        // Tests run side by side, and two of them may use one name.
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let instance = format!("instances/blkmirror-kit-{}-{serial}-{name}", std::process::id());
+        let path = tracefs().unwrap().join(instance);
         fs::create_dir(&path).unwrap();
         let trace = Self { path };
         trace.set("options/event-fork", "1");
