@@ -21,30 +21,35 @@ pub struct ChunkRange {
 impl ChunkRange {
     /// The range `start..end`; empty at `start` if `end` lies before it.
     #[must_use]
+    #[inline]
     pub const fn new(start: u64, end: u64) -> Self {
         Self { start, end: if end < start { start } else { end } }
     }
 
     /// First chunk.
     #[must_use]
+    #[inline]
     pub const fn start(&self) -> u64 {
         self.start
     }
 
     /// One past the last chunk.
     #[must_use]
+    #[inline]
     pub const fn end(&self) -> u64 {
         self.end
     }
 
     /// How many chunks.
     #[must_use]
+    #[inline]
     pub const fn len(&self) -> u64 {
         self.end - self.start
     }
 
     /// Whether it holds no chunk.
     #[must_use]
+    #[inline]
     pub const fn is_empty(&self) -> bool {
         self.start == self.end
     }
@@ -94,12 +99,14 @@ impl Granularity {
 
     /// Bytes of a chunk.
     #[must_use]
+    #[inline]
     pub const fn bytes(self) -> u64 {
         1 << self.shift
     }
 
     /// The chunk that holds byte `offset`.
     #[must_use]
+    #[inline]
     pub const fn chunk_of(self, offset: u64) -> Chunk {
         Chunk(offset >> self.shift)
     }
@@ -112,6 +119,7 @@ impl Granularity {
 
     /// Every chunk that `range` touches.
     #[must_use]
+    #[inline]
     pub const fn chunks_touched(self, range: ByteRange) -> ChunkRange {
         if range.is_empty() {
             return ChunkRange::new(range.start() >> self.shift, range.start() >> self.shift);
@@ -121,6 +129,7 @@ impl Granularity {
 
     /// The bytes of `chunks` on a disk of `disk_bytes`.
     #[must_use]
+    #[inline]
     pub fn bytes_of(self, chunks: ChunkRange, disk_bytes: u64) -> ByteRange {
         let start = (chunks.start() << self.shift).min(disk_bytes);
         ByteRange::new(start, (chunks.end() << self.shift).min(disk_bytes))

@@ -14,42 +14,49 @@ pub struct ByteRange {
 impl ByteRange {
     /// The range `start..end`; empty at `start` if `end` lies before it.
     #[must_use]
+    #[inline]
     pub const fn new(start: u64, end: u64) -> Self {
         Self { start, end: if end < start { start } else { end } }
     }
 
     /// The range of `len` bytes at `start`, cut at `u64::MAX`.
     #[must_use]
+    #[inline]
     pub const fn at(start: u64, len: u64) -> Self {
         Self { start, end: start.saturating_add(len) }
     }
 
     /// First byte.
     #[must_use]
+    #[inline]
     pub const fn start(&self) -> u64 {
         self.start
     }
 
     /// One past the last byte.
     #[must_use]
+    #[inline]
     pub const fn end(&self) -> u64 {
         self.end
     }
 
     /// Length in bytes.
     #[must_use]
+    #[inline]
     pub const fn len(&self) -> u64 {
         self.end - self.start
     }
 
     /// Whether it holds no byte.
     #[must_use]
+    #[inline]
     pub const fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
     /// The common part; empty if there is none.
     #[must_use]
+    #[inline]
     pub fn intersect(&self, other: Self) -> Self {
         let start = self.start.max(other.start);
         Self::new(start, self.end.min(other.end).max(start))
@@ -77,6 +84,7 @@ impl ByteRange {
 
     /// The first `len` bytes, or all if there are fewer.
     #[must_use]
+    #[inline]
     pub fn prefix(&self, len: u64) -> Self {
         Self { start: self.start, end: self.start.saturating_add(len).min(self.end) }
     }
