@@ -12,7 +12,7 @@ use crate::args::CompareArgs;
 use crate::cpu::Stopwatch;
 use crate::diff::{self, Differences, Scope};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::output::{print, print_json, say};
+use crate::output::{exit_after, print, print_json, say};
 use crate::progress::Bar;
 use crate::report::{CompareReport, JsonRange};
 use crate::signals::Interrupts;
@@ -37,13 +37,7 @@ pub(crate) fn run(args: &CompareArgs, interrupts: &Interrupts) -> Exit {
         (false, Ok(_)) if !args.quiet => print(&report.text()),
         _ => Ok(()),
     };
-    match printed {
-        Ok(()) => exit,
-        Err(failure) => {
-            say(&failure);
-            failure.exit
-        }
-    }
+    exit_after(printed, exit)
 }
 
 /// The comparison itself; fills in the report.

@@ -19,7 +19,7 @@ use crate::cpu::Stopwatch;
 use crate::diff::{self, Scope};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::follow::follow;
-use crate::output::{print, print_json, say, say_note};
+use crate::output::{exit_after, print, print_json, say, say_note};
 use crate::progress::Bar;
 use crate::report::{CopyReport, count};
 use crate::signals::Interrupts;
@@ -44,13 +44,7 @@ pub(crate) fn run(args: &CopyArgs, interrupts: &Interrupts) -> Exit {
         (false, Ok(())) if !args.quiet => print(&report.summary()),
         _ => Ok(()),
     };
-    match printed {
-        Ok(()) => exit,
-        Err(failure) => {
-            say(&failure);
-            failure.exit
-        }
-    }
+    exit_after(printed, exit)
 }
 
 /// What becomes of notes, besides that the report has them.

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Write};
 
 use serde::Serialize;
 
-use crate::exit::{Failure, Outcome};
+use crate::exit::{Exit, Failure, Outcome};
 
 /// Writes `text` to standard output as it is.
 pub(crate) fn print(text: &str) -> Outcome<()> {
@@ -28,6 +28,17 @@ pub(crate) fn print_json<T: Serialize>(value: &T) -> Outcome<()> {
         .map_err(|e| Failure::failed(format!("cannot write the JSON report: {e}")))?;
     line.push('\n');
     print(&line)
+}
+
+/// How a command ends that has printed its result: as it would, unless the result could not be printed.
+pub(crate) fn exit_after(printed: Outcome<()>, exit: Exit) -> Exit {
+    match printed {
+        Ok(()) => exit,
+        Err(failure) => {
+            say(&failure);
+            failure.exit
+        }
+    }
 }
 
 /// Says something on standard error, as one line that starts with the command's name.

@@ -188,7 +188,8 @@ impl<D> Drop for Part<D> {
             self.fail(FailureCause::Ring, libc::ECANCELED);
         }
         if let Some(copier) = &mut self.copier {
-            copier.lose();
+            // Logic that broke once may break again; the host must hear of the end all the same.
+            let _ = catch_unwind(AssertUnwindSafe(|| copier.lose()));
         }
         self.devices = None;
         if !over && self.number == 0 {
@@ -319,13 +320,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
         if part.in_flight == 0 {
             part.slots.iter().for_each(|&slot| ring.detach(slot));
         }
-        if let (true, 0, Some(mut copier)) = (part.broken, part.in_flight, part.copier.take()) {
+        if let (true, 0, Some(copier)) = (part.broken, part.in_flight, &mut part.copier) {
             // Other jobs live in the same window. If this breaks too, some of it stays taken, and nothing is wrong.
             let window = &mut self.window;
-            let _ = catch_unwind(AssertUnwindSafe(|| {
-                copier.lose();
-                copier.give_up_memory(window);
-            }));
+            let _ = catch_unwind(AssertUnwindSafe(|| copier.give_up_memory(window)));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::options::MirrorOptions;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{ByteRange, ChunkRange, Granularity, KIB, MIB, bytes_u64};
+use crate::units::{ByteRange, ChunkRange, Granularity, KIB, MIB};
 
 /// The largest run, and the largest request: what QEMU calls MAX_IO_BYTES.
 const RUN_BYTES: u64 = MIB;
@@ -172,12 +172,6 @@ impl Geometry {
     #[must_use]
     pub fn unit_bytes(&self) -> u64 {
         self.cluster.unwrap_or(self.granularity).bytes()
-    }
-
-    /// Bytes of window that one request needs at most.
-    #[must_use]
-    pub fn fits_window(&self, window_bytes: usize) -> bool {
-        bytes_u64(window_bytes) >= self.request_bytes
     }
 }
 

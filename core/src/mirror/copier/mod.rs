@@ -201,12 +201,6 @@ impl Copier {
         std::mem::take(&mut self.counted_out)
     }
 
-    /// Whether this worker has anything in hand.
-    #[must_use]
-    pub fn is_working(&self) -> bool {
-        self.working
-    }
-
     /// Whether nothing of this worker's is under way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
