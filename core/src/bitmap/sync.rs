@@ -86,6 +86,12 @@ pub(super) fn fence_after_clear() {
     }
 }
 
+/// Stands between "I have said that I am here" and "is somebody else here?", on both sides of such a meeting.
+#[inline(always)]
+pub(crate) fn full_fence() {
+    fence_seq_cst();
+}
+
 /// A fence in the one order of all sequentially consistent operations.
 #[inline(always)]
 fn fence_seq_cst() {
