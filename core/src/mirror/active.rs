@@ -76,7 +76,17 @@ impl Share {
             }
             false => range,
         };
+        self.note_rewritten(range);
         self.dirty.mark(range) > 0 && self.rings_doorbell()
+    }
+
+    /// What an extent list, or the layer's holes, said of these chunks at the start does not hold any more.
+    ///
+    /// Said before the chunk is marked, so that a copier which clears the mark knows of it.
+    fn note_rewritten(&self, range: ByteRange) {
+        if let Some(rewritten) = &self.rewritten {
+            rewritten.set_bytes(range);
+        }
     }
 
     /// Claims `range` for a write to both sides; `None`: to the source alone, then [`Self::guest_wrote`].
@@ -91,6 +101,7 @@ impl Share {
             true => self.geometry.granularity.chunks_touched(range),
             false => self.geometry.chunks_covered(range),
         };
+        self.note_rewritten(range);
         let cleared = if self.dirty.clean(covered) > 0 { covered } else { ChunkRange::default() };
         Some(ActiveWrite { range, cleared })
     }

@@ -11,7 +11,7 @@ use super::geometry::Geometry;
 use super::limiter::Limiter;
 use super::marks::Marks;
 use super::mutation::Mutation;
-use super::options::{CopyModeChoice, MirrorOptions, SyncMode};
+use super::options::{CopyModeChoice, MirrorOptions, OnCopied, SyncMode};
 use super::pace::Pace;
 use super::policy::{self, ErrorAction, ErrorPolicy, Side};
 use super::progress::{Progress, Tally};
@@ -128,8 +128,8 @@ pub struct Bitmaps {
     pub writers: Writers,
     /// Which clusters of the target were written as a whole; only with clusters.
     pub touched: Option<DirtyBitmap>,
-    /// Chunks whose first copy failed; only with sync mode top.
-    pub unswept: Option<DirtyBitmap>,
+    /// Chunks that the guest wrote since the job began; only with sync mode top.
+    pub rewritten: Option<DirtyBitmap>,
 }
 
 impl Bitmaps {
@@ -148,7 +148,7 @@ impl Bitmaps {
             dirty,
             writers: Writers::new(geometry.disk_bytes, geometry.granularity)?,
             touched: geometry.cluster.map(bits).transpose()?,
-            unswept: top.then(|| bits(geometry.granularity)).transpose()?,
+            rewritten: top.then(|| bits(geometry.granularity)).transpose()?,
         })
     }
 }
@@ -162,8 +162,9 @@ pub struct Share {
     pub dirty: Marks,
     /// Who has the right to write to the target now.
     pub writers: Writers,
-    /// Chunks whose first copy failed, where what the first pass may rely on differs from what later copies may.
-    pub(super) unswept: Option<DirtyBitmap>,
+    /// Chunks that the guest wrote since the job began; only with sync mode top, where what was said of the layer at the
+    /// start does not hold there any more.
+    pub(super) rewritten: Option<DirtyBitmap>,
     /// Clusters of the target that were written as a whole; only with copy-on-write.
     pub(super) touched: Option<DirtyBitmap>,
     /// The first pass.
@@ -174,6 +175,8 @@ pub struct Share {
     on_source_error: ErrorPolicy,
     /// What a failed write leads to.
     on_target_error: ErrorPolicy,
+    /// A job that completes by itself gives up on what fails again and again; one that follows never does.
+    gives_up: bool,
     /// Look for zeroes in the data.
     pub(super) zero_detect: bool,
     /// Block status says `Zero` for what the topmost layer does not hold.
@@ -227,7 +230,7 @@ impl Share {
         target_is_zero: bool,
         workers: usize,
     ) -> Self {
-        let Bitmaps { dirty, writers, touched, unswept } = bitmaps;
+        let Bitmaps { dirty, writers, touched, rewritten } = bitmaps;
         let sweep = match options.sync {
             SyncMode::Full | SyncMode::Top if options.bitmap.is_none() => Sweep::new(geometry.disk_bytes),
             _ => Sweep::done(geometry.disk_bytes),
@@ -236,12 +239,13 @@ impl Share {
             geometry,
             dirty: Marks::new(dirty),
             writers,
-            unswept,
+            rewritten,
             touched,
             sweep,
             limiter: Limiter::new(options.speed_bytes_per_s),
             on_source_error: options.on_source_error,
             on_target_error: options.on_target_error,
+            gives_up: options.on_copied == OnCopied::Complete,
             zero_detect: options.zero_detect,
             top: options.sync == SyncMode::Top && options.extents.is_none(),
             // A layer's target may get its backing file later. Zeroes that are not written then show what is below.
@@ -456,7 +460,14 @@ impl Share {
         let round = self.round.load(Ordering::Acquire);
         self.round_at_ns.fetch_max(now_ns + policy::ignore_backoff_ns(round), Ordering::AcqRel);
         self.round_pending.store(true, Ordering::Release);
-        round < policy::IGNORE_ROUNDS
+        !self.gives_up || round < policy::IGNORE_ROUNDS
+    }
+
+    /// Everything could be copied: requests have their full size again, and the next failure is a first one.
+    pub(super) fn end_rounds(&self) {
+        if !self.round_pending.load(Ordering::Acquire) {
+            self.round.store(0, Ordering::Release);
+        }
     }
 
     /// When dirty chunks may be taken up again; `None` = now. Begins the next round when its time has come.
@@ -483,6 +494,12 @@ impl Share {
             1 => g.request_bytes.min(g.granularity.bytes()),
             _ => g.request_bytes.min(SALVAGE_BYTES.max(g.align_bytes)),
         }
+    }
+
+    /// The largest request that the speed limit and the pace allow.
+    pub(super) fn most_at_once_bytes(&self) -> u64 {
+        let limit = if self.is_urgent() { u64::MAX } else { self.limiter.cut_bytes() };
+        limit.min(self.pace().request_bytes)
     }
 
     /// Whether every chunk was claimed from the sweep once.

@@ -57,7 +57,8 @@ impl Copier {
         let align = self.share.geometry.align_bytes;
         let (asked, _) = piece.request(!self.share.keep_allocated);
         // A transfer that stopped inside a block is taken up again at the block's start.
-        let done = if bytes >= asked.len() { asked.len() } else { bytes - bytes % align };
+        let whole = bytes >= asked.len() || self.share.is_mutated(Mutation::ShortAsWhole);
+        let done = if whole { asked.len() } else { bytes - bytes % align };
         if matches!(piece.phase, Phase::Zero { .. }) || done == asked.len() {
             self.part_done(key, piece, asked, window, is_zero);
             return;
@@ -195,16 +196,22 @@ impl Copier {
         let side = if matches!(piece.phase, Phase::Read { .. }) { Side::Source } else { Side::Target };
         self.give_up(key, piece, window);
         let notice = self.share.on_error(side, errno, asked, cause, now_ns);
-        self.notify(notice);
+        self.share.post(notice);
     }
 
     /// The piece's chunks are dirty again, then its hold on the run is dropped.
     fn give_up(&mut self, key: u32, piece: Piece, window: &mut Window) {
+        self.leave_unwritten(piece.run);
+        let late = self.share.is_mutated(Mutation::ReleaseBeforeRedirty);
+        if late {
+            self.retire(key, piece, window);
+        }
         if !self.share.is_mutated(Mutation::ForgetFailure) {
             self.share.dirty.mark(piece.range);
         }
-        self.leave_unwritten(piece.run);
-        self.retire(key, piece, window);
+        if !late {
+            self.retire(key, piece, window);
+        }
     }
 
     /// Not all of the run was written, so its cluster was not touched as a whole.
