@@ -86,9 +86,15 @@ pub(super) fn fence_after_clear() {
     }
 }
 
+/// Stands between "I have said that I am here" and "is somebody else here?", on both sides of such a meeting.
+#[inline(always)]
+pub(crate) fn full_fence() {
+    fence_seq_cst();
+}
+
 /// A fence in the one order of all sequentially consistent operations.
 #[inline(always)]
-pub(crate) fn fence_seq_cst() {
+fn fence_seq_cst() {
     #[cfg(loom)]
     loom::sync::atomic::fence(Ordering::SeqCst);
     #[cfg(not(loom))]

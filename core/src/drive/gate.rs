@@ -206,9 +206,9 @@ impl Gate {
     }
 
     /// As [`is_quiet`](Self::is_quiet), but blind for one shard: a drain that misses a queue.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     #[must_use]
-    pub(crate) fn is_quiet_but(&self, missed: usize) -> bool {
+    pub fn is_quiet_but(&self, missed: usize) -> bool {
         self.shards.iter().enumerate().all(|(number, shard)| number == missed || shard.is_quiet())
     }
 
@@ -251,7 +251,7 @@ impl Shard {
 #[inline(always)]
 fn fence_of_model() {
     #[cfg(loom)]
-    crate::bitmap::sync::fence_seq_cst();
+    crate::bitmap::sync::full_fence();
 }
 
 #[cfg(test)]
