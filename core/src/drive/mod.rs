@@ -20,12 +20,14 @@ mod follower;
 mod gate;
 mod latency;
 mod per_thread;
+mod tracker;
 
 use std::sync::Arc;
 
 pub use follower::Attached;
 pub use gate::{Enter, Gate, PASSES, Pass};
 pub use latency::{LONGEST_NS, Latencies, LatencyCounts};
+pub use tracker::{Admission, IoKind, Token, Tracker};
 
 use self::core::DriveCore;
 use crate::device::{Device, Role};
