@@ -45,7 +45,7 @@ mod writers;
 
 pub use active::{ActiveWrite, CopyMode};
 pub use activity::Activity;
-pub use coordinator::{Coordinator, Verdict};
+pub use coordinator::{Act, Coordinator, End, Sight};
 pub use copier::{Copier, Step};
 pub use extents::ExtentMap;
 pub use geometry::{DeviceShape, Geometry};
