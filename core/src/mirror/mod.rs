@@ -17,11 +17,15 @@
 //! | `policy` | what an error leads to |
 //! | `extents` | a list of extents in place of block status |
 //! | `progress` | counters, rate, time left |
+//! | `estimate` | rates, time left, how long a switch-over would stop the guest |
+//! | `convergence` | whether the remainder still shrinks |
 #![forbid(unsafe_code)]
 
 mod activity;
+mod convergence;
 mod coordinator;
 mod copier;
+mod estimate;
 mod extents;
 mod geometry;
 mod limiter;
@@ -32,8 +36,10 @@ mod share;
 mod sweep;
 
 pub use activity::Activity;
+pub use convergence::{Convergence, Observation, Reason, Verdict as ConvergenceVerdict};
 pub use coordinator::{Coordinator, Verdict};
 pub use copier::{Copier, Step};
+pub use estimate::{Attempt, Effort, Estimate, Sample};
 pub use extents::ExtentMap;
 pub use geometry::{DeviceShape, Geometry};
 pub use limiter::Limiter;
