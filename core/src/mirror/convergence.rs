@@ -285,7 +285,7 @@ mod tests {
             );
             // As fast as the copy: the remainder stands still. (With the strongest noise it wanders far down and up.)
             let (at, _) = Scene { dirty: |_| 1000 * MB, noise, ..SCENE }.run(seed, 9000).unwrap();
-            assert!((1000..=3500).contains(&at) || noise == 90, "seed {seed}, noise {noise} %: {at} ms");
+            assert!((1000..=5000).contains(&at) || noise == 90, "seed {seed}, noise {noise} %: {at} ms");
         }
     }
 

@@ -379,7 +379,7 @@ mod tests {
         f.estimate.sample(f.at);
         let pause = f.estimate.predicted_pause().unwrap();
         assert!((Duration::from_millis(95)..Duration::from_millis(110)).contains(&pause), "{pause:?}");
-        f.run(600_000, Effort::Held, 0, 0, 1);
+        f.run(600_000, Effort::Held, 0, 0, 1 << 20);
         assert_eq!(
             f.estimate.predicted_pause().unwrap(),
             pause,
