@@ -284,8 +284,8 @@ mod tests {
                     || matches!(reason, Reason::NotShrinking { growth_bytes_per_s: g, .. } if g > 90 * MB)
             );
             // As fast as the copy: the remainder stands still. (With the strongest noise it wanders far down and up.)
-            let (at, _) = Scene { dirty: |_| 1000 * MB, noise, ..SCENE }.run(seed, 9000).unwrap();
-            assert!((1000..=5000).contains(&at) || noise == 90, "seed {seed}, noise {noise} %: {at} ms");
+            let still = Scene { dirty: |_| 1000 * MB, noise: noise.min(30), ..SCENE }.run(seed, 9000);
+            assert!(still.is_some_and(|(at, _)| (1000..=5000).contains(&at)), "seed {seed}: {still:?}");
         }
     }
 
