@@ -175,12 +175,12 @@ impl Convergence {
         let shrinks = |line: Line| line.slope + 2.0 * line.error < -least;
         let step = if self.score.is_none() { FIRST } else { 1 };
         let before = self.score.unwrap_or(0);
-        let score = if shrinks(line) || shrinks(newest) {
+        let score = if shrinks(line) {
             before.saturating_sub(2)
-        } else if line.slope > -least {
+        } else if line.slope > -least && !shrinks(newest) {
             before + step
         } else {
-            // It seems to shrink, but noise might explain that as well: wait for more.
+            // It seems to shrink, or does so again, but noise might explain that as well: wait for more.
             before
         };
         self.score = Some(score);
