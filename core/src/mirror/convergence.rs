@@ -285,7 +285,7 @@ mod tests {
             );
             // As fast as the copy: the remainder stands still. (With the strongest noise it wanders far down and up.)
             let still = Scene { dirty: |_| 1000 * MB, noise: noise.min(30), ..SCENE }.run(seed, 9000);
-            assert!(still.is_some_and(|(at, _)| (1000..=5000).contains(&at)), "seed {seed}: {still:?}");
+            assert!(still.is_some_and(|(at, _)| (1000..=6000).contains(&at)), "seed {seed}: {still:?}");
         }
     }
 
