@@ -200,7 +200,9 @@ impl Coordinator {
         }
         match self.stage {
             Stage::Copying => self.copying(share, sight),
-            Stage::Flushing(Purpose::BehindGate) | Stage::Draining | Stage::Final => self.behind_gate(share, sight),
+            Stage::Flushing(Purpose::BehindGate) | Stage::Draining | Stage::Final => {
+                self.behind_gate(share, sight)
+            }
             Stage::Sealed(seal) => self.sealed(seal, share, sight.now_ns),
             Stage::Flushing(_) | Stage::Ending | Stage::Over => Act::Rest,
         }
@@ -285,15 +287,22 @@ impl Coordinator {
         if share.is_held() || self.is_overdue(sight) {
             return self.miss(share, sight.now_ns);
         }
-        if self.stage == Stage::Draining && (sight.gate_is_quiet || share.is_mutated(Mutation::ReadyWithoutGate)) {
+        if self.stage == Stage::Draining
+            && (sight.gate_is_quiet || share.is_mutated(Mutation::ReadyWithoutGate))
+        {
             self.stage = Stage::Final;
         }
         if self.stage != Stage::Final || !share.is_finished() {
             return Act::Rest;
         }
-        let flushed = self.covers == Some(Self::written(share)) || share.is_mutated(Mutation::PivotBeforeFlush);
+        let flushed =
+            self.covers == Some(Self::written(share)) || share.is_mutated(Mutation::PivotBeforeFlush);
         if !flushed {
-            return if self.flush_covers.is_some() { Act::Rest } else { self.flush(share, Purpose::BehindGate) };
+            return if self.flush_covers.is_some() {
+                Act::Rest
+            } else {
+                self.flush(share, Purpose::BehindGate)
+            };
         }
         if share.close_if_finished() {
             share.turn(Turn::Seal);
@@ -358,8 +367,7 @@ impl Coordinator {
         }
         if self.stage == Stage::Ending {
             self.stage = Stage::Over;
-            let failed = share.failure().is_some();
-            return Act::Conclude(if failed { End::Failed } else { End::Cancelled });
+            return Act::Conclude(if share.is_cancelled() { End::Cancelled } else { End::Failed });
         }
         let quiet = share.is_idle() && self.flush_covers.is_none();
         if quiet || now_ns >= self.ending_since_ns + GRACE_NS {
@@ -443,7 +451,8 @@ impl Coordinator {
             Stage::Copying | Stage::Flushing(_) => Some(self.retry_at_ns),
             Stage::Ending => Some(now_ns),
         };
-        let grace = (self.ending_since_ns > 0 && self.stage != Stage::Over).then_some(self.ending_since_ns + GRACE_NS);
+        let grace = (self.ending_since_ns > 0 && self.stage != Stage::Over)
+            .then_some(self.ending_since_ns + GRACE_NS);
         at.into_iter().chain(grace).filter(|at| *at > now_ns).min()
     }
 }
