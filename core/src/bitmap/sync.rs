@@ -66,7 +66,7 @@ const STRONG: bool = cfg!(all(target_arch = "x86_64", not(loom)));
 
 /// Stands between "the guest's write has completed" and the load that tests its bit.
 #[inline(always)]
-pub(super) fn fence_before_test() {
+pub(crate) fn fence_before_test() {
     if STRONG {
         // Emits nothing on x86-64; the test must not move up across it.
         std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
