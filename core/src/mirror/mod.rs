@@ -18,6 +18,7 @@
 //! | `extents` | a list of extents in place of block status |
 //! | `progress` | counters, rate, time left |
 //! | `estimate` | rates, time left, how long a switch-over would stop the guest |
+//! | `pacer` | keeps the guest's p99 latency inside a budget |
 //! | `convergence` | whether the remainder still shrinks |
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ mod extents;
 mod geometry;
 mod limiter;
 mod options;
+mod pacer;
 mod policy;
 mod progress;
 mod share;
@@ -44,6 +46,7 @@ pub use extents::ExtentMap;
 pub use geometry::{DeviceShape, Geometry};
 pub use limiter::Limiter;
 pub use options::{MirrorOptions, SyncMode};
+pub use pacer::{Budget, GuestLatency, Pace, Pacer};
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
 #[cfg(test)]

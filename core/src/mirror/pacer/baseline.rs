@@ -1,0 +1,175 @@
+//! What the guest's p99 is without the job, and how it is measured while there is one: the copiers hold still for a
+//! moment, which is called a probe.
+#![forbid(unsafe_code)]
+
+use super::guest::GuestLatency;
+
+/// A histogram from before the job counts with at least so many requests.
+const BEFORE_REQUESTS: u64 = 1000;
+/// Requests that a baseline is made of, if they come from probes that agree; more than this, and the old ones fade.
+const ENOUGH_REQUESTS: u64 = 10_000;
+/// Probes agree when their medians and p99 differ by less than this factor.
+const AGREE: u64 = 130;
+/// How long a probe measures.
+const PROBE_NS: u64 = 100_000_000;
+/// How long it does when the guest sends few requests.
+const PROBE_MAX_NS: u64 = 500_000_000;
+/// Requests that are few.
+const PROBE_REQUESTS: u64 = 100;
+/// After this time copies still on their way hang, and a hanging disk delays nobody else's requests.
+pub(super) const DRAIN_MAX_NS: u64 = 300_000_000;
+
+/// The guest's latencies without copying.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Baseline {
+    /// Requests that were measured.
+    seen: GuestLatency,
+    /// Their p99; `None` = nothing known.
+    p99_ns: Option<u64>,
+}
+
+impl Baseline {
+    /// From the time before the job, if that tells enough.
+    pub(super) fn new(before: Option<&GuestLatency>) -> Self {
+        let mut baseline = Self { seen: GuestLatency::new(), p99_ns: None };
+        if let Some(before) = before.filter(|b| b.count() >= BEFORE_REQUESTS) {
+            baseline.replace(before);
+            // It may be from long ago, so it does not outweigh a probe.
+            while baseline.seen.count() > 2 * BEFORE_REQUESTS {
+                baseline.seen.halve();
+            }
+        }
+        baseline
+    }
+
+    /// The p99.
+    pub(super) fn p99_ns(&self) -> Option<u64> {
+        self.p99_ns
+    }
+
+    /// Takes in what a probe saw; whether it is another baseline now.
+    pub(super) fn learn(&mut self, probe: &GuestLatency) -> bool {
+        let agree = |q| {
+            let (a, b) = (self.seen.quantile_ns(q), probe.quantile_ns(q));
+            a.max(b) * 100 <= a.min(b) * AGREE
+        };
+        if !agree(0.5) || !agree(0.99) {
+            // A few requests have no p99, but if even the median is another, the old one is worth nothing.
+            if probe.count() >= PROBE_REQUESTS || !agree(0.5) {
+                self.replace(probe);
+                return true;
+            }
+        }
+        if self.seen.count() > ENOUGH_REQUESTS {
+            self.seen.halve();
+        }
+        self.seen.add(probe);
+        self.p99_ns = Some(self.seen.quantile_ns(0.99));
+        false
+    }
+
+    /// Forgets what was known.
+    fn replace(&mut self, with: &GuestLatency) {
+        self.seen = *with;
+        self.p99_ns = (with.count() > 0).then(|| with.quantile_ns(0.99));
+    }
+}
+
+/// How far a probe is.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// Copies are still on their way.
+    Draining,
+    /// What the guest ends now began while there were copies.
+    Settling,
+    /// Measuring since this time.
+    Measuring(u64),
+}
+
+/// A probe.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Probe {
+    /// When it began.
+    begun_ns: u64,
+    /// How far it is.
+    stage: Stage,
+    /// What it saw.
+    seen: GuestLatency,
+}
+
+impl Probe {
+    /// Begins.
+    pub(super) fn new(now_ns: u64) -> Self {
+        Self { begun_ns: now_ns, stage: Stage::Draining, seen: GuestLatency::new() }
+    }
+
+    /// Goes on; what was seen, once it is over.
+    pub(super) fn tick(
+        &mut self,
+        now_ns: u64,
+        guest: &GuestLatency,
+        copying_bytes: u64,
+    ) -> Option<GuestLatency> {
+        match self.stage {
+            Stage::Draining => {
+                if copying_bytes == 0 || now_ns.saturating_sub(self.begun_ns) >= DRAIN_MAX_NS {
+                    self.stage = Stage::Settling;
+                }
+            }
+            Stage::Settling => self.stage = Stage::Measuring(now_ns),
+            Stage::Measuring(since_ns) => {
+                self.seen.add(guest);
+                let age_ns = now_ns.saturating_sub(since_ns);
+                let enough = self.seen.count() >= PROBE_REQUESTS;
+                return (age_ns >= if enough { PROBE_NS } else { PROBE_MAX_NS }).then_some(self.seen);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many requests between `from_us` and twice that.
+    fn spread(from_us: u64, requests: u64) -> GuestLatency {
+        let mut l = GuestLatency::new();
+        (0..requests).for_each(|n| l.record(from_us * (1000 + 1000 * n / requests), 1));
+        l
+    }
+
+    #[test]
+    fn probes_that_agree_add_up_and_others_replace() {
+        let mut b = Baseline::new(None);
+        assert_eq!(b.p99_ns(), None);
+        assert!(b.learn(&spread(100, 3000)));
+        assert!(!b.learn(&spread(110, 3000)));
+        let p99 = b.p99_ns().unwrap();
+        assert!((198_000..220_000).contains(&p99), "{p99}");
+        assert!(b.learn(&spread(300, 3000)));
+        assert!(b.p99_ns().unwrap() > 590_000);
+        assert!(!b.learn(&spread(310, 10)), "a few requests that fit");
+        assert!(b.learn(&spread(900, 10)), "a few that do not");
+    }
+
+    #[test]
+    fn the_time_before_the_job_counts_if_it_tells_enough() {
+        assert_eq!(Baseline::new(Some(&spread(100, 999))).p99_ns(), None);
+        let p99 = Baseline::new(Some(&spread(100, 1_000_000))).p99_ns().unwrap();
+        assert!((190_000..210_000).contains(&p99), "{p99}");
+    }
+
+    #[test]
+    fn a_probe_waits_for_the_copies_but_not_for_ever() {
+        let ms = 1_000_000;
+        for (drained_after, ends_after) in [(0, 120), (50, 170), (9000, 410)] {
+            let (mut probe, guest) = (Probe::new(0), spread(100, 300));
+            let end = (1..1000).find(|n| {
+                let left = u64::from(n * 10 <= drained_after);
+                probe.tick(n * 10 * ms, &guest, left).is_some()
+            });
+            assert_eq!(end.map(|n| n * 10), Some(ends_after));
+        }
+    }
+}
