@@ -46,7 +46,7 @@ pub use extents::ExtentMap;
 pub use geometry::{DeviceShape, Geometry};
 pub use limiter::Limiter;
 pub use options::{MirrorOptions, SyncMode};
-pub use pacer::{Budget, GuestLatency, Pace, Pacer};
+pub use pacer::{Budget, GuestLatency, Pace, Pacer, Tick};
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
 #[cfg(test)]

@@ -38,6 +38,8 @@ use ladder::Rung;
 
 /// Time between probes while the guest is at work and the copiers are held back.
 const PROBE_EVERY_NS: u64 = 10_000_000_000;
+/// The same while the baseline is made of few requests.
+const PROBE_POOR_NS: u64 = 3_000_000_000;
 /// The least time between probes that something calls for.
 const PROBE_SOON_NS: u64 = 1_000_000_000;
 /// How long a rung that failed is not tried again, the first time.
@@ -46,7 +48,7 @@ const RETRY_NS: u64 = 500_000_000;
 const RETRY_MAX_NS: u64 = 16_000_000_000;
 /// The part of the budget above the baseline that is aimed at: the rest is for probes of faster paces and for errors of
 /// the baseline.
-const AIM: f64 = 0.85;
+const AIM: f64 = 0.9;
 /// A multiple below this is taken as this: no copy is free.
 const LEAST_MULTIPLE: f64 = 1.1;
 /// What holds, as a multiple of the baseline, when the guest misses the budget by itself.
@@ -63,6 +65,19 @@ pub enum Budget {
     AbsoluteNs(u64),
     /// So many times the guest's p99 without the job.
     Baseline(f64),
+}
+
+/// What happened since the last tick.
+#[derive(Clone, Copy, Debug)]
+pub struct Tick<'a> {
+    /// Now.
+    pub now_ns: u64,
+    /// The guest's requests that ended since the last tick.
+    pub guest: &'a GuestLatency,
+    /// Whether the guest has requests on their way now: without any that end it is idle only if it waits for none.
+    pub guest_waits: bool,
+    /// Bytes that the copiers have on their way now.
+    pub copying_bytes: u64,
 }
 
 /// A rung that was too fast.
@@ -140,12 +155,13 @@ impl Pacer {
         }
     }
 
-    /// Takes in what happened since the last tick: guest requests that ended, and what the copiers have on their way now.
-    pub fn tick(&mut self, now_ns: u64, guest: &GuestLatency, copying_bytes: u64) -> Pace {
+    /// Takes in what happened since the last tick, and says how it goes on.
+    pub fn tick(&mut self, tick: &Tick<'_>) -> Pace {
+        let Tick { now_ns, guest, guest_waits, copying_bytes } = *tick;
         if self.budget == Budget::Off {
             return Pace::FULL;
         }
-        self.activity.note(now_ns, guest.count());
+        self.activity.note(now_ns, guest.count(), guest_waits);
         if self.activity.is_idle(now_ns) {
             self.was_idle = true;
             self.probe = None;
@@ -167,7 +183,7 @@ impl Pacer {
             return Pace::HOLD;
         }
         self.weigh(now_ns, guest, copying_bytes);
-        let works = self.ticks.is_multiple_of(self.rung.cycle_ticks());
+        let works = self.rung.works(self.ticks);
         self.ticks += 1;
         if works { self.rung.pace() } else { Pace::HOLD }
     }
@@ -213,8 +229,9 @@ impl Pacer {
         }
         let is_relative = matches!(self.budget, Budget::Baseline(_));
         let age_ns = self.probed_ns.map_or(u64::MAX, |then| now_ns.saturating_sub(then));
+        let every_ns = if self.baseline.is_poor() { PROBE_POOR_NS } else { PROBE_EVERY_NS };
         (is_relative && self.baseline.p99_ns().is_none())
-            || (is_relative && self.rung < Rung::TOP && age_ns >= PROBE_EVERY_NS)
+            || (is_relative && self.rung < Rung::TOP && age_ns >= every_ns)
             || (self.probe_wanted && age_ns >= self.probe_soon_ns)
     }
 

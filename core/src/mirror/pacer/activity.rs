@@ -10,13 +10,15 @@ const IDLE_GAPS: f64 = 10.0;
 /// But not later than this; what comes after a longer gap says nothing about how often requests come.
 const IDLE_MAX_NS: u64 = 500_000_000;
 /// Requests that the mean gap is taken over.
-const GAP_REQUESTS: f64 = 16.0;
+const GAP_REQUESTS: f64 = 32.0;
 
 /// Follows when requests came.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Activity {
     /// When a request was last seen, or the first tick.
     seen_ns: Option<u64>,
+    /// When the guest was last seen waiting for a request.
+    waited_ns: Option<u64>,
     /// Mean time between requests, over the last few.
     gap_ns: f64,
     /// Requests that `gap_ns` is made of.
@@ -24,10 +26,12 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    /// Takes in the requests of a tick.
-    pub(super) fn note(&mut self, now_ns: u64, requests: u64) {
+    /// Takes in the requests that ended in a tick, and whether the guest waits for others now.
+    pub(super) fn note(&mut self, now_ns: u64, requests: u64, waits: bool) {
         let seen_ns = *self.seen_ns.get_or_insert(now_ns);
         if requests == 0 {
+            // A guest that waits for us is anything but idle. (The time counts for the next gap, or there is none.)
+            self.waited_ns = if waits { Some(now_ns) } else { self.waited_ns };
             return;
         }
         let passed_ns = now_ns.saturating_sub(seen_ns);
@@ -42,7 +46,7 @@ impl Activity {
     /// Whether the guest is idle.
     pub(super) fn is_idle(&self, now_ns: u64) -> bool {
         let hold_ns = to_u64(self.gap_ns * IDLE_GAPS).clamp(IDLE_NS, IDLE_MAX_NS);
-        self.seen_ns.is_some_and(|seen| now_ns.saturating_sub(seen) >= hold_ns)
+        self.seen_ns.max(self.waited_ns).is_some_and(|seen| now_ns.saturating_sub(seen) >= hold_ns)
     }
 }
 
@@ -104,7 +108,7 @@ mod tests {
         let (mut activity, mut now_ns) = (Activity::default(), 0);
         for requests in ticks {
             now_ns += 10_000_000;
-            activity.note(now_ns, requests);
+            activity.note(now_ns, requests, false);
         }
         (1..100).find(|n| activity.is_idle(now_ns + n * 10_000_000)).unwrap()
     }

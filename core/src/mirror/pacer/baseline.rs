@@ -2,20 +2,24 @@
 //! moment, which is called a probe.
 #![forbid(unsafe_code)]
 
+use super::evidence::{SHARE, sigmas};
 use super::guest::GuestLatency;
+use crate::mirror::estimate::to_f64;
 
 /// A histogram from before the job counts with at least so many requests.
 const BEFORE_REQUESTS: u64 = 1000;
 /// Requests that a baseline is made of, if they come from probes that agree; more than this, and the old ones fade.
 const ENOUGH_REQUESTS: u64 = 10_000;
-/// Probes agree when their medians and p99 differ by less than this factor.
+/// Probes agree when their medians differ by less than this, in percent,
 const AGREE: u64 = 130;
+/// and the requests over the p99 by no more than chance explains, in sigmas.
+const AGREE_SIGMAS: f64 = 3.0;
 /// How long a probe measures.
 const PROBE_NS: u64 = 100_000_000;
 /// How long it does when the guest sends few requests.
 const PROBE_MAX_NS: u64 = 500_000_000;
-/// Requests that are few.
-const PROBE_REQUESTS: u64 = 100;
+/// Requests that are few: their p99 would be one or two of them.
+const PROBE_REQUESTS: u64 = 500;
 /// After this time copies still on their way hang, and a hanging disk delays nobody else's requests.
 pub(super) const DRAIN_MAX_NS: u64 = 300_000_000;
 
@@ -47,18 +51,19 @@ impl Baseline {
         self.p99_ns
     }
 
+    /// Whether it is made of so few requests that another probe is worth it soon.
+    pub(super) fn is_poor(&self) -> bool {
+        self.seen.count() < BEFORE_REQUESTS
+    }
+
     /// Takes in what a probe saw; whether it is another baseline now.
     pub(super) fn learn(&mut self, probe: &GuestLatency) -> bool {
-        let agree = |q| {
-            let (a, b) = (self.seen.quantile_ns(q), probe.quantile_ns(q));
-            a.max(b) * 100 <= a.min(b) * AGREE
-        };
-        if !agree(0.5) || !agree(0.99) {
-            // A few requests have no p99, but if even the median is another, the old one is worth nothing.
-            if probe.count() >= PROBE_REQUESTS || !agree(0.5) {
-                self.replace(probe);
-                return true;
-            }
+        let (a, b) = (self.seen.quantile_ns(0.5), probe.quantile_ns(0.5));
+        let expected = SHARE * to_f64(probe.count());
+        let far = |p99_ns| sigmas(probe.over(p99_ns), expected).abs() > AGREE_SIGMAS;
+        if a.max(b) * 100 > a.min(b) * AGREE || self.p99_ns.is_none_or(far) {
+            self.replace(probe);
+            return true;
         }
         if self.seen.count() > ENOUGH_REQUESTS {
             self.seen.halve();
@@ -144,12 +149,12 @@ mod tests {
         let mut b = Baseline::new(None);
         assert_eq!(b.p99_ns(), None);
         assert!(b.learn(&spread(100, 3000)));
-        assert!(!b.learn(&spread(110, 3000)));
+        assert!(!b.learn(&spread(100, 3000)));
         let p99 = b.p99_ns().unwrap();
         assert!((198_000..220_000).contains(&p99), "{p99}");
         assert!(b.learn(&spread(300, 3000)));
         assert!(b.p99_ns().unwrap() > 590_000);
-        assert!(!b.learn(&spread(310, 10)), "a few requests that fit");
+        assert!(!b.learn(&spread(301, 10)), "a few requests that fit");
         assert!(b.learn(&spread(900, 10)), "a few that do not");
     }
 
@@ -164,7 +169,7 @@ mod tests {
     fn a_probe_waits_for_the_copies_but_not_for_ever() {
         let ms = 1_000_000;
         for (drained_after, ends_after) in [(0, 120), (50, 170), (9000, 410)] {
-            let (mut probe, guest) = (Probe::new(0), spread(100, 300));
+            let (mut probe, guest) = (Probe::new(0), spread(100, 50));
             let end = (1..1000).find(|n| {
                 let left = u64::from(n * 10 <= drained_after);
                 probe.tick(n * 10 * ms, &guest, left).is_some()

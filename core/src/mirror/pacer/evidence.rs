@@ -8,7 +8,7 @@
 use crate::mirror::estimate::to_f64;
 
 /// The share of requests that may take longer than the limit.
-const SHARE: f64 = 0.01;
+pub(super) const SHARE: f64 = 0.01;
 /// Sigmas that a quick decision to slow down asks for.
 const QUICK_SIGMAS: f64 = 3.0;
 /// Sigmas that a decision to speed up asks for, 200 requests without one over the limit.
@@ -91,7 +91,7 @@ impl Evidence {
 
 /// How far `seen` lies above what was expected on average, in sigmas of a Poisson distribution: the signed root of the
 /// deviance, which is right for small counts too.
-fn sigmas(seen: f64, expected: f64) -> f64 {
+pub(super) fn sigmas(seen: f64, expected: f64) -> f64 {
     if expected <= 0.0 {
         return 0.0;
     }

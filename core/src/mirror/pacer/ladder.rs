@@ -6,7 +6,7 @@
 //!
 //! Below one request of 64 KiB, smaller ones would not help: on a disk that takes milliseconds for any request they cost
 //! the guest as much and copy less. There a duty cycle goes on: the copiers hold still most ticks. It lets a p99 hold,
-//! because less than a hundredth of the guest's requests need meet a copy. It ends at one tick in eight, whatever the
+//! because the fewer of the guest's requests meet a copy, the later they may come back. It ends at one tick in eight, whatever the
 //! guest sees then: a job that never ends is no kindness, as the guest pays for it all the time.
 #![forbid(unsafe_code)]
 
@@ -54,8 +54,8 @@ impl Pace {
 
 /// Bytes in flight of the rungs above the duty cycle, in units of 64 KiB: half an octave apart.
 const SIXTY_FOURS: [u64; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
-/// Rungs of the duty cycle: one tick in 8, 4, 2.
-const DUTY_RUNGS: usize = 3;
+/// The duty cycle: in so many ticks of so many the copiers work.
+const DUTY: [(u64, u64); 4] = [(1, 8), (1, 4), (1, 2), (3, 4)];
 
 /// A rung; higher ones are faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,9 +65,9 @@ impl Rung {
     /// The slowest.
     pub(super) const BOTTOM: Self = Self(0);
     /// Full speed.
-    pub(super) const TOP: Self = Self(DUTY_RUNGS + SIXTY_FOURS.len());
+    pub(super) const TOP: Self = Self(DUTY.len() + SIXTY_FOURS.len());
     /// Where a job begins: one request of 192 KiB, which most guests hardly notice.
-    pub(super) const FIRST: Self = Self(DUTY_RUNGS + 2);
+    pub(super) const FIRST: Self = Self(DUTY.len() + 2);
 
     /// So many rungs higher.
     pub(super) fn up(self, rungs: usize) -> Self {
@@ -79,9 +79,14 @@ impl Rung {
         Self(self.0.saturating_sub(rungs))
     }
 
-    /// Ticks in a duty cycle, of which the copiers work in one.
+    /// Ticks in a duty cycle.
     pub(super) fn cycle_ticks(self) -> u64 {
-        if self.0 < DUTY_RUNGS { 1 << (DUTY_RUNGS - self.0) } else { 1 }
+        DUTY.get(self.0).map_or(1, |&(_, cycle)| cycle)
+    }
+
+    /// Whether the copiers work in this tick of the cycle.
+    pub(super) fn works(self, tick: u64) -> bool {
+        DUTY.get(self.0).is_none_or(|&(work, cycle)| tick % cycle < work)
     }
 
     /// The pace while the copiers work.
@@ -89,7 +94,7 @@ impl Rung {
         if self >= Self::TOP {
             return Pace::FULL;
         }
-        let at = self.0.saturating_sub(DUTY_RUNGS);
+        let at = self.0.saturating_sub(DUTY.len());
         Pace::of(SIXTY_FOURS[at] * 64 * KIB)
     }
 }
@@ -104,7 +109,8 @@ mod tests {
         for pair in rungs.windows(2) {
             let (a, b) = (pair[0].pace(), pair[1].pace());
             assert!(a.in_flight_bytes <= b.in_flight_bytes);
-            assert!(pair[0].cycle_ticks() > pair[1].cycle_ticks() || a.in_flight_bytes < b.in_flight_bytes);
+            let working = |rung: Rung| (0..8).filter(|&tick| rung.works(tick)).count();
+            assert!(working(pair[0]) < working(pair[1]) || a.in_flight_bytes < b.in_flight_bytes);
         }
         for pace in rungs.iter().filter(|&&r| r < Rung::TOP).map(|r| r.pace()) {
             assert_eq!(pace.request_bytes % (64 * KIB), 0);

@@ -8,7 +8,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::{GuestLatency, Pace, Pacer};
+use super::ladder::Rung;
+use super::{GuestLatency, Pace, Pacer, Tick};
 use crate::mirror::estimate::{to_f64, to_u64};
 
 /// A millisecond.
@@ -37,7 +38,8 @@ pub(super) struct Disk {
 #[derive(Debug)]
 pub(super) enum Control {
     Paced(Box<Pacer>),
-    Fixed(Pace),
+    /// Always the same; `None` = hold still.
+    Fixed(Option<Rung>),
 }
 
 /// What happens at a time.
@@ -183,8 +185,19 @@ impl Model {
             self.log.push((end_ns, latency_ns));
         }
         self.pace = match &mut self.control {
-            Control::Paced(pacer) => pacer.tick(self.now_ns, &guest, self.in_flight_bytes),
-            Control::Fixed(pace) => *pace,
+            Control::Paced(pacer) => {
+                let guest_waits = !self.pending.is_empty();
+                pacer.tick(&Tick {
+                    now_ns: self.now_ns,
+                    guest: &guest,
+                    guest_waits,
+                    copying_bytes: self.in_flight_bytes,
+                })
+            }
+            Control::Fixed(rung) => {
+                let works = |r: &Rung| r.works(self.now_ns / self.tick_ns);
+                (*rung).filter(works).map_or(Pace::HOLD, Rung::pace)
+            }
         };
         self.paces.push((self.now_ns, self.pace));
         self.pump();

@@ -2,7 +2,7 @@
 
 use super::ladder::Rung;
 use super::model::{Control, Disk, MS, Model};
-use super::{Budget, GuestLatency, Pace, Pacer};
+use super::{Budget, Pace, Pacer};
 
 const DISKS: [Disk; 5] = [
     Disk {
@@ -61,12 +61,12 @@ fn survey() {
             m.run(secs / 2, load);
             (m.p99(100, secs / 2), m.rate(100, secs / 2))
         };
-        let (base, _) = fixed(Pace::HOLD, disk.load);
-        let (_, full) = fixed(Pace::FULL, 0);
+        let (base, _) = fixed(None, disk.load);
+        let (_, full) = fixed(Some(Rung::TOP), 0);
         println!("{} base p99 {} us, full {} MB/s", disk.name, base / 1000, full / 1_000_000);
-        let mut rung = Rung::BOTTOM.up(3);
+        let mut rung = Rung::BOTTOM;
         loop {
-            let (p99, rate) = fixed(rung.pace(), disk.load);
+            let (p99, rate) = fixed(Some(rung), disk.load);
             println!(
                 "   {:>6} KiB: p99 x{:.2} rate x{:.2}",
                 rung.pace().in_flight_bytes >> 10,
