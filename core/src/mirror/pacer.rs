@@ -32,7 +32,7 @@ pub use ladder::Pace;
 
 use super::estimate::{to_f64, to_u64};
 use activity::{Activity, Load};
-use baseline::{Baseline, DRAIN_MAX_NS, Probe};
+use baseline::{Baseline, Probe, Settling};
 use evidence::{Evidence, Finding};
 use ladder::Rung;
 
@@ -48,13 +48,11 @@ const RETRY_NS: u64 = 500_000_000;
 const RETRY_MAX_NS: u64 = 16_000_000_000;
 /// The part of the budget above the baseline that is aimed at: the rest is for probes of faster paces and for errors of
 /// the baseline.
-const AIM: f64 = 0.9;
+const AIM: f64 = 0.87;
 /// A multiple below this is taken as this: no copy is free.
 const LEAST_MULTIPLE: f64 = 1.1;
 /// What holds, as a multiple of the baseline, when the guest misses the budget by itself.
 const LEAST_OVER_BASELINE: f64 = 1.25;
-/// After a change of pace so many ticks pass before requests count: those that end now began before it.
-const SETTLE_TICKS: u32 = 2;
 
 /// The latency that one guest request in a hundred may exceed while a job runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,15 +87,6 @@ struct Ceiling {
     until_ns: u64,
     /// How long it was not to be tried.
     wait_ns: u64,
-}
-
-/// A change of pace that has not shown yet.
-#[derive(Clone, Copy, Debug)]
-struct Settling {
-    /// When the pace was changed.
-    since_ns: u64,
-    /// Ticks since the copies on their way fit it.
-    ticks: u32,
 }
 
 /// Decides the pace of one job.
@@ -210,9 +199,10 @@ impl Pacer {
     fn probed(&mut self, now_ns: u64, seen: &GuestLatency) {
         self.probe = None;
         self.probed_ns = Some(now_ns);
-        self.probe_wanted = false;
         self.load.measured();
         let is_other = self.baseline.learn(seen);
+        // One probe may be odd; another one soon confirms it.
+        self.probe_wanted = is_other;
         if is_other {
             self.ceiling = None;
         }
@@ -297,23 +287,18 @@ impl Pacer {
 
     /// Begins to wait until the pace shows.
     fn settle(&mut self, now_ns: u64) {
-        self.settling = Some(Settling { since_ns: now_ns, ticks: 0 });
+        self.settling = Some(Settling::new(now_ns));
         self.ticks = 0;
     }
 
     /// Whether what the guest's requests took comes from this pace.
     fn has_settled(&mut self, now_ns: u64, copying_bytes: u64) -> bool {
         let Some(settling) = &mut self.settling else { return true };
-        let waited_ns = now_ns.saturating_sub(settling.since_ns);
-        if copying_bytes <= self.rung.pace().in_flight_bytes || waited_ns >= DRAIN_MAX_NS {
-            settling.ticks += 1;
+        if settling.is_over(now_ns, copying_bytes, self.rung.pace()) {
+            self.settling = None;
+            self.evidence = Evidence::since(now_ns);
+            self.ticks = 0;
         }
-        if settling.ticks < SETTLE_TICKS {
-            return false;
-        }
-        self.settling = None;
-        self.evidence = Evidence::since(now_ns);
-        self.ticks = 0;
         false
     }
 }

@@ -4,6 +4,7 @@
 
 use super::evidence::{SHARE, sigmas};
 use super::guest::GuestLatency;
+use super::ladder::Pace;
 use crate::mirror::estimate::to_f64;
 
 /// A histogram from before the job counts with at least so many requests.
@@ -21,7 +22,9 @@ const PROBE_MAX_NS: u64 = 500_000_000;
 /// Requests that are few: their p99 would be one or two of them.
 const PROBE_REQUESTS: u64 = 500;
 /// After this time copies still on their way hang, and a hanging disk delays nobody else's requests.
-pub(super) const DRAIN_MAX_NS: u64 = 300_000_000;
+const DRAIN_MAX_NS: u64 = 300_000_000;
+/// Ticks that pass in any case until requests count: those that end now began before.
+const SETTLE_TICKS: u32 = 2;
 
 /// The guest's latencies without copying.
 #[derive(Clone, Copy, Debug)]
@@ -80,24 +83,45 @@ impl Baseline {
     }
 }
 
-/// How far a probe is.
+/// Waits until a change of pace shows in what the guest's requests take.
+///
+/// First the copies on their way must fit the new pace. While they did not, guest requests queued up behind them; the
+/// disk needs about the same time again until they are gone.
 #[derive(Clone, Copy, Debug)]
-enum Stage {
-    /// Copies are still on their way.
-    Draining,
-    /// What the guest ends now began while there were copies.
-    Settling,
-    /// Measuring since this time.
-    Measuring(u64),
+pub(super) struct Settling {
+    /// When the pace was changed.
+    begun_ns: u64,
+    /// When the copies fitted it.
+    fit_ns: Option<u64>,
+    /// Ticks since then.
+    ticks: u32,
+}
+
+impl Settling {
+    /// The pace was changed.
+    pub(super) fn new(now_ns: u64) -> Self {
+        Self { begun_ns: now_ns, fit_ns: None, ticks: 0 }
+    }
+
+    /// Whether it shows from now on.
+    pub(super) fn is_over(&mut self, now_ns: u64, copying_bytes: u64, pace: Pace) -> bool {
+        let passed_ns = now_ns.saturating_sub(self.begun_ns);
+        if self.fit_ns.is_none() && (copying_bytes <= pace.in_flight_bytes || passed_ns >= DRAIN_MAX_NS) {
+            self.fit_ns = Some(now_ns);
+        }
+        let Some(fit_ns) = self.fit_ns else { return false };
+        self.ticks += 1;
+        self.ticks >= SETTLE_TICKS && now_ns.saturating_sub(fit_ns) >= fit_ns.saturating_sub(self.begun_ns)
+    }
 }
 
 /// A probe.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Probe {
-    /// When it began.
-    begun_ns: u64,
-    /// How far it is.
-    stage: Stage,
+    /// Until the copies are gone.
+    settling: Settling,
+    /// When measuring began.
+    since_ns: Option<u64>,
     /// What it saw.
     seen: GuestLatency,
 }
@@ -105,7 +129,7 @@ pub(super) struct Probe {
 impl Probe {
     /// Begins.
     pub(super) fn new(now_ns: u64) -> Self {
-        Self { begun_ns: now_ns, stage: Stage::Draining, seen: GuestLatency::new() }
+        Self { settling: Settling::new(now_ns), since_ns: None, seen: GuestLatency::new() }
     }
 
     /// Goes on; what was seen, once it is over.
@@ -115,21 +139,16 @@ impl Probe {
         guest: &GuestLatency,
         copying_bytes: u64,
     ) -> Option<GuestLatency> {
-        match self.stage {
-            Stage::Draining => {
-                if copying_bytes == 0 || now_ns.saturating_sub(self.begun_ns) >= DRAIN_MAX_NS {
-                    self.stage = Stage::Settling;
-                }
+        let Some(since_ns) = self.since_ns else {
+            if self.settling.is_over(now_ns, copying_bytes, Pace::HOLD) {
+                self.since_ns = Some(now_ns);
             }
-            Stage::Settling => self.stage = Stage::Measuring(now_ns),
-            Stage::Measuring(since_ns) => {
-                self.seen.add(guest);
-                let age_ns = now_ns.saturating_sub(since_ns);
-                let enough = self.seen.count() >= PROBE_REQUESTS;
-                return (age_ns >= if enough { PROBE_NS } else { PROBE_MAX_NS }).then_some(self.seen);
-            }
-        }
-        None
+            return None;
+        };
+        self.seen.add(guest);
+        let enough = self.seen.count() >= PROBE_REQUESTS;
+        let age_ns = now_ns.saturating_sub(since_ns);
+        (age_ns >= if enough { PROBE_NS } else { PROBE_MAX_NS }).then_some(self.seen)
     }
 }
 
@@ -168,7 +187,7 @@ mod tests {
     #[test]
     fn a_probe_waits_for_the_copies_but_not_for_ever() {
         let ms = 1_000_000;
-        for (drained_after, ends_after) in [(0, 120), (50, 170), (9000, 410)] {
+        for (drained_after, ends_after) in [(0, 520), (50, 620), (9000, 1100)] {
             let (mut probe, guest) = (Probe::new(0), spread(100, 50));
             let end = (1..1000).find(|n| {
                 let left = u64::from(n * 10 <= drained_after);

@@ -2,7 +2,7 @@
 
 use super::ladder::Rung;
 use super::model::{Control, Disk, MS, Model};
-use super::{Budget, Pace, Pacer};
+use super::{Budget, GuestLatency, Pace, Pacer};
 
 const DISKS: [Disk; 5] = [
     Disk {
@@ -93,6 +93,49 @@ fn survey() {
                 rate as f64 / full as f64,
                 m.p99(250, secs / 4) as f64 / base as f64
             );
+        }
+    }
+}
+
+fn alone(disk: Disk, load: u64) -> f64 {
+    let mut m = Model::new(disk, Control::Fixed(None), 99, 10);
+    m.run(2_000_000 / load.min(1000) * 30, load);
+    m.p99(0, u64::MAX / MS) as f64
+}
+
+#[test]
+#[ignore]
+fn steps() {
+    for disk in DISKS {
+        let secs = 4000;
+        let loads = [disk.load, disk.load / 3, disk.load * 3 / 2];
+        let bases = loads.map(|l| alone(disk, l));
+        println!("{} {bases:?}", disk.name);
+        for seed in 0..8 {
+            let mut m = paced(disk, 1.5, seed);
+            m.run(1000, 0);
+            let mut t = 1000;
+            let mut line = String::new();
+            let mut phase = |m: &mut Model, load: u64, base: f64| {
+                m.run(secs, load);
+                let n = m.log.len();
+                line += &format!(
+                    " {load}: first 250 {:.1} 250-500 {:.2} 500-1000 {:.2} rest {:.2} @{:.0} |",
+                    m.p99(t, t + 250) as f64 / base,
+                    m.p99(t + 250, t + 500) as f64 / base,
+                    m.p99(t + 500, t + 1000) as f64 / base,
+                    m.p99(t + 1000, t + secs) as f64 / base,
+                    m.rate(t + 1000, t + secs) as f64 / 1e6
+                );
+                t += secs;
+                let _ = n;
+            };
+            phase(&mut m, loads[0], bases[0]);
+            phase(&mut m, 0, 1.0);
+            phase(&mut m, loads[1], bases[1]);
+            phase(&mut m, loads[2], bases[2]);
+            phase(&mut m, loads[0], bases[0]);
+            println!("  {line}");
         }
     }
 }
