@@ -89,6 +89,17 @@ struct Ceiling {
     wait_ns: u64,
 }
 
+/// What calls for a probe before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// The guest's load changed.
+    OtherLoad,
+    /// The slowest pace is too fast, so the baseline may be wrong.
+    Bottom,
+    /// The last probe found another baseline; one probe may be odd.
+    Again,
+}
+
 /// Decides the pace of one job.
 #[derive(Clone, Debug)]
 pub struct Pacer {
@@ -116,8 +127,8 @@ pub struct Pacer {
     probed_ns: Option<u64>,
     /// The least time until the next one that something calls for.
     probe_soon_ns: u64,
-    /// Whether something calls for one.
-    probe_wanted: bool,
+    /// What calls for one.
+    wanted: Option<Wanted>,
     /// Ticks since the rung was changed, for the duty cycle.
     ticks: u64,
 }
@@ -139,7 +150,7 @@ impl Pacer {
             probe: None,
             probed_ns: None,
             probe_soon_ns: PROBE_SOON_NS,
-            probe_wanted: false,
+            wanted: None,
             ticks: 0,
         }
     }
@@ -164,8 +175,8 @@ impl Pacer {
         if let Some(probe) = &mut self.probe {
             let Some(seen) = probe.tick(now_ns, guest, copying_bytes) else { return Pace::HOLD };
             self.probed(now_ns, &seen);
-        } else if self.load.changed(now_ns, guest.count()) {
-            self.probe_wanted |= matches!(self.budget, Budget::Baseline(_));
+        } else if self.load.changed(now_ns, guest.count()) && matches!(self.budget, Budget::Baseline(_)) {
+            self.wanted = Some(Wanted::OtherLoad);
         }
         if self.wants_probe(now_ns) {
             self.probe = Some(Probe::new(now_ns));
@@ -200,15 +211,18 @@ impl Pacer {
         self.probe = None;
         self.probed_ns = Some(now_ns);
         self.load.measured();
-        let is_other = self.baseline.learn(seen);
-        // One probe may be odd; another one soon confirms it.
-        self.probe_wanted = is_other;
+        let wanted = self.wanted.take();
+        let is_other = self.baseline.learn(seen, wanted == Some(Wanted::OtherLoad));
         if is_other {
             self.ceiling = None;
+            self.probe_soon_ns = PROBE_SOON_NS;
+        } else if matches!(wanted, Some(Wanted::OtherLoad | Wanted::Bottom)) {
+            // Probes that find nothing new cost copying for nothing, so they become rarer.
+            self.probe_soon_ns = (self.probe_soon_ns * 2).min(PROBE_EVERY_NS);
         }
-        // Probes that find nothing new cost copying for nothing, so they become rarer.
-        let longer = (self.probe_soon_ns * 2).min(PROBE_EVERY_NS);
-        self.probe_soon_ns = if is_other { PROBE_SOON_NS } else { longer };
+        if is_other || wanted == Some(Wanted::OtherLoad) {
+            self.wanted = Some(Wanted::Again);
+        }
         self.settle(now_ns);
     }
 
@@ -222,7 +236,7 @@ impl Pacer {
         let every_ns = if self.baseline.is_poor() { PROBE_POOR_NS } else { PROBE_EVERY_NS };
         (is_relative && self.baseline.p99_ns().is_none())
             || (is_relative && self.rung < Rung::TOP && age_ns >= every_ns)
-            || (self.probe_wanted && age_ns >= self.probe_soon_ns)
+            || (self.wanted.is_some() && age_ns >= self.probe_soon_ns)
     }
 
     /// Weighs the requests of a tick, and goes up or down.
@@ -246,7 +260,7 @@ impl Pacer {
     /// The rung failed: so large a share of the requests was over the limit.
     fn slow_down(&mut self, now_ns: u64, share: f64) {
         if self.rung == Rung::BOTTOM {
-            self.probe_wanted = true;
+            self.wanted = self.wanted.or(Some(Wanted::Bottom));
             self.evidence = Evidence::since(now_ns);
             return;
         }

@@ -53,9 +53,9 @@ impl Activity {
 /// A rate is taken over at least this time,
 const WINDOW_NS: u64 = 200_000_000;
 /// and so many requests,
-const WINDOW_REQUESTS: u64 = 100;
+const WINDOW_REQUESTS: u64 = 300;
 /// but not over more time than this.
-const WINDOW_MAX_NS: u64 = 2_000_000_000;
+const WINDOW_MAX_NS: u64 = 5_000_000_000;
 /// A load that differs by this factor is another one.
 const OTHER: f64 = 1.4;
 
@@ -136,6 +136,6 @@ mod tests {
             (0..ms / 10).filter(|t| load.changed((from + t * 10) * 1_000_000, n)).count()
         };
         assert_eq!(run(3000, 20, 4000), 0);
-        assert!(run(2100, 0, 7000) > 0);
+        assert!(run(5200, 0, 7000) > 0);
     }
 }

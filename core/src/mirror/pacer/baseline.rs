@@ -59,14 +59,15 @@ impl Baseline {
         self.seen.count() < BEFORE_REQUESTS
     }
 
-    /// Takes in what a probe saw; whether it is another baseline now.
-    pub(super) fn learn(&mut self, probe: &GuestLatency) -> bool {
+    /// Takes in what a probe saw under the same load as before, or another; whether it is another baseline now.
+    pub(super) fn learn(&mut self, probe: &GuestLatency, other_load: bool) -> bool {
         let (a, b) = (self.seen.quantile_ns(0.5), probe.quantile_ns(0.5));
         let expected = SHARE * to_f64(probe.count());
         let far = |p99_ns| sigmas(probe.over(p99_ns), expected).abs() > AGREE_SIGMAS;
-        if a.max(b) * 100 > a.min(b) * AGREE || self.p99_ns.is_none_or(far) {
+        let is_other = a.max(b) * 100 > a.min(b) * AGREE || self.p99_ns.is_none_or(far);
+        if is_other || other_load {
             self.replace(probe);
-            return true;
+            return is_other;
         }
         if self.seen.count() > ENOUGH_REQUESTS {
             self.seen.halve();
@@ -167,14 +168,14 @@ mod tests {
     fn probes_that_agree_add_up_and_others_replace() {
         let mut b = Baseline::new(None);
         assert_eq!(b.p99_ns(), None);
-        assert!(b.learn(&spread(100, 3000)));
-        assert!(!b.learn(&spread(100, 3000)));
+        assert!(b.learn(&spread(100, 3000), false));
+        assert!(!b.learn(&spread(100, 3000), false));
         let p99 = b.p99_ns().unwrap();
         assert!((198_000..220_000).contains(&p99), "{p99}");
-        assert!(b.learn(&spread(300, 3000)));
+        assert!(b.learn(&spread(300, 3000), false));
         assert!(b.p99_ns().unwrap() > 590_000);
-        assert!(!b.learn(&spread(301, 10)), "a few requests that fit");
-        assert!(b.learn(&spread(900, 10)), "a few that do not");
+        assert!(!b.learn(&spread(301, 10), false), "a few requests that fit");
+        assert!(b.learn(&spread(900, 10), false), "a few that do not");
     }
 
     #[test]
@@ -188,7 +189,7 @@ mod tests {
     fn a_probe_waits_for_the_copies_but_not_for_ever() {
         let ms = 1_000_000;
         for (drained_after, ends_after) in [(0, 520), (50, 620), (9000, 1100)] {
-            let (mut probe, guest) = (Probe::new(0), spread(100, 50));
+            let (mut probe, guest) = (Probe::new(0), spread(100, 5));
             let end = (1..1000).find(|n| {
                 let left = u64::from(n * 10 <= drained_after);
                 probe.tick(n * 10 * ms, &guest, left).is_some()

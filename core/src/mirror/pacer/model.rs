@@ -117,6 +117,10 @@ impl Model {
         self.now_ns = end_ns;
     }
 
+    pub(super) fn now_ms(&self) -> u64 {
+        self.now_ns / MS
+    }
+
     /// p99 of the guest's requests that ended between two times in ms.
     pub(super) fn p99(&self, from_ms: u64, to_ms: u64) -> u64 {
         let window = from_ms * MS..to_ms * MS;
