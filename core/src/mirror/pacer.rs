@@ -48,7 +48,7 @@ const RETRY_NS: u64 = 500_000_000;
 const RETRY_MAX_NS: u64 = 16_000_000_000;
 /// The part of the budget above the baseline that is aimed at: the rest is for probes of faster paces and for errors of
 /// the baseline.
-const AIM: f64 = 0.87;
+const AIM: f64 = 0.85;
 /// A multiple below this is taken as this: no copy is free.
 const LEAST_MULTIPLE: f64 = 1.1;
 /// What holds, as a multiple of the baseline, when the guest misses the budget by itself.
@@ -169,6 +169,8 @@ impl Pacer {
         }
         if self.was_idle {
             self.was_idle = false;
+            // What is known from before the job is as good as a probe now.
+            self.probed_ns = self.probed_ns.or(self.baseline.p99_ns().map(|_| now_ns));
             self.load.interrupt();
             self.settle(now_ns);
         }

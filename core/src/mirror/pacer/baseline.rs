@@ -11,6 +11,8 @@ use crate::mirror::estimate::to_f64;
 const BEFORE_REQUESTS: u64 = 1000;
 /// Requests that a baseline is made of, if they come from probes that agree; more than this, and the old ones fade.
 const ENOUGH_REQUESTS: u64 = 10_000;
+/// With fewer than this the p99 is uncertain by a fifth and more.
+const POOR_REQUESTS: u64 = 4000;
 /// Probes agree when their medians differ by less than this, in percent,
 const AGREE: u64 = 130;
 /// and the requests over the p99 by no more than chance explains, in sigmas.
@@ -20,7 +22,7 @@ const PROBE_NS: u64 = 100_000_000;
 /// How long it does when the guest sends few requests.
 const PROBE_MAX_NS: u64 = 500_000_000;
 /// Requests that are few: their p99 would be one or two of them.
-const PROBE_REQUESTS: u64 = 500;
+const PROBE_REQUESTS: u64 = 2000;
 /// After this time copies still on their way hang, and a hanging disk delays nobody else's requests.
 const DRAIN_MAX_NS: u64 = 300_000_000;
 /// Ticks that pass in any case until requests count: those that end now began before.
@@ -42,7 +44,7 @@ impl Baseline {
         if let Some(before) = before.filter(|b| b.count() >= BEFORE_REQUESTS) {
             baseline.replace(before);
             // It may be from long ago, so it does not outweigh a probe.
-            while baseline.seen.count() > 2 * BEFORE_REQUESTS {
+            while baseline.seen.count() > ENOUGH_REQUESTS {
                 baseline.seen.halve();
             }
         }
@@ -56,7 +58,7 @@ impl Baseline {
 
     /// Whether it is made of so few requests that another probe is worth it soon.
     pub(super) fn is_poor(&self) -> bool {
-        self.seen.count() < BEFORE_REQUESTS
+        self.seen.count() < POOR_REQUESTS
     }
 
     /// Takes in what a probe saw under the same load as before, or another; whether it is another baseline now.

@@ -57,7 +57,13 @@ impl GuestLatency {
 
     /// Makes what was counted weigh half.
     pub(super) fn halve(&mut self) {
-        self.buckets.iter_mut().for_each(|bucket| *bucket /= 2);
+        // What is left over goes to the next bucket: the tail is made of buckets with a single request.
+        let mut over = 0;
+        for bucket in &mut self.buckets {
+            let n = *bucket;
+            *bucket = n / 2 + (n % 2 + over) / 2;
+            over = (n % 2 + over) % 2;
+        }
         self.count = self.buckets.iter().map(|&n| u64::from(n)).sum();
     }
 
