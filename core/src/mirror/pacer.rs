@@ -181,7 +181,10 @@ impl Pacer {
             self.wanted = Some(Wanted::OtherLoad);
         }
         if self.wants_probe(now_ns) {
-            self.probe = Some(Probe::new(now_ns));
+            self.probe = Some(Probe::new(
+                now_ns,
+                self.baseline.p99_ns().is_none() || self.wanted == Some(Wanted::OtherLoad),
+            ));
             return Pace::HOLD;
         }
         self.weigh(now_ns, guest, copying_bytes);

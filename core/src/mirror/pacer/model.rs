@@ -28,6 +28,8 @@ pub(super) struct Disk {
     pub(super) bytes_per_s: u64,
     /// Mean of what a guest's request takes besides, as waking somebody up.
     pub(super) jitter_ns: u64,
+    /// Everything stalls now and then: mean time between, mean length; 0 = never.
+    pub(super) stalls_ns: (u64, u64),
     /// Whether the target is the same server.
     pub(super) shared: bool,
     /// A load that suits the disk, in requests per second.
@@ -53,6 +55,8 @@ enum Event {
     Written(u64),
     /// The pacer's turn.
     Tick,
+    /// Somebody else takes the machine for a while.
+    Stall,
 }
 
 /// The whole scene.
@@ -99,6 +103,9 @@ impl Model {
             paces: Vec::new(),
         };
         model.at(0, Event::Tick);
+        if disk.stalls_ns.0 > 0 {
+            model.at(0, Event::Stall);
+        }
         model
     }
 
@@ -176,6 +183,13 @@ impl Model {
                 self.copied.push((self.now_ns, bytes));
                 self.in_flight_bytes -= bytes;
                 self.pump();
+            }
+            Event::Stall => {
+                let (between_ns, long_ns) = self.disk.stalls_ns;
+                let until_ns = self.now_ns + to_u64(to_f64(long_ns) * self.exponential());
+                self.free_ns = self.free_ns.map(|free| free.max(until_ns));
+                let next = to_u64(to_f64(between_ns) * self.exponential());
+                self.at(next, Event::Stall);
             }
             Event::Tick => self.tick(),
         }

@@ -13,6 +13,7 @@ const LOOP: Disk = Disk {
     overhead_ns: 8_000,
     bytes_per_s: 6_000_000_000,
     jitter_ns: 38_000,
+    stalls_ns: (0, 0),
     shared: true,
     load: 30_000,
 };
@@ -22,6 +23,7 @@ const NVME: Disk = Disk {
     overhead_ns: 20_000,
     bytes_per_s: 5_000_000_000,
     jitter_ns: 10_000,
+    stalls_ns: (0, 0),
     shared: false,
     load: 20_000,
 };
@@ -270,6 +272,27 @@ fn a_guest_whose_requests_all_hang_is_not_idle() {
         assert!(pace != Pace::FULL || ms < 1000, "{ms}");
         if ms == 490 {
             assert!(pacer.limit_ns().is_some());
+        }
+    }
+}
+
+#[test]
+#[ignore]
+fn stalls() {
+    for stalls_ns in [(200 * MS, MS), (100 * MS, MS)] {
+        let disk = Disk { stalls_ns, ..LOOP };
+        let (base, full, best) = (alone(disk, disk.load), full_rate(disk), best_fixed(disk, 1.5));
+        println!("{stalls_ns:?} base {base:.0} best {:.2}", best / full);
+        for seed in 0..6 {
+            let mut model = paced(disk, Budget::Baseline(1.5), seed);
+            model.run(20000, disk.load);
+            println!(
+                "   p99 {:.2} {:.2} rate {:.2} {:.2}",
+                to_f64(model.p99(1000, 8000)) / base,
+                to_f64(model.p99(8000, 20000)) / base,
+                to_f64(model.rate(1000, 8000)) / full,
+                to_f64(model.rate(8000, 20000)) / full
+            );
         }
     }
 }
