@@ -255,7 +255,7 @@ impl Pacer {
         if !self.ticks.is_multiple_of(self.rung.cycle_ticks()) {
             return;
         }
-        match self.evidence.finding(now_ns) {
+        match self.evidence.finding(now_ns, self.baseline.allowed_share(limit_ns)) {
             Finding::Unclear => {}
             Finding::TooMuch(share) => self.slow_down(now_ns, share),
             Finding::Room => self.speed_up(now_ns),

@@ -17,6 +17,10 @@ const POOR_REQUESTS: u64 = 4000;
 const AGREE: u64 = 130;
 /// and the requests over the p99 by no more than chance explains, in sigmas.
 const AGREE_SIGMAS: f64 = 3.0;
+/// The p99 is at most this, in percent of the p97; queues have 130 to 140.
+const TAIL: u64 = 170;
+/// What copying may add to the share of requests that are over a limit without it.
+const ADDED_SHARE: f64 = SHARE / 2.0;
 /// How long a probe measures.
 const PROBE_NS: u64 = 100_000_000;
 /// How long it does when the guest sends few requests.
@@ -56,6 +60,12 @@ impl Baseline {
         self.p99_ns
     }
 
+    /// The share of requests that may be over a limit: one in a hundred, or more if nearly as many are without copying.
+    pub(super) fn allowed_share(&self, limit_ns: u64) -> f64 {
+        let alone = self.seen.over(limit_ns) / to_f64(self.seen.count().max(1));
+        SHARE.max(alone + ADDED_SHARE)
+    }
+
     /// Whether it is made of so few requests that another probe is worth it soon.
     pub(super) fn is_poor(&self) -> bool {
         self.seen.count() < POOR_REQUESTS
@@ -69,7 +79,7 @@ impl Baseline {
         let median_is_other = a.max(b) * 100 > a.min(b) * AGREE;
         let is_other = median_is_other || self.p99_ns.is_none_or(far);
         // A longer tail alone may be a moment in which the machine stalled: it counts with the rest, not in its place.
-        let longer_tail = !median_is_other && self.p99_ns.is_some_and(|p99| probe.quantile_ns(0.99) > p99);
+        let longer_tail = !median_is_other && self.p99_ns.is_some_and(|p99| p99_of(probe) > p99);
         if other_load || (is_other && !longer_tail) {
             self.replace(probe);
             return is_other;
@@ -78,15 +88,21 @@ impl Baseline {
             self.seen.halve();
         }
         self.seen.add(probe);
-        self.p99_ns = Some(self.seen.quantile_ns(0.99));
+        self.p99_ns = Some(p99_of(&self.seen));
         is_other
     }
 
     /// Forgets what was known.
     fn replace(&mut self, with: &GuestLatency) {
         self.seen = *with;
-        self.p99_ns = (with.count() > 0).then(|| with.quantile_ns(0.99));
+        self.p99_ns = (with.count() > 0).then(|| p99_of(with));
     }
+}
+
+/// The p99, but not what a machine that stalls now and then makes of it: with stalls in nearly one request of a hundred it
+/// jumps between the time of a request and that of a stall, and a budget made from the latter would allow anything.
+fn p99_of(seen: &GuestLatency) -> u64 {
+    seen.quantile_ns(0.99).min(seen.quantile_ns(0.97).saturating_mul(TAIL) / 100)
 }
 
 /// Waits until a change of pace shows in what the guest's requests take.

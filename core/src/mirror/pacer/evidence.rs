@@ -7,7 +7,7 @@
 
 use crate::mirror::estimate::to_f64;
 
-/// The share of requests that may take longer than the limit.
+/// The share of requests that may take longer than the limit, if the guest alone has none.
 pub(super) const SHARE: f64 = 0.01;
 /// Sigmas that a quick decision to slow down asks for.
 const QUICK_SIGMAS: f64 = 3.0;
@@ -76,9 +76,9 @@ impl Evidence {
         self.requests >= FAR_COUNT && self.over <= FAR_SHARE * self.requests
     }
 
-    /// What it proves.
-    pub(super) fn finding(&self, now_ns: u64) -> Finding {
-        let allowed = SHARE * self.requests;
+    /// What it proves, if so large a share is allowed.
+    pub(super) fn finding(&self, now_ns: u64, share: f64) -> Finding {
+        let allowed = share * self.requests;
         let age_ns = self.age_ns(now_ns);
         let plain = age_ns >= PLAIN_NS && self.requests >= PLAIN_COUNT && self.over > allowed;
         if plain || sigmas(self.over - 0.5, allowed) >= QUICK_SIGMAS {
@@ -108,7 +108,7 @@ mod tests {
     fn finding(requests: u64, over: f64, ms: u64) -> Finding {
         let mut e = Evidence::since(0);
         e.count(requests, over);
-        e.finding(ms * 1_000_000)
+        e.finding(ms * 1_000_000, SHARE)
     }
 
     #[test]

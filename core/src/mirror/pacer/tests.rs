@@ -118,7 +118,6 @@ fn every_disk_from_slow_to_fast_keeps_the_budget_and_goes_on_copying() {
             let from_ms = seconds * 250;
             let p99 = to_f64(model.p99(from_ms, seconds * 1000)) / base;
             let rate = to_f64(model.rate(from_ms, seconds * 1000));
-            println!("{} {seed}: p99 {p99:.2}, {:.2} of the best", disk.name, rate / best);
             assert!(p99 <= 1.5 * slack, "{}, seed {seed}: {p99:.2}", disk.name);
             assert!(rate >= fraction * best, "{}, seed {seed}: {:.2} of the best", disk.name, rate / best);
         }
@@ -178,7 +177,6 @@ fn a_change_of_load_is_followed() {
             for (n, (load, base)) in (0..).zip(loads.into_iter().zip(bases)) {
                 model.run(6000, load);
                 let p99 = to_f64(model.p99(n * 6000 + 1500, n * 6000 + 6000)) / base;
-                println!("{} {seed} {load}: {p99:.2}", disk.name);
                 assert!(p99 <= 1.5 * slack, "{}, seed {seed}, {load}/s: {p99:.2}", disk.name);
             }
         }
@@ -277,22 +275,14 @@ fn a_guest_whose_requests_all_hang_is_not_idle() {
 }
 
 #[test]
-#[ignore]
-fn stalls() {
-    for stalls_ns in [(200 * MS, MS), (100 * MS, MS)] {
-        let disk = Disk { stalls_ns, ..LOOP };
-        let (base, full, best) = (alone(disk, disk.load), full_rate(disk), best_fixed(disk, 1.5));
-        println!("{stalls_ns:?} base {base:.0} best {:.2}", best / full);
-        for seed in 0..6 {
-            let mut model = paced(disk, Budget::Baseline(1.5), seed);
-            model.run(20000, disk.load);
-            println!(
-                "   p99 {:.2} {:.2} rate {:.2} {:.2}",
-                to_f64(model.p99(1000, 8000)) / base,
-                to_f64(model.p99(8000, 20000)) / base,
-                to_f64(model.rate(1000, 8000)) / full,
-                to_f64(model.rate(8000, 20000)) / full
-            );
-        }
+fn a_machine_that_stalls_now_and_then_neither_stops_the_copy_nor_lets_it_loose() {
+    // A millisecond every 200: half a percent of the requests meet one, so a probe's p99 may be theirs.
+    let disk = Disk { stalls_ns: (200 * MS, MS), ..LOOP };
+    let (base, full) = (alone(disk, disk.load), full_rate(disk));
+    for seed in 0..10 {
+        let mut model = paced(disk, Budget::Baseline(1.5), seed);
+        model.run(20_000, disk.load);
+        let (p99, rate) = (to_f64(model.p99(8000, 20_000)) / base, to_f64(model.rate(1000, 20_000)) / full);
+        assert!(p99 <= 2.0 && rate >= 0.25, "seed {seed}: {p99:.2}, {rate:.2}");
     }
 }
