@@ -108,11 +108,13 @@ impl Gate {
     /// An open gate with nobody inside.
     #[must_use]
     pub fn new() -> Self {
-        // Sequence numbers start elsewhere in each gate, so that a pass of one means nothing to another.
-        static GATES: Counter = Counter::new(1);
-        let start = GATES.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) & !STATE;
-        let shard =
-            |_| Shard { next: Counter::new(0), slots: std::array::from_fn(|_| AtomicU64::new(start | FREE)) };
+        // Sequence numbers start elsewhere in each slot of each gate, so that a pass of one means nothing to another.
+        static SLOTS_MADE: Counter = Counter::new(1);
+        let slot = |_| {
+            let number = SLOTS_MADE.fetch_add(1, Ordering::Relaxed);
+            AtomicU64::new(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) & !STATE | FREE)
+        };
+        let shard = |_| Shard { next: Counter::new(0), slots: std::array::from_fn(slot) };
         Self { closed: AtomicU64::new(0), shards: (0..SHARDS).map(shard).collect() }
     }
 
@@ -285,8 +287,8 @@ mod tests {
     #[test]
     fn a_pass_that_is_ended_twice_or_comes_from_elsewhere_changes_nothing() {
         let (gate, other) = (Gate::new(), Gate::new());
-        let first = pass(&gate);
-        assert!(!other.leave(first));
+        let (first, elsewhere) = (pass(&gate), pass(&other));
+        assert!(!other.leave(first) && !gate.leave(elsewhere) && !other.is_quiet());
         assert!(gate.start_leaving(first));
         assert!(!gate.start_leaving(first) && !gate.leave(first) && !gate.is_quiet());
         gate.finish_leaving(first);

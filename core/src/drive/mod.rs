@@ -30,8 +30,11 @@ pub use latency::{LONGEST_NS, Latencies, LatencyCounts};
 pub use tracker::{Admission, IoKind, Token, Tracker};
 
 use self::core::DriveCore;
+use self::follower::Follower;
 use crate::device::{Device, Role};
 use crate::error::{Error, ErrorKind, Result};
+use crate::mirror::Share;
+use crate::ring::Wake;
 
 /// A guest's disk.
 ///
@@ -93,6 +96,15 @@ impl Drive {
     #[must_use]
     pub fn latencies_with_job(&self) -> LatencyCounts {
         self.core.latencies(true).snapshot()
+    }
+
+    /// Lets `share` follow the drive without an engine, for the benchmark of what tracking costs.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when a job follows already.
+    #[doc(hidden)]
+    pub fn follow_for_benchmark(&self, share: Arc<Share>, target: Device, home: Arc<dyn Wake>) -> Result<()> {
+        self.core.attach(Arc::new(Follower { share, target: Arc::new(target), home }))
     }
 
     /// The shared part, for queues and jobs.
