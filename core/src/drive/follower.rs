@@ -15,8 +15,8 @@
 //! This is the same picture as a bit against a copier (see `bitmap/sync.rs`): with a sequentially consistent fence on either side, if F does
 //! not see P, then W is visible to D. The job's side is rare and has a real fence. The request's side has what
 //! `fence_before_test` is: nothing on x86-64, where whoever learns of a write's end through the kernel has that write visible to
-//! everybody before its next load, and a real fence elsewhere. A tracker's `end` has a locked instruction before it
-//! besides ([`Gate::start_leaving`](super::Gate::start_leaving)), which covers a host that writes by plain stores into mapped memory.
+//! everybody before its next load, and a real fence elsewhere. Writes by plain stores into mapped memory are the one case that it
+//! leaves to the author of the write, see there.
 //!
 //! *Mark after, before the ack.* [`Attached::after_write`] comes after the completion and before the pass is given back, and so before
 //! the guest hears of it. A request that began before the job attached, and ends after it, is marked like any other.
