@@ -1,8 +1,8 @@
 //! Criterion benchmark of what it costs a host to track its own requests: `begin` and `end` of a 4 KiB write, while a
 //! job follows in background mode. All figures are for one pair, in the time of the thread that does it.
 //!
-//! `cargo bench --bench tracker`. What must hold on the machine of the README: at most 40 ns with one thread, at most 60 ns
-//! with two threads on one disk, whether they write the same chunk again and again or all over the disk.
+//! `cargo bench --bench tracker`. What must hold on the machine of the README: at most 40 ns with one thread, at most
+//! 60 ns with two threads on one disk, whether they write the same chunk again and again or all over the disk.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may stop at the first thing that is wrong")]

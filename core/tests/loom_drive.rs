@@ -1,8 +1,8 @@
 //! Every interleaving of requests with a gate that is closed, and with a job that attaches.
 //!
-//! Run with `make loom`. The models use the real `Gate`, `Attached` and `DirtyBitmap`; the gate then has two slots. Data is
-//! accessed with the weakest order, so that nothing but the gate and the marks orders it. Each is also run with its protocol
-//! broken, and must notice.
+//! Run with `make loom`. The models use the real `Gate`, `Attached` and `DirtyBitmap`; the gate then has two slots.
+//! Data is accessed with the weakest order, so that nothing but the gate and the marks orders it. Each is also run
+//! with its protocol broken, and must notice.
 #![cfg(loom)]
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "this is a test")]
@@ -96,7 +96,8 @@ fn beside(drive: &Arc<Drive>, guests: u64, own: impl FnOnce(&Drive)) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// A gate is closed beside guests; when it is quiet, a clean chunk has its last data, and keeps it until the gate opens.
+/// A gate is closed beside guests; when it is quiet, a clean chunk has its last data, and keeps it until the gate
+/// opens.
 fn closed_and_quiet(guests: u64, preemptions: Option<usize>, broken: Broken) {
     check(preemptions, move || {
         let drive = Drive::new(broken);
@@ -141,6 +142,30 @@ fn a_look_at_the_gate_without_a_pass_is_noticed() {
 #[should_panic(expected = "a write was not marked")]
 fn a_drain_that_misses_somebody_is_noticed() {
     closed_and_quiet(1, None, Broken::DrainMissesTheGuests);
+}
+
+/// Two requests use one slot in turn, and only the first writes: who sees the gate quiet sees its data, though it is
+/// the second's return of the slot that he sees.
+#[test]
+fn who_returns_a_slot_passes_on_what_its_user_before_did() {
+    check(Some(3), || {
+        let drive = Drive::new(Broken::No);
+        let (first, second) = (Arc::clone(&drive), Arc::clone(&drive));
+        let writing = thread::spawn(move || {
+            let Enter::In(pass) = first.gate.enter() else { return };
+            first.data.store(1, Relaxed);
+            assert!(first.gate.leave(pass));
+        });
+        let reading = thread::spawn(move || {
+            let Enter::In(pass) = second.gate.enter() else { return };
+            assert!(second.gate.leave(pass));
+        });
+        drive.gate.close();
+        let seen = drive.gate.is_quiet().then(|| drive.data.load(Relaxed));
+        writing.join().unwrap();
+        reading.join().unwrap();
+        assert!(seen.is_none_or(|seen| seen == drive.data.load(Relaxed)), "a write was not seen");
+    });
 }
 
 /// What is done behind the closed gate is seen by who comes in after it was opened.
@@ -204,7 +229,8 @@ fn a_request_that_looks_for_a_job_before_it_writes_is_noticed() {
     attach_beside_writes(Broken::LooksForTheFollowerFirst);
 }
 
-/// Two threads end one pass while a third enters and leaves: somebody is believed, and the gate never looks quiet with somebody inside.
+/// Two threads end one pass while a third enters and leaves: somebody is believed, and the gate never looks quiet
+/// with somebody inside.
 #[test]
 fn a_pass_that_two_threads_end_never_makes_the_gate_quiet_too_soon() {
     check(Some(3), || {

@@ -1,45 +1,48 @@
 //! The gate of a drive: lets requests in, knows who is inside, and can be closed.
 //!
 //! A request takes a *pass* before it is sent to the device and gives it back after it completed, was marked in the
-//! bitmaps of a job, and before its author hears of it. With the gate closed and every pass back, no request is under way and
-//! none will be before it is opened: the moment in which "nothing is dirty" is final (*Zero is decided behind the
-//! gate*) and the drive may be moved to another device.
+//! bitmaps of a job, and before its author hears of it. With the gate closed and every pass back, no request is under
+//! way and none will be before it is opened: the moment in which "nothing is dirty" is final (*Zero is decided behind
+//! the gate*) and the drive may be moved to another device.
 //!
 //! # How
 //!
-//! A fixed table of slots. A slot holds two numbers: the last pass that was given out (`taken`) and the last one that came
-//! back (`left`); it is free when they are equal. Who enters takes a free slot by a compare-exchange of `taken`; who leaves
-//! writes `left`, which costs a plain store. A pass is a slot's number and the number that was taken, so one that is given
-//! back twice, or was never given out, is told from a good one. The table is cut into shards, and a thread starts its search
-//! in its own: threads meet on a cache line only when a request ends on another thread than it began on.
+//! A fixed table of slots. A slot holds two numbers: the last pass that was given out (`taken`) and the last one that
+//! came back (`left`); it is free when they are equal. Who enters takes a free slot by a compare-exchange of `taken`;
+//! who leaves writes `left`, which costs a plain store. A pass is a slot's number and the number that was taken, so
+//! one that is given back twice, or was never given out, is told from a good one. The table is cut into shards, and a
+//! thread starts its search in its own: threads meet on a cache line only when a request ends on another thread than
+//! it began on.
 //!
 //! # Memory order
 //!
-//! *Closed and quiet.* Who enters writes `taken`, then reads the flag; who closes writes the flag, then reads `taken` (Dekker).
-//! All four are sequentially consistent, so there is one order of them all. If who enters reads "open", that read comes
-//! before the write of the flag, so his `taken` was there before any look that follows the closing, and the look sees it.
-//! If he reads "closed", he gives the slot back and stays outside. A look that sees a slot being tried errs on the safe
-//! side. On x86-64 this costs requests one `lock cmpxchg` and plain loads.
+//! *Closed and quiet.* Who enters writes `taken`, then reads the flag; who closes writes the flag, then reads `taken`
+//! (Dekker). All four are sequentially consistent, so there is one order of them all. If who enters reads "open",
+//! that read comes before the write of the flag, so his `taken` was there before any look that follows the closing,
+//! and the look sees it. If he reads "closed", he gives the slot back and stays outside. A look that sees a slot
+//! being tried errs on the safe side. On x86-64 this costs requests one `lock cmpxchg` and plain loads.
 //!
-//! *What was done inside is seen.* `left` is stored with release order, and a look loads it with acquire order: whoever sees
-//! the gate quiet sees every mark that was made inside. A slot that was used several times keeps this, because who takes it
-//! has loaded `left` with acquire order before he released his `taken`.
+//! *What was done inside is seen.* `left` is stored with release order, and a look loads it with acquire order:
+//! whoever sees the gate quiet sees every mark that was made inside. A slot that was used several times keeps this,
+//! because who takes it has loaded `left` with acquire order before he released his `taken`.
 //!
-//! *What was done behind the closed gate is seen.* The flag is opened with release order. Who reads "open" from before the
-//! closing was inside before the look, see above, so there was no quiet; who reads it from the opening sees the pivot.
+//! *What was done behind the closed gate is seen.* The flag is opened with release order. Who reads "open" from
+//! before the closing was inside before the look, see above, so there was no quiet; who reads it from the opening
+//! sees the pivot.
 //!
-//! *Ended twice.* The second ending finds `left` equal to its own number, or `taken` moved on, and has changed nothing. Only
-//! two threads that end one pass within the same few nanoseconds may both be believed: they then mark the same range and
-//! write the same number. One of them that is held up just before that store, until the slot was used again, writes an old
-//! number. That can make a free slot look busy, never a busy one free, because `left` becomes equal to the number of who is
-//! inside only by his own pass. So a host's mistake costs a slot, as if the pass were lost; it never makes the gate quiet too soon.
-//! An atomic claim of the ending would tell the two apart, at 7 ns for every request of every correct host.
+//! *Ended twice.* The second ending finds `left` equal to its own number, or `taken` moved on, and has changed
+//! nothing. Only two threads that end one pass within the same few nanoseconds may both be believed: they then mark
+//! the same range and write the same number. One of them that is held up just before that store, until the slot was
+//! used again, writes an old number. That can make a free slot look busy, never a busy one free, because `left`
+//! becomes equal to the number of who is inside only by his own pass. So a host's mistake costs a slot, as if the
+//! pass were lost; it never makes the gate quiet too soon. An atomic claim of the ending would tell the two apart, at
+//! 7 ns for every request of every correct host.
 //!
 //! # A pass that is never given back
 //!
-//! Its slot stays busy for as long as the drive lives. The gate is never quiet again, so every switch-over runs into its time
-//! limit, opens the gate and says so; requests go on as before, and nothing hangs. A host that loses them again and again runs out of passes after
-//! [`PASSES`], and is told [`Enter::Full`] from then on.
+//! Its slot stays busy for as long as the drive lives. The gate is never quiet again, so every switch-over runs into
+//! its time limit, opens the gate and says so; requests go on as before, and nothing hangs. A host that loses them
+//! again and again runs out of passes after [`PASSES`], and is told [`Enter::Full`] from then on.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::AtomicU64 as Counter;
@@ -158,8 +161,8 @@ impl Gate {
         self.slot(pass).holds(pass).is_some()
     }
 
-    /// Gives back a pass, after everything that must be seen behind the closed gate. `false`, and nothing was changed: it
-    /// was not inside.
+    /// Gives back a pass, after everything that must be seen behind the closed gate. `false`, and nothing was
+    /// changed: it was not inside.
     #[inline]
     #[must_use]
     pub fn leave(&self, pass: Pass) -> bool {
@@ -251,8 +254,8 @@ impl Shard {
     }
 }
 
-/// The model checker knows one order of all sequentially consistent *fences* only, and takes such loads and stores for
-/// weaker ones. So under it a fence stands where the order of the four accesses is what counts.
+/// The model checker knows one order of all sequentially consistent *fences* only, and takes such loads and stores
+/// for weaker ones. So under it a fence stands where the order of the four accesses is what counts.
 #[inline(always)]
 fn fence_of_model() {
     #[cfg(loom)]

@@ -1,11 +1,11 @@
 //! How long a guest's requests take: a histogram that many threads fill without a lock.
 //!
-//! Buckets are a fixed share of the value wide (log-linear): 32 in each power of two, so that a value told by the middle
-//! of its bucket is off by less than 2 % from 1 us up. Longer than 100 s counts as 100 s. Each thread adds to the shard that is its own
-//! most of the time; who wants to know adds the shards up.
+//! Buckets are a fixed share of the value wide (log-linear): 32 in each power of two, so that a value told by the
+//! middle of its bucket is off by less than 2 % from 1 us up. Longer than 100 s counts as 100 s. Each thread adds to
+//! the shard that is its own most of the time; who wants to know adds the shards up.
 //!
-//! A snapshot while others record is no instant: each count is one that was true during the call, and nothing is counted twice or
-//! lost. Counts only grow, so two snapshots can be subtracted ([`LatencyCounts::since`]).
+//! A snapshot while others record is no instant: each count is one that was true during the call, and nothing is
+//! counted twice or lost. Counts only grow, so two snapshots can be subtracted ([`LatencyCounts::since`]).
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -134,8 +134,8 @@ impl LatencyCounts {
         self.buckets.iter().sum()
     }
 
-    /// The time that a share `q` (0 to 1) of the requests did not exceed, within 3 % from 1 us to 100 s; 0 when nothing was
-    /// counted.
+    /// The time that a share `q` (0 to 1) of the requests did not exceed, within 3 % from 1 us to 100 s; 0 when
+    /// nothing was counted.
     #[must_use]
     #[allow(
         clippy::cast_precision_loss,

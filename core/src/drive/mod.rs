@@ -1,5 +1,5 @@
-//! The disk as the guest sees it: requests pass through it, a job hangs on it, and after a switch-over it stands on the
-//! target.
+//! The disk as the guest sees it: requests pass through it, a job hangs on it, and after a switch-over it stands on
+//! the target.
 //!
 //! | file | idea |
 //! |---|---|
@@ -10,9 +10,9 @@
 //! | `latency` | how long requests take |
 //! | `per_thread` | where each thread looks first, and when it takes the time |
 //!
-//! What it may assume: a host tells it of every write, through a queue or a tracker. What others may rely on: *Tracked from
-//! birth* (`follower`), *Mark after, before the ack* (`core`, `written`), and that a gate that is closed and quiet means that no
-//! request is under way (`gate`).
+//! What it may assume: a host tells it of every write, through a queue or a tracker. What others may rely on:
+//! *Tracked from birth* (`follower`), *Mark after, before the ack* (`core`, `written`), and that a gate that is
+//! closed and quiet means that no request is under way (`gate`).
 #![forbid(unsafe_code)]
 
 mod core;
@@ -20,6 +20,8 @@ mod follower;
 mod gate;
 mod latency;
 mod per_thread;
+#[cfg(test)]
+mod tests;
 mod tracker;
 
 use std::sync::Arc;
@@ -38,8 +40,8 @@ use crate::ring::Wake;
 
 /// A guest's disk.
 ///
-/// Queues and trackers of it, and a job that runs on it, live on when this handle is dropped; [`close`](Self::close) refuses while a
-/// job runs.
+/// Queues and trackers of it, and a job that runs on it, live on when this handle is dropped; [`close`](Self::close)
+/// refuses while a job runs.
 #[derive(Debug)]
 pub struct Drive {
     /// The shared part.

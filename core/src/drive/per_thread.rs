@@ -1,5 +1,5 @@
-//! What each thread keeps for itself, so that requests of two threads do not meet on a cache line: where it looks first
-//! in sharded tables, and when it reads the clock.
+//! What each thread keeps for itself, so that requests of two threads do not meet on a cache line: where it looks
+//! first in sharded tables, and when it reads the clock.
 //!
 //! It is shared by all drives of the process. Nothing depends on its values but speed, so a thread that is being torn
 //! down does without.
@@ -23,7 +23,14 @@ thread_local! {
     /// This thread's shard.
     static SHARD: Cell<usize> = const { Cell::new(NONE) };
     /// Which requests of this thread have their time taken.
-    static SAMPLER: Sampler = const { Sampler { chance: Cell::new(0), one_in: Cell::new(ONE_IN), last_ns: Cell::new(0) } };
+    static SAMPLER: Sampler = const {
+        Sampler {
+            chance: Cell::new(0),
+            one_in: Cell::new(ONE_IN),
+            requests: Cell::new(0),
+            last_ns: Cell::new(0),
+        }
+    };
 }
 
 /// Which requests of a thread have their time taken.
@@ -32,7 +39,9 @@ struct Sampler {
     chance: Cell<u64>,
     /// How many requests one is chosen from; a power of two.
     one_in: Cell<u64>,
-    /// When one was chosen last.
+    /// Requests since one was chosen last.
+    requests: Cell<u64>,
+    /// When that was.
     last_ns: Cell<u64>,
 }
 
@@ -42,11 +51,13 @@ impl Sampler {
     fn draw(&self, now_ns: impl FnOnce() -> u64) -> u64 {
         let next = self.chance.get().wrapping_mul(STEP.0).wrapping_add(STEP.1);
         self.chance.set(next);
+        self.requests.set(self.requests.get() + 1);
         if (next >> 32) & (self.one_in.get() - 1) != 0 {
             return 0;
         }
         let now_ns = now_ns();
-        let fast = now_ns.saturating_sub(self.last_ns.replace(now_ns)) < self.one_in.get() * FAST_NS;
+        let took_ns = now_ns.saturating_sub(self.last_ns.replace(now_ns));
+        let fast = took_ns < self.requests.replace(0) * FAST_NS;
         self.one_in.set(if fast { ONE_IN_FAST } else { ONE_IN });
         now_ns
     }
