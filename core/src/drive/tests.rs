@@ -188,7 +188,7 @@ fn who_leaves_a_closed_gate_wakes_the_home_that_waits_for_it() {
     drive.close_gate();
     assert_eq!(home.0.load(Ordering::Relaxed), 0);
     end(&drive, token).unwrap();
-    assert!(home.0.load(Ordering::Relaxed) == 1 && drive.is_quiet());
+    assert!(home.0.load(Ordering::Relaxed) == 1 && drive.is_quiet(false));
 }
 
 #[test]
@@ -203,10 +203,10 @@ fn a_token_that_is_ended_twice_or_belongs_elsewhere_changes_nothing() {
     assert_eq!(kind(end(&drive, foreign)), ErrorKind::WrongState);
     assert!(follower.share.dirty.is_clean(), "a refused token marked something");
     drive.close_gate();
-    assert!(!drive.is_quiet() && !other.is_quiet());
+    assert!(!drive.is_quiet(false) && !other.is_quiet(false));
     end(&drive, next).unwrap();
     end(&other, foreign).unwrap();
-    assert!(drive.is_quiet() && other.is_quiet());
+    assert!(drive.is_quiet(false) && other.is_quiet(false));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::states::JobStatus;
+use crate::units::bytes_u64;
 
 /// One worker's counters, alone on its cache lines: another worker's count never slows this one down.
 #[derive(Debug, Default)]
@@ -15,8 +16,12 @@ pub struct Tally {
     zeroed: AtomicU64,
     /// Bytes that needed no request.
     skipped: AtomicU64,
+    /// Bytes of `copied` that had been copied before.
+    recopied: AtomicU64,
     /// Bytes being copied now.
     in_flight: AtomicU64,
+    /// Requests made or under way.
+    pieces: AtomicU64,
     /// Requests sent again.
     retries: AtomicU64,
     /// Requests that failed for good.
@@ -32,6 +37,8 @@ pub(super) enum Count {
     Zeroed,
     /// Bytes that needed no request.
     Skipped,
+    /// Bytes written as data once more, because the guest had written there; counted as copied, too.
+    Recopied,
     /// Requests sent again.
     Retries,
     /// Requests that failed for good.
@@ -45,10 +52,21 @@ impl Tally {
             Count::Copied => &self.copied,
             Count::Zeroed => &self.zeroed,
             Count::Skipped => &self.skipped,
+            Count::Recopied => &self.recopied,
             Count::Retries => &self.retries,
             Count::Errors => &self.errors,
         };
         counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    }
+
+    /// Sets how many requests are made or under way.
+    pub(super) fn set_pieces(&self, pieces: usize) {
+        self.pieces.store(bytes_u64(pieces), Ordering::Release);
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_still(&self) -> bool {
+        self.pieces.load(Ordering::Acquire) == 0
     }
 
     /// Sets the bytes being copied now.
@@ -72,6 +90,10 @@ pub struct Progress {
     pub zeroed_bytes: u64,
     /// Bytes that needed no request.
     pub skipped_bytes: u64,
+    /// Bytes of `copied_bytes` that were copied again because the guest had written there.
+    pub recopied_bytes: u64,
+    /// Bytes that guest writes took to both sides themselves.
+    pub active_bytes: u64,
     /// Bytes being copied now.
     pub in_flight_bytes: u64,
     /// Bytes dealt with per second, over the last seconds.
@@ -97,6 +119,7 @@ impl Progress {
             p.copied_bytes += t.copied.load(Ordering::Relaxed);
             p.zeroed_bytes += t.zeroed.load(Ordering::Relaxed);
             p.skipped_bytes += t.skipped.load(Ordering::Relaxed);
+            p.recopied_bytes += t.recopied.load(Ordering::Relaxed);
             p.in_flight_bytes += t.in_flight.load(Ordering::Relaxed);
             p.retries += t.retries.load(Ordering::Relaxed);
             p.errors += t.errors.load(Ordering::Relaxed);

@@ -7,11 +7,12 @@ use crossbeam_queue::ArrayQueue;
 
 use super::active::CopyMode;
 use super::activity::Activity;
+use super::follow::Figures;
 use super::geometry::Geometry;
 use super::limiter::Limiter;
 use super::marks::Marks;
 use super::mutation::Mutation;
-use super::options::{CopyModeChoice, MirrorOptions, SyncMode};
+use super::options::{CopyModeChoice, MirrorOptions, OnCopied, SyncMode};
 use super::pace::Pace;
 use super::policy::{self, ErrorAction, ErrorPolicy, Side};
 use super::progress::{Progress, Tally};
@@ -55,6 +56,16 @@ pub struct Failure {
     pub cause: FailureCause,
 }
 
+/// What copy mode auto does when the remainder stops shrinking, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Escalation {
+    /// Guest writes through queues go to both sides.
+    WriteBlocking,
+    /// That was not enough, as with hosts that do their own I/O: guest requests are held again and again, for `max_pause` at
+    /// most each time, until the remainder fits into one pause.
+    Braking,
+}
+
 /// Something that a host wants to hear of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notice {
@@ -78,8 +89,10 @@ pub enum Notice {
     },
     /// The way in which guest writes are followed has changed.
     CopyMode(CopyMode),
-    /// Copy mode auto: the remainder stopped shrinking, so guest writes go to both sides from now on.
+    /// Copy mode auto: the remainder stopped shrinking.
     Escalated {
+        /// What is done about it.
+        step: Escalation,
         /// Bytes that were left.
         left_bytes: u64,
     },
@@ -128,8 +141,8 @@ pub struct Bitmaps {
     pub writers: Writers,
     /// Which clusters of the target were written as a whole; only with clusters.
     pub touched: Option<DirtyBitmap>,
-    /// Chunks whose first copy failed; only with sync mode top.
-    pub unswept: Option<DirtyBitmap>,
+    /// Chunks that the guest wrote since the job began; only with sync mode top.
+    pub rewritten: Option<DirtyBitmap>,
 }
 
 impl Bitmaps {
@@ -148,7 +161,7 @@ impl Bitmaps {
             dirty,
             writers: Writers::new(geometry.disk_bytes, geometry.granularity)?,
             touched: geometry.cluster.map(bits).transpose()?,
-            unswept: top.then(|| bits(geometry.granularity)).transpose()?,
+            rewritten: top.then(|| bits(geometry.granularity)).transpose()?,
         })
     }
 }
@@ -162,8 +175,9 @@ pub struct Share {
     pub dirty: Marks,
     /// Who has the right to write to the target now.
     pub writers: Writers,
-    /// Chunks whose first copy failed, where what the first pass may rely on differs from what later copies may.
-    pub(super) unswept: Option<DirtyBitmap>,
+    /// Chunks that the guest wrote since the job began; only with sync mode top, where what was said of the layer at the
+    /// start does not hold there any more.
+    pub(super) rewritten: Option<DirtyBitmap>,
     /// Clusters of the target that were written as a whole; only with copy-on-write.
     pub(super) touched: Option<DirtyBitmap>,
     /// The first pass.
@@ -174,6 +188,8 @@ pub struct Share {
     on_source_error: ErrorPolicy,
     /// What a failed write leads to.
     on_target_error: ErrorPolicy,
+    /// A job that completes by itself gives up on what fails again and again; one that follows never does.
+    gives_up: bool,
     /// Look for zeroes in the data.
     pub(super) zero_detect: bool,
     /// Block status says `Zero` for what the topmost layer does not hold.
@@ -190,10 +206,16 @@ pub struct Share {
     status: AtomicU8,
     /// Guest writes go to both sides.
     pub(super) write_blocking: AtomicBool,
+    /// Guest requests are held from time to time, so that the copiers gain on them.
+    pub(super) braking: AtomicBool,
+    /// The host has chosen the copy mode while the job ran.
+    pub(super) mode_is_chosen: AtomicBool,
     /// The home sleeps until a chunk turns dirty.
     pub(super) doorbell: AtomicBool,
     /// How much copiers may have in flight.
     pace: AtomicU64,
+    /// Rates and forecasts, as the home sees them.
+    pub figures: Figures,
     /// Bytes that guest writes took to both sides.
     pub(super) active_bytes: AtomicU64,
     /// For the host.
@@ -227,7 +249,7 @@ impl Share {
         target_is_zero: bool,
         workers: usize,
     ) -> Self {
-        let Bitmaps { dirty, writers, touched, unswept } = bitmaps;
+        let Bitmaps { dirty, writers, touched, rewritten } = bitmaps;
         let sweep = match options.sync {
             SyncMode::Full | SyncMode::Top if options.bitmap.is_none() => Sweep::new(geometry.disk_bytes),
             _ => Sweep::done(geometry.disk_bytes),
@@ -236,12 +258,13 @@ impl Share {
             geometry,
             dirty: Marks::new(dirty),
             writers,
-            unswept,
+            rewritten,
             touched,
             sweep,
             limiter: Limiter::new(options.speed_bytes_per_s),
             on_source_error: options.on_source_error,
             on_target_error: options.on_target_error,
+            gives_up: options.on_copied == OnCopied::Complete,
             zero_detect: options.zero_detect,
             top: options.sync == SyncMode::Top && options.extents.is_none(),
             // A layer's target may get its backing file later. Zeroes that are not written then show what is below.
@@ -251,8 +274,11 @@ impl Share {
             command: AtomicU32::new(0),
             status: AtomicU8::new(JobStatus::Created as u8),
             write_blocking: AtomicBool::new(options.copy_mode == CopyModeChoice::WriteBlocking),
+            braking: AtomicBool::new(false),
+            mode_is_chosen: AtomicBool::new(false),
             doorbell: AtomicBool::new(false),
             pace: AtomicU64::new(Pace::FULL.pack()),
+            figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
             notices: ArrayQueue::new(MAX_NOTICES),
             lost_notices: AtomicU64::new(0),
@@ -293,9 +319,12 @@ impl Share {
     }
 
     /// The host wants the job's end: with `pivot` the drive moves to the target, else the target is a copy as of then.
-    pub fn complete(&self, pivot: bool) {
+    /// `false` when that was wanted already.
+    #[must_use]
+    pub fn complete(&self, pivot: bool) -> bool {
         let pivot = if pivot { flag::PIVOT } else { 0 };
-        self.command.fetch_or(flag::COMPLETE | pivot, Ordering::AcqRel);
+        let more = |word| (word & flag::COMPLETE == 0).then_some(word | flag::COMPLETE | pivot);
+        self.command.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
     /// Whether the host wants the job's end.
@@ -355,6 +384,12 @@ impl Share {
         if self.notices.push(notice).is_err() {
             self.lost_notices.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a notice waits for the host.
+    #[must_use]
+    pub fn has_notices(&self) -> bool {
+        !self.notices.is_empty()
     }
 
     /// Takes a notice for the host.
@@ -456,7 +491,14 @@ impl Share {
         let round = self.round.load(Ordering::Acquire);
         self.round_at_ns.fetch_max(now_ns + policy::ignore_backoff_ns(round), Ordering::AcqRel);
         self.round_pending.store(true, Ordering::Release);
-        round < policy::IGNORE_ROUNDS
+        !self.gives_up || round < policy::IGNORE_ROUNDS
+    }
+
+    /// Everything could be copied: requests have their full size again, and the next failure is a first one.
+    pub(super) fn end_rounds(&self) {
+        if !self.round_pending.load(Ordering::Acquire) {
+            self.round.store(0, Ordering::Release);
+        }
     }
 
     /// When dirty chunks may be taken up again; `None` = now. Begins the next round when its time has come.
@@ -485,6 +527,12 @@ impl Share {
         }
     }
 
+    /// The largest request that the speed limit and the pace allow.
+    pub(super) fn most_at_once_bytes(&self) -> u64 {
+        let limit = if self.is_urgent() { u64::MAX } else { self.limiter.cut_bytes() };
+        limit.min(self.pace().request_bytes)
+    }
+
     /// Whether every chunk was claimed from the sweep once.
     ///
     /// Dirty chunks are taken up only then. So a run from the sweep is always the first to write its chunks to the
@@ -493,6 +541,12 @@ impl Share {
     /// because "the target is zero there".
     pub(crate) fn sweep_is_claimed(&self) -> bool {
         self.activity.sweep_is_claimed(|| self.sweep.is_over())
+    }
+
+    /// Whether the gate is quiet. `look` is told whether to miss a part of it, which only a broken protocol does.
+    #[must_use]
+    pub(crate) fn sees_quiet(&self, look: impl FnOnce(bool) -> bool) -> bool {
+        look(self.is_mutated(Mutation::DrainMissesQueue))
     }
 
     /// Whether the protocol is broken on purpose in this way.
@@ -520,6 +574,12 @@ impl Share {
     #[must_use]
     pub(super) fn close_if_finished(&self) -> bool {
         self.activity.close_if_finished(|| self.sweep.is_over() && self.dirty.is_clean())
+    }
+
+    /// Whether no worker has a request under way; they may hold parts of the disk all the same.
+    #[must_use]
+    pub(super) fn is_still(&self) -> bool {
+        self.tallies.iter().all(Tally::is_still)
     }
 
     /// Whether no worker has anything in hand.
@@ -551,6 +611,7 @@ impl Share {
     pub fn progress(&self) -> Progress {
         let mut progress = Progress::sum(&self.tallies, self.geometry.disk_bytes);
         progress.status = self.status();
+        progress.active_bytes = self.active_bytes.load(Ordering::Acquire);
         progress
     }
 }
