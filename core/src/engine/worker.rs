@@ -116,7 +116,7 @@ impl<D> Part<D> {
             }
         };
         while let Some(notice) = copier.pop_notice() {
-            self.core.emit(Event::from(notice));
+            Event::of(notice).into_iter().for_each(|e| self.core.emit(e));
         }
         if copier.take_counted_out() && self.number != 0 {
             self.core.wake_home();
@@ -161,7 +161,7 @@ impl<D> Part<D> {
         if key == FLUSH_KEY {
             if let Some(coordinator) = &mut self.coordinator {
                 let notice = coordinator.flushed(completion.result.map(drop), &self.core.share, now_ns);
-                notice.into_iter().for_each(|notice| self.core.emit(Event::from(notice)));
+                notice.and_then(Event::of).into_iter().for_each(|e| self.core.emit(e));
             }
             return;
         }

@@ -4,8 +4,8 @@ use super::piece::{OpenRun, Phase, Piece, Run};
 use super::{Copier, MAX_PIECES, Step};
 use crate::buffer::{BufRange, Window};
 use crate::device::{Extent, ExtentKind};
+use crate::mirror::mutation::Mutation;
 use crate::mirror::progress::Count;
-use crate::mirror::share::Mutation;
 use crate::units::{ByteRange, Chunk, ChunkRange};
 
 /// When there is work but all of it is somebody else's now, look again after this.
@@ -57,7 +57,7 @@ impl Copier {
             if got.is_empty() {
                 // Somebody else owns what comes first. It is left to the dirty bitmap, so that nobody waits for anybody.
                 let unit = wanted.prefix(self.share.geometry.unit_bytes());
-                self.share.dirty.set_bytes(unit);
+                self.share.dirty.mark(unit);
                 self.segment = ByteRange::new(unit.end(), self.segment.end());
                 continue;
             }
@@ -153,13 +153,13 @@ impl Copier {
         if self.share.is_mutated(Mutation::NoClaim) {
             return chunks;
         }
-        let got = self.share.claims.try_claim(chunks);
+        let got = self.share.writers.claim_for_copier(chunks);
         if self.share.geometry.cluster.is_none() || got.len() == chunks.len() || got.is_empty() {
             return got;
         }
         let cluster_chunks = self.share.geometry.unit_bytes() / self.share.geometry.granularity.bytes();
         let keep = ChunkRange::new(got.start(), got.start() + got.len() / cluster_chunks * cluster_chunks);
-        self.share.claims.release(ChunkRange::new(keep.end(), got.end()));
+        self.share.writers.release_by_copier(ChunkRange::new(keep.end(), got.end()));
         keep
     }
 
@@ -167,7 +167,7 @@ impl Copier {
     /// forgotten, so that a guest write before this moment is seen by the status that is asked after it.
     fn start_run(&mut self, chunks: ChunkRange, first: bool) {
         if !self.share.is_mutated(Mutation::ClearLate) {
-            self.share.dirty.clear(chunks);
+            self.share.dirty.clean(chunks);
         }
         if self.known.is_some_and(|known| known.kind != ExtentKind::Data) {
             self.known = None;
