@@ -99,8 +99,8 @@ pub(super) struct Part {
 
 impl Part {
     /// A part for the device in `seat`.
-    pub(super) fn new(work: Work, range: ByteRange, data: Data, seat: usize) -> Self {
-        Self { work, range, data, done: 0, tries: 0, seat: Some(seat), in_ring: false, result: None }
+    pub(super) fn new(work: Work, range: ByteRange, data: Data, seat: Option<usize>) -> Self {
+        Self { work, range, data, done: 0, tries: 0, seat, in_ring: false, result: None }
     }
 
     /// Whether its data lies in the host's memory.
@@ -111,7 +111,6 @@ impl Part {
     /// The next ring request.
     pub(super) fn request(&self, device: DeviceSlot, zeroes: BufRange) -> Request {
         let rest = ByteRange::new(self.range.start() + self.done, self.range.end());
-        let own = |buf: BufRange, fua| if fua { Op::WriteThrough(buf) } else { Op::Write(buf) };
         let (range, op) = match (self.work, self.data) {
             (Work::Read, Data::Host(memory)) => {
                 let memory = memory.skip(self.done);
@@ -121,10 +120,13 @@ impl Part {
                 let memory = memory.skip(self.done);
                 (rest.prefix(memory.len()), Op::WriteHost { memory, fua })
             }
-            (Work::Write { fua }, Data::Own(buf)) => (rest, own(buf.slice(length(self.done), buf.len), fua)),
-            (Work::ZeroData { fua }, _) => {
+            (Work::Write { fua }, Data::Own(buf)) => {
+                let buf = buf.slice(length(self.done), buf.len);
+                (rest, if fua { Op::WriteThrough(buf) } else { Op::Write(buf) })
+            }
+            (Work::ZeroData { .. }, _) => {
                 let range = rest.prefix(u64::from(zeroes.len));
-                (range, own(zeroes.slice(0, length(range.len())), fua))
+                (range, Op::Write(zeroes.slice(0, length(range.len()))))
             }
             (Work::Zero { punch, .. }, _) => (rest.prefix(ZERO_STEP_BYTES), Op::Zero { punch }),
             (Work::Discard, _) => (rest.prefix(ZERO_STEP_BYTES), Op::Discard),
@@ -168,8 +170,8 @@ impl Part {
         if self.done < self.range.len() {
             return Next::Again;
         }
-        if let Work::Zero { fua: true, .. } = self.work {
-            // Zeroing has no flag that makes it durable.
+        if let Work::Zero { fua: true, .. } | Work::ZeroData { fua: true } = self.work {
+            // Zeroing has no flag that makes it durable, and it may have been done partly in either way.
             self.work = Work::Flush;
             return Next::Again;
         }
