@@ -41,7 +41,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     }
 
     /// Whether the job of a request's target is ending.
-    fn target_is_given_up(&mut self, index: u32) -> bool {
+    pub(super) fn target_is_given_up(&mut self, index: u32) -> bool {
         let seat = self.table.get(index).and_then(|request| request.target.as_ref()?.seat);
         let follower = seat.and_then(|seat| self.seats.get(seat)).and_then(|seat| seat.follower.as_ref());
         follower.is_some_and(|follower| follower.share.is_ending())

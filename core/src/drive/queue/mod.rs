@@ -37,6 +37,8 @@ mod part;
 mod phase;
 mod request;
 mod seats;
+#[cfg(test)]
+mod simulated;
 
 use std::fmt;
 

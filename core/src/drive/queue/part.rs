@@ -8,7 +8,7 @@
 use crate::buffer::{BufRange, HostMemory};
 use crate::mirror::transient_backoff_ns;
 use crate::ring::{DeviceSlot, Op, Request};
-use crate::units::{ByteRange, MIB, bytes_u64};
+use crate::units::{ByteRange, MIB};
 
 /// Zeroing and discarding block a device's lane, so a large range is done in steps of this size.
 const ZERO_STEP_BYTES: u64 = 128 * MIB;

@@ -141,7 +141,7 @@ mod tests {
             // What never entered the gate has nothing to settle.
             assert_eq!(settled, u32::from(way != [Event::Lost]), "{way:?}");
         });
-        assert_eq!(ways, 14);
+        assert_eq!(ways, 12);
     }
 
     #[test]
