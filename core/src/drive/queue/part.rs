@@ -203,3 +203,89 @@ impl Part {
 fn length(bytes: u64) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ZEROES: BufRange = BufRange { start: 0, len: 8192 };
+    const MEMORY: BufRange = BufRange { start: 65536, len: 16384 };
+
+    fn judge() -> Judge {
+        Judge { align_bytes: 512, now_ns: 1000, zeroes: ZEROES, short_as_whole: false }
+    }
+
+    /// A part over 16 KiB at 4096.
+    fn part(work: Work) -> Part {
+        Part::new(work, ByteRange::at(4096, 16384), Data::Own(MEMORY), Some(0))
+    }
+
+    fn asks(part: &Part) -> (ByteRange, Op) {
+        let request = part.request(DeviceSlot(3), ZEROES);
+        assert_eq!(request.device, DeviceSlot(3));
+        (request.range, request.op)
+    }
+
+    #[test]
+    fn a_short_transfer_goes_on_where_a_block_starts() {
+        let mut p = part(Work::Write { fua: false });
+        assert_eq!(p.ended(Ok(4096 + 100), &judge()), Next::Again);
+        let rest = BufRange { start: 65536 + 4096, len: 12288 };
+        assert_eq!(asks(&p), (ByteRange::at(8192, 12288), Op::Write(rest)));
+        assert_eq!(p.ended(Ok(12288), &judge()), Next::Ended(Ok(())));
+        assert_eq!(p.result, Some(Ok(())));
+    }
+
+    #[test]
+    fn no_progress_is_an_error_and_not_an_endless_loop() {
+        let mut write = part(Work::Write { fua: true });
+        assert!(matches!(asks(&write).1, Op::WriteThrough(_)));
+        assert_eq!(write.ended(Ok(0), &judge()), Next::Ended(Err(libc::ENOSPC)));
+        let mut read = part(Work::Read);
+        assert_eq!(read.ended(Ok(0), &judge()), Next::Ended(Err(libc::EIO)));
+        // Less than a block each time, or EAGAIN each time: repeated a bounded number of times.
+        for result in [Ok(100), Err(libc::EAGAIN), Err(libc::EINTR)] {
+            let mut p = part(Work::Write { fua: false });
+            let tries = (0..100).take_while(|_| matches!(p.ended(result, &judge()), Next::At(at) if at > 1000));
+            assert_eq!(tries.count(), 10, "{result:?}");
+            assert!(p.result.is_some_and(|r| r.is_err()));
+        }
+    }
+
+    #[test]
+    fn progress_makes_up_for_earlier_failures() {
+        let mut p = part(Work::Write { fua: false });
+        for _ in 0..9 {
+            assert!(matches!(p.ended(Err(libc::EAGAIN), &judge()), Next::At(_)));
+        }
+        assert_eq!(p.ended(Ok(512), &judge()), Next::Again);
+        assert!(matches!(p.ended(Err(libc::EAGAIN), &judge()), Next::At(_)));
+    }
+
+    #[test]
+    fn a_device_that_cannot_zero_is_written_zeroes_and_flushed_if_they_must_last() {
+        for fua in [false, true] {
+            let mut p = part(Work::Zero { punch: true, fua });
+            assert_eq!(asks(&p), (ByteRange::at(4096, 16384), Op::Zero { punch: true }));
+            assert_eq!(p.ended(Err(libc::EOPNOTSUPP), &judge()), Next::Again);
+            assert_eq!(asks(&p), (ByteRange::at(4096, 8192), Op::Write(ZEROES)));
+            assert_eq!(p.ended(Ok(8192), &judge()), Next::Again);
+            assert_eq!(asks(&p), (ByteRange::at(12288, 8192), Op::Write(ZEROES)));
+            let last = p.ended(Ok(8192), &judge());
+            if fua {
+                assert_eq!((last, asks(&p).1), (Next::Again, Op::Flush));
+                assert_eq!(p.ended(Err(libc::EIO), &judge()), Next::Ended(Err(libc::EIO)));
+            } else {
+                assert_eq!(last, Next::Ended(Ok(())));
+            }
+        }
+    }
+
+    #[test]
+    fn a_discard_that_is_not_supported_has_succeeded_and_one_that_fails_has_not() {
+        assert_eq!(part(Work::Discard).ended(Err(libc::EOPNOTSUPP), &judge()), Next::Ended(Ok(())));
+        assert_eq!(part(Work::Discard).ended(Err(libc::EIO), &judge()), Next::Ended(Err(libc::EIO)));
+        let huge = Part::new(Work::Discard, ByteRange::at(0, 1 << 40), Data::None, None);
+        assert_eq!(asks(&huge), (ByteRange::at(0, ZERO_STEP_BYTES), Op::Discard));
+    }
+}

@@ -7,6 +7,7 @@
 
 mod broken;
 mod model;
+mod odd;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::model::{BLOCK, Model, fill};
+use self::odd::OddRing;
 use super::core::QueueCore;
 use super::request::Wish;
 use super::{QueueOptions, WriteFlags, ZeroFlags};
@@ -60,7 +62,7 @@ struct Asked {
 /// A queue with its ring and what it owes.
 struct Line {
     core: QueueCore<SimDisk>,
-    ring: SimRing,
+    ring: OddRing,
     asked: BTreeMap<u64, Asked>,
 }
 
@@ -140,7 +142,7 @@ impl Sim {
         let disk = SimDisk::new(DISK);
         let drive = DriveCore::new(Arc::clone(&disk), DISK, BLOCK, true);
         let lines = (0..recipe.queues).map(|_| {
-            let mut ring = SimRing::new(&world, 512 << 10);
+            let mut ring = OddRing::new(SimRing::new(&world, 512 << 10));
             let core = QueueCore::new(Arc::clone(&drive), recipe.options, &mut ring).unwrap();
             Line { core, ring, asked: BTreeMap::new() }
         });
@@ -284,6 +286,8 @@ impl Sim {
         let Some(FakeJob { follower, copying }) = &mut self.job else { return };
         let share = &follower.share;
         match copying.take() {
+            // A job that is ending takes up no work.
+            None if share.is_ending() => {}
             None => {
                 let first = self.world.pick(share.dirty.chunks());
                 let run = share.dirty.next_run(Chunk(first), 1).or_else(|| share.dirty.next_run(Chunk(0), 1));

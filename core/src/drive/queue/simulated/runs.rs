@@ -88,12 +88,14 @@ fn requests_end_once_and_targets_are_equal_where_clean() {
 
 #[test]
 fn requests_that_fail_are_marked_like_any_other() {
+    let mut failures = 0;
     for seed in seeds() {
         let faults = Faults { read_error: 20, write_error: 60, no_space: 20, flush_error: 20, ..PASSING };
         let policy = if seed % 2 == 0 { ErrorPolicy::Ignore } else { ErrorPolicy::Report };
         let sim = life(&Recipe { seed, faults, policy, ..Recipe::default() }, 700).unwrap();
-        assert!(sim.failures > 0, "seed {seed}");
+        failures += sim.failures;
     }
+    assert!(failures > 5 * seeds().end, "{failures} requests failed");
 }
 
 #[test]
