@@ -94,7 +94,7 @@ pub(crate) fn full_fence() {
 
 /// A fence in the one order of all sequentially consistent operations.
 #[inline(always)]
-pub(crate) fn fence_seq_cst() {
+fn fence_seq_cst() {
     #[cfg(loom)]
     loom::sync::atomic::fence(Ordering::SeqCst);
     #[cfg(not(loom))]

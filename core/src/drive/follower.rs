@@ -34,7 +34,7 @@
 
 use std::sync::Arc;
 
-use crate::bitmap::sync::{fence_before_test, fence_seq_cst};
+use crate::bitmap::sync::{fence_before_test, full_fence};
 use crate::mirror::Share;
 use crate::ring::Wake;
 
@@ -67,7 +67,7 @@ impl<T> Attached<T> {
     /// visible to this thread's reads. The caller sees to it that one is attached at a time.
     pub fn attach(&self, follower: Arc<T>) {
         self.current.store(Some(follower));
-        fence_seq_cst();
+        full_fence();
     }
 
     /// Detaches. Calls of [`after_write`](Self::after_write) that are under way on other threads may still hold the follower until they return.

@@ -22,14 +22,17 @@ mod gate;
 mod latency;
 mod per_thread;
 pub mod queue;
+mod tracker;
 
 use std::sync::Arc;
 
 pub use follower::Attached;
 pub use gate::{Enter, Gate, PASSES, Pass};
 pub use latency::{LONGEST_NS, Latencies, LatencyCounts};
+pub use tracker::{Admission, IoKind, Token, Tracker};
 
-use self::core::DriveCore;
+pub(crate) use self::core::DriveCore;
+pub(crate) use self::follower::Follower;
 use crate::device::{Device, Role};
 use crate::error::{Error, ErrorKind, Result};
 

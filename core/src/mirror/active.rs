@@ -56,9 +56,16 @@ impl Share {
         }
     }
 
-    /// Changes how guest writes are followed, from the next request on.
-    pub fn set_copy_mode(&self, mode: CopyMode) {
-        self.write_blocking.store(mode == CopyMode::WriteBlocking, Ordering::Release);
+    /// Changes how guest writes are followed, from the next request on; whether that was a change.
+    pub(super) fn set_copy_mode(&self, mode: CopyMode) -> bool {
+        let write_blocking = mode == CopyMode::WriteBlocking;
+        self.write_blocking.swap(write_blocking, Ordering::AcqRel) != write_blocking
+    }
+
+    /// The same by the host's word, which copy mode auto does not overrule any more.
+    pub fn choose_copy_mode(&self, mode: CopyMode) -> bool {
+        self.mode_is_chosen.store(true, Ordering::Release);
+        self.set_copy_mode(mode)
     }
 
     /// A guest write to the source has ended, well or not: its chunks are dirty. `true` when the job's home sleeps and must
@@ -76,7 +83,17 @@ impl Share {
             }
             false => range,
         };
+        self.note_rewritten(range);
         self.dirty.mark(range) > 0 && self.rings_doorbell()
+    }
+
+    /// What an extent list, or the layer's holes, said of these chunks at the start does not hold any more.
+    ///
+    /// Said before the chunk is marked, so that a copier which clears the mark knows of it.
+    fn note_rewritten(&self, range: ByteRange) {
+        if let Some(rewritten) = &self.rewritten {
+            rewritten.set_bytes(range);
+        }
     }
 
     /// Claims `range` for a write to both sides; `None`: to the source alone, then [`Self::guest_wrote`].
@@ -91,6 +108,7 @@ impl Share {
             true => self.geometry.granularity.chunks_touched(range),
             false => self.geometry.chunks_covered(range),
         };
+        self.note_rewritten(range);
         let cleared = if self.dirty.clean(covered) > 0 { covered } else { ChunkRange::default() };
         Some(ActiveWrite { range, cleared })
     }

@@ -7,11 +7,12 @@ use crossbeam_queue::ArrayQueue;
 
 use super::active::CopyMode;
 use super::activity::Activity;
+use super::follow::Figures;
 use super::geometry::Geometry;
 use super::limiter::Limiter;
 use super::marks::Marks;
 use super::mutation::Mutation;
-use super::options::{CopyModeChoice, MirrorOptions, SyncMode};
+use super::options::{CopyModeChoice, MirrorOptions, OnCopied, SyncMode};
 use super::pace::Pace;
 use super::policy::{self, ErrorAction, ErrorPolicy, Side};
 use super::progress::{Progress, Tally};
@@ -128,8 +129,8 @@ pub struct Bitmaps {
     pub writers: Writers,
     /// Which clusters of the target were written as a whole; only with clusters.
     pub touched: Option<DirtyBitmap>,
-    /// Chunks whose first copy failed; only with sync mode top.
-    pub unswept: Option<DirtyBitmap>,
+    /// Chunks that the guest wrote since the job began; only with sync mode top.
+    pub rewritten: Option<DirtyBitmap>,
 }
 
 impl Bitmaps {
@@ -148,7 +149,7 @@ impl Bitmaps {
             dirty,
             writers: Writers::new(geometry.disk_bytes, geometry.granularity)?,
             touched: geometry.cluster.map(bits).transpose()?,
-            unswept: top.then(|| bits(geometry.granularity)).transpose()?,
+            rewritten: top.then(|| bits(geometry.granularity)).transpose()?,
         })
     }
 }
@@ -162,8 +163,9 @@ pub struct Share {
     pub dirty: Marks,
     /// Who has the right to write to the target now.
     pub writers: Writers,
-    /// Chunks whose first copy failed, where what the first pass may rely on differs from what later copies may.
-    pub(super) unswept: Option<DirtyBitmap>,
+    /// Chunks that the guest wrote since the job began; only with sync mode top, where what was said of the layer at the
+    /// start does not hold there any more.
+    pub(super) rewritten: Option<DirtyBitmap>,
     /// Clusters of the target that were written as a whole; only with copy-on-write.
     pub(super) touched: Option<DirtyBitmap>,
     /// The first pass.
@@ -174,6 +176,8 @@ pub struct Share {
     on_source_error: ErrorPolicy,
     /// What a failed write leads to.
     on_target_error: ErrorPolicy,
+    /// A job that completes by itself gives up on what fails again and again; one that follows never does.
+    gives_up: bool,
     /// Look for zeroes in the data.
     pub(super) zero_detect: bool,
     /// Block status says `Zero` for what the topmost layer does not hold.
@@ -190,10 +194,14 @@ pub struct Share {
     status: AtomicU8,
     /// Guest writes go to both sides.
     pub(super) write_blocking: AtomicBool,
+    /// The host has chosen the copy mode while the job ran.
+    pub(super) mode_is_chosen: AtomicBool,
     /// The home sleeps until a chunk turns dirty.
     pub(super) doorbell: AtomicBool,
     /// How much copiers may have in flight.
     pace: AtomicU64,
+    /// Rates and forecasts, as the home sees them.
+    pub figures: Figures,
     /// Bytes that guest writes took to both sides.
     pub(super) active_bytes: AtomicU64,
     /// For the host.
@@ -227,7 +235,7 @@ impl Share {
         target_is_zero: bool,
         workers: usize,
     ) -> Self {
-        let Bitmaps { dirty, writers, touched, unswept } = bitmaps;
+        let Bitmaps { dirty, writers, touched, rewritten } = bitmaps;
         let sweep = match options.sync {
             SyncMode::Full | SyncMode::Top if options.bitmap.is_none() => Sweep::new(geometry.disk_bytes),
             _ => Sweep::done(geometry.disk_bytes),
@@ -236,12 +244,13 @@ impl Share {
             geometry,
             dirty: Marks::new(dirty),
             writers,
-            unswept,
+            rewritten,
             touched,
             sweep,
             limiter: Limiter::new(options.speed_bytes_per_s),
             on_source_error: options.on_source_error,
             on_target_error: options.on_target_error,
+            gives_up: options.on_copied == OnCopied::Complete,
             zero_detect: options.zero_detect,
             top: options.sync == SyncMode::Top && options.extents.is_none(),
             // A layer's target may get its backing file later. Zeroes that are not written then show what is below.
@@ -251,8 +260,10 @@ impl Share {
             command: AtomicU32::new(0),
             status: AtomicU8::new(JobStatus::Created as u8),
             write_blocking: AtomicBool::new(options.copy_mode == CopyModeChoice::WriteBlocking),
+            mode_is_chosen: AtomicBool::new(false),
             doorbell: AtomicBool::new(false),
             pace: AtomicU64::new(Pace::FULL.pack()),
+            figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
             notices: ArrayQueue::new(MAX_NOTICES),
             lost_notices: AtomicU64::new(0),
@@ -293,9 +304,12 @@ impl Share {
     }
 
     /// The host wants the job's end: with `pivot` the drive moves to the target, else the target is a copy as of then.
-    pub fn complete(&self, pivot: bool) {
+    /// `false` when that was wanted already.
+    #[must_use]
+    pub fn complete(&self, pivot: bool) -> bool {
         let pivot = if pivot { flag::PIVOT } else { 0 };
-        self.command.fetch_or(flag::COMPLETE | pivot, Ordering::AcqRel);
+        let more = |word| (word & flag::COMPLETE == 0).then_some(word | flag::COMPLETE | pivot);
+        self.command.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
     /// Whether the host wants the job's end.
@@ -355,6 +369,12 @@ impl Share {
         if self.notices.push(notice).is_err() {
             self.lost_notices.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a notice waits for the host.
+    #[must_use]
+    pub fn has_notices(&self) -> bool {
+        !self.notices.is_empty()
     }
 
     /// Takes a notice for the host.
@@ -456,7 +476,14 @@ impl Share {
         let round = self.round.load(Ordering::Acquire);
         self.round_at_ns.fetch_max(now_ns + policy::ignore_backoff_ns(round), Ordering::AcqRel);
         self.round_pending.store(true, Ordering::Release);
-        round < policy::IGNORE_ROUNDS
+        !self.gives_up || round < policy::IGNORE_ROUNDS
+    }
+
+    /// Everything could be copied: requests have their full size again, and the next failure is a first one.
+    pub(super) fn end_rounds(&self) {
+        if !self.round_pending.load(Ordering::Acquire) {
+            self.round.store(0, Ordering::Release);
+        }
     }
 
     /// When dirty chunks may be taken up again; `None` = now. Begins the next round when its time has come.
@@ -485,6 +512,12 @@ impl Share {
         }
     }
 
+    /// The largest request that the speed limit and the pace allow.
+    pub(super) fn most_at_once_bytes(&self) -> u64 {
+        let limit = if self.is_urgent() { u64::MAX } else { self.limiter.cut_bytes() };
+        limit.min(self.pace().request_bytes)
+    }
+
     /// Whether every chunk was claimed from the sweep once.
     ///
     /// Dirty chunks are taken up only then. So a run from the sweep is always the first to write its chunks to the
@@ -493,6 +526,12 @@ impl Share {
     /// because "the target is zero there".
     pub(crate) fn sweep_is_claimed(&self) -> bool {
         self.activity.sweep_is_claimed(|| self.sweep.is_over())
+    }
+
+    /// Whether the gate is quiet. `look` is told whether to miss a part of it, which only a broken protocol does.
+    #[must_use]
+    pub(crate) fn sees_quiet(&self, look: impl FnOnce(bool) -> bool) -> bool {
+        look(self.is_mutated(Mutation::DrainMissesQueue))
     }
 
     /// Whether the protocol is broken on purpose in this way.
@@ -551,6 +590,7 @@ impl Share {
     pub fn progress(&self) -> Progress {
         let mut progress = Progress::sum(&self.tallies, self.geometry.disk_bytes);
         progress.status = self.status();
+        progress.active_bytes = self.active_bytes.load(Ordering::Acquire);
         progress
     }
 }

@@ -57,7 +57,8 @@ impl Copier {
         let align = self.share.geometry.align_bytes;
         let (asked, _) = piece.request(!self.share.keep_allocated);
         // A transfer that stopped inside a block is taken up again at the block's start.
-        let done = if bytes >= asked.len() { asked.len() } else { bytes - bytes % align };
+        let whole = bytes >= asked.len() || self.share.is_mutated(Mutation::ShortAsWhole);
+        let done = if whole { asked.len() } else { bytes - bytes % align };
         if matches!(piece.phase, Phase::Zero { .. }) || done == asked.len() {
             self.part_done(key, piece, asked, window, is_zero);
             return;
@@ -72,7 +73,7 @@ impl Copier {
             _ if done == 0 => self.failed(key, piece, libc::EIO, FailureCause::Io, now_ns, window),
             (Phase::Read { done: before }, _) => self.again(key, Phase::Read { done: before + done }),
             (Phase::Write { left }, _) => {
-                self.share.tallies[self.worker].add(Count::Copied, done);
+                self.count_copied(piece.run, done);
                 self.again(key, Phase::Write { left: ByteRange::new(left.start() + done, left.end()) });
             }
             (Phase::Zero { .. }, _) => {}
@@ -88,15 +89,14 @@ impl Copier {
         window: &mut Window,
         is_zero: &dyn Fn(BufRange) -> bool,
     ) {
-        let tally = &self.share.tallies[self.worker];
         let mut at = match piece.phase {
             Phase::Read { .. } => piece.range.start(),
             Phase::Write { .. } => {
-                tally.add(Count::Copied, asked.len());
+                self.count_copied(piece.run, asked.len());
                 asked.end()
             }
             Phase::Zero { .. } => {
-                tally.add(Count::Zeroed, asked.len());
+                self.share.tallies[self.worker].add(Count::Zeroed, asked.len());
                 asked.end()
             }
         };
@@ -117,6 +117,15 @@ impl Copier {
             }
         }
         self.retire(key, piece, window);
+    }
+
+    /// Counts what was written as data.
+    fn count_copied(&self, run: usize, bytes: u64) {
+        let tally = &self.share.tallies[self.worker];
+        tally.add(Count::Copied, bytes);
+        if self.runs.get(run).is_some_and(|run| !run.first) {
+            tally.add(Count::Recopied, bytes);
+        }
     }
 
     /// What the data says from `at` on: all of it is written, unless zeroes are looked for.
@@ -195,16 +204,22 @@ impl Copier {
         let side = if matches!(piece.phase, Phase::Read { .. }) { Side::Source } else { Side::Target };
         self.give_up(key, piece, window);
         let notice = self.share.on_error(side, errno, asked, cause, now_ns);
-        self.notify(notice);
+        self.share.post(notice);
     }
 
     /// The piece's chunks are dirty again, then its hold on the run is dropped.
     fn give_up(&mut self, key: u32, piece: Piece, window: &mut Window) {
+        self.leave_unwritten(piece.run);
+        let late = self.share.is_mutated(Mutation::ReleaseBeforeRedirty);
+        if late {
+            self.retire(key, piece, window);
+        }
         if !self.share.is_mutated(Mutation::ForgetFailure) {
             self.share.dirty.mark(piece.range);
         }
-        self.leave_unwritten(piece.run);
-        self.retire(key, piece, window);
+        if !late {
+            self.retire(key, piece, window);
+        }
     }
 
     /// Not all of the run was written, so its cluster was not touched as a whole.

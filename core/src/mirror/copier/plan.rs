@@ -94,7 +94,9 @@ impl Copier {
         if !geometry.ask_status || geometry.cluster.is_some() {
             return Ok(run);
         }
-        let Some(hint) = self.known_at(start) else { return Err(Step::Status(start)) };
+        let Some(hint) = self.known_at(start, false) else {
+            return Err(Step::Status { offset: start, live: false });
+        };
         if hint.kind == ExtentKind::Data || hint.range.end() < start.saturating_add(2 * geometry.run_bytes) {
             return Ok(run);
         }
@@ -169,7 +171,7 @@ impl Copier {
         if !self.share.is_mutated(Mutation::ClearLate) {
             self.share.dirty.clean(chunks);
         }
-        if self.known.is_some_and(|known| known.kind != ExtentKind::Data) {
+        if self.known.is_some_and(|(known, _)| known.kind != ExtentKind::Data) {
             self.known = None;
         }
         let range = self.share.geometry.bytes_of(chunks);
@@ -184,9 +186,25 @@ impl Copier {
         }
     }
 
-    /// What is known of the source at `offset`.
-    fn known_at(&self, offset: u64) -> Option<Extent> {
-        self.known.filter(|known| known.range.start() <= offset && offset < known.range.end())
+    /// What is known of the source at `offset`, asked live or not.
+    fn known_at(&self, offset: u64, live: bool) -> Option<Extent> {
+        let here = |(known, asked): (Extent, bool)| {
+            (asked == live && known.range.start() <= offset && offset < known.range.end()).then_some(known)
+        };
+        self.known.and_then(here)
+    }
+
+    /// Whether the guest wrote the chunk at `at` since the job began, where that matters, and up to where the answer holds.
+    fn rewritten_at(&self, at: u64, end: u64) -> (bool, u64) {
+        let Some(rewritten) = &self.share.rewritten else { return (false, end) };
+        let geometry = &self.share.geometry;
+        let (here, chunks) =
+            (geometry.granularity.chunk_of(at), geometry.granularity.chunks_touched(ByteRange::new(at, end)));
+        match rewritten.next_run(here, chunks.len()) {
+            Some(run) if run.start() == here.0 => (true, geometry.bytes_of(run).end().min(end)),
+            Some(run) => (false, geometry.bytes_of(run).start().min(end)),
+            None => (false, end),
+        }
     }
 
     /// Makes the next piece of the open run, or skips a hole.
@@ -230,8 +248,11 @@ impl Copier {
         if open.at < open.forced_until {
             return Ok((ExtentKind::Data, open.forced_until));
         }
-        let Some(extent) = self.known_at(open.at) else { return Err(Step::Status(open.at)) };
-        let mut ext_end = extent.range.end().min(open.end);
+        let (live, live_end) = self.rewritten_at(open.at, open.end);
+        let Some(extent) = self.known_at(open.at, live) else {
+            return Err(Step::Status { offset: open.at, live });
+        };
+        let mut ext_end = extent.range.end().min(live_end);
         if let Some(cluster) = geometry.cluster {
             // A hole in part of a cluster that is written for the first time: the rest of the cluster must not be filled
             // from the target's backing file, so all of it is copied.
@@ -263,9 +284,9 @@ impl Copier {
         if self.ready_reads.len() + self.flying.reads >= self.share.geometry.source_depth {
             return Cut::Stop(Step::Wait(None));
         }
-        let geometry = &self.share.geometry;
-        let limit = self.share.limiter.cut_bytes().max(geometry.align_bytes);
-        let longest = self.share.request_bytes().min(limit - limit % geometry.align_bytes);
+        let align = self.share.geometry.align_bytes;
+        let limit = self.share.most_at_once_bytes();
+        let longest = self.share.request_bytes().min((limit - limit % align).max(align));
         let range = match self.grant {
             Some((grant, bytes)) if self.share.limiter.holds(grant) => whole.prefix(bytes.min(longest)),
             _ => whole.prefix(longest),
@@ -282,6 +303,10 @@ impl Copier {
 
     /// Holds a reservation for `bytes` until its time has come.
     fn wait_for_grant(&mut self, bytes: u64, now_ns: u64) -> Result<(), Step> {
+        if self.share.is_urgent() {
+            self.grant = None;
+            return Ok(());
+        }
         let grant = match self.grant {
             Some((grant, _)) if self.share.limiter.holds(grant) => grant,
             _ => self.share.limiter.reserve(now_ns, bytes),
