@@ -167,7 +167,7 @@ fn memory_of_the_host_is_given_back_only_when_a_dead_target_has_answered() {
     // All are marked, and nobody is inside the gate: no later switch-over waits for them.
     sim.detach();
     sim.drive.close_gate();
-    assert!(sim.drive.is_quiet());
+    assert!(sim.drive.is_quiet(false));
     sim.drive.open_gate();
     sim.lines[0].ring.revive();
     sim.settle();

@@ -263,7 +263,7 @@ impl Sim {
     fn attach(&mut self, mode: CopyMode) {
         let target = SimDisk::new(DISK);
         let share = Arc::new(share(self.policy, self.mutation));
-        share.set_copy_mode(mode);
+        let _ = share.choose_copy_mode(mode);
         let home: Arc<dyn Wake> = Arc::new(Home::default());
         let follower = Arc::new(Follower { share, target: Arc::clone(&target), home });
         self.drive.attach(Arc::clone(&follower)).unwrap();
@@ -355,7 +355,7 @@ impl Sim {
             }
         }
         self.drive.close_gate();
-        if !self.drive.is_quiet() {
+        if !self.drive.is_quiet(false) {
             self.blame("somebody never left the gate".into());
         }
         self.drive.open_gate();

@@ -11,7 +11,7 @@ fn disturb(sim: &mut Sim) {
         1..4 => sim.drive.open_gate(),
         4 if sim.job.is_none() => sim.attach(mode),
         5 if sim.chance(15) => sim.detach(),
-        6 => sim.job.iter().for_each(|job| job.follower.share.set_copy_mode(mode)),
+        6 => sim.job.iter().for_each(|job| _ = job.follower.share.choose_copy_mode(mode)),
         7 if sim.chance(10) => switch_over(sim),
         8 if sim.world.pick(40) == 0 => sim.job.iter().for_each(|job| job.follower.share.cancel()),
         _ => sim.copy(),
@@ -22,12 +22,12 @@ fn disturb(sim: &mut Sim) {
 fn switch_over(sim: &mut Sim) {
     sim.drive.close_gate();
     for _ in 0..20_000 {
-        if sim.drive.is_quiet() {
+        if sim.drive.is_quiet(false) {
             break;
         }
         assert!(sim.step(), "requests hang behind a closed gate");
     }
-    assert!(sim.drive.is_quiet(), "the gate does not become quiet");
+    assert!(sim.drive.is_quiet(false), "the gate does not become quiet");
     let ready = sim.job.as_ref().is_some_and(|job| !job.follower.share.is_ending());
     if ready {
         while sim.job.as_ref().is_some_and(|job| job.copying.is_some() || !job.follower.share.dirty.is_clean()) {
