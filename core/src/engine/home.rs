@@ -9,6 +9,9 @@ use super::job::JobCore;
 use crate::drive::{DriveCore, LatencyCounts};
 use crate::mirror::{Act, Coordinator, End, Follow, Guest, GuestLatency, MirrorOptions};
 
+/// With more than this dirty, workers that found nothing to do are asked to look again.
+const HELP_BYTES: u64 = 4 << 20;
+
 /// The home's part of a job.
 #[derive(Debug)]
 pub(super) struct Home<D> {
@@ -58,7 +61,8 @@ impl<D> Home<D> {
         self.drive.latencies(true).snapshot_into(now);
         let guest = Guest { latency: latency_since(now, last), waits: !self.drive.is_quiet(false) };
         self.latencies.swap(0, 1);
-        if self.follow.tick(&core.share, self.coordinator.missed(), &guest, now_ns) {
+        let faster = self.follow.tick(&core.share, self.coordinator.missed(), &guest, now_ns);
+        if faster || core.share.dirty.dirty_bytes() > HELP_BYTES {
             core.wake_all();
         }
     }
