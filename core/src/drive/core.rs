@@ -148,16 +148,20 @@ impl<D> DriveCore<D> {
     }
 
     /// Gives a pass back, after [`written`](Self::written). `false`, and nothing was changed: it was not inside.
-    ///
-    /// With the gate closed, the job may be waiting for this, and its home is woken. That is a hint only: who closes
-    /// the gate must look for himself from time to time, because a pass may come back in the very instant of closing.
     #[inline]
     pub(crate) fn leave(&self, pass: Pass) -> bool {
         let ours = self.gate.leave(pass);
+        self.has_left();
+        ours
+    }
+
+    /// A pass came back: with the gate closed, the job may be waiting for that, and its home is woken. A hint only: who
+    /// closes the gate must look for himself from time to time, because a pass may come back in the very instant of closing.
+    #[inline]
+    pub(super) fn has_left(&self) {
         if self.gate.is_closed() {
             self.wake_home();
         }
-        ours
     }
 
     /// Wakes the home of the job.

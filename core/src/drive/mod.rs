@@ -29,7 +29,7 @@ mod tracker;
 use std::sync::Arc;
 
 pub use follower::Attached;
-pub use gate::{Enter, Gate, PASSES, Pass};
+pub use gate::{Enter, Gate, Leaving, PASSES, Pass};
 pub use latency::{LONGEST_NS, Latencies, LatencyCounts};
 pub use tracker::{Admission, IoKind, Token, Tracker};
 
