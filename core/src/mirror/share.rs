@@ -212,7 +212,7 @@ pub struct Share {
     /// The host has chosen the copy mode while the job ran.
     pub(super) mode_is_chosen: AtomicBool,
     /// The home sleeps until a chunk turns dirty.
-    pub(super) doorbell: Doorbell,
+    pub(crate) doorbell: Doorbell,
     /// How much copiers may have in flight.
     pace: AtomicU64,
     /// Rates and forecasts, as the home sees them.
