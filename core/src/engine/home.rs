@@ -29,6 +29,8 @@ pub(super) struct Home<D> {
     holds_gate: bool,
     /// The job is detached from the drive.
     detached: bool,
+    /// Queues know that the job is ending.
+    told_queues: bool,
 }
 
 impl<D> Home<D> {
@@ -44,6 +46,7 @@ impl<D> Home<D> {
             latencies: [with_job.clone(), with_job],
             holds_gate: false,
             detached: false,
+            told_queues: false,
         }
     }
 
@@ -64,6 +67,13 @@ impl<D> Home<D> {
         let faster = self.follow.tick(&core.share, self.coordinator.missed(), &guest, now_ns);
         if faster || core.share.dirty.dirty_bytes() > HELP_BYTES {
             core.wake_all();
+        }
+    }
+
+    /// Once the job is ending, guest requests do not wait for its target any more (**The guest is not our hostage**).
+    pub(super) fn tell_queues(&mut self, core: &JobCore) {
+        if core.share.is_ending() && !std::mem::replace(&mut self.told_queues, true) {
+            self.drive.wake_queues();
         }
     }
 

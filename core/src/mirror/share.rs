@@ -622,6 +622,12 @@ impl Share {
         self.activity.is_idle()
     }
 
+    /// Whether zeroes may give the target's space back.
+    #[must_use]
+    pub(crate) fn may_punch(&self) -> bool {
+        !self.keep_allocated
+    }
+
     /// Whether zeroes are written as data because the target cannot zero.
     pub(super) fn zero_by_writing(&self) -> bool {
         self.zero_by_writing.load(Ordering::Relaxed)
