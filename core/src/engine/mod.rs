@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 
-pub use event::{Event, EventKind, IoStatus};
+pub use event::{Event, EventKind, IoStatus, LastError};
 pub use job::{Cancel, Completion, Job, JobInfo};
 pub use outcome::{Outcome, TargetState};
 

@@ -97,7 +97,9 @@ impl Share {
 
     /// Claims `range` for a write to both sides; `None`: to the source alone, then [`Self::guest_wrote`].
     pub fn begin_active(&self, range: ByteRange) -> Option<ActiveWrite> {
-        if self.copy_mode() != CopyMode::WriteBlocking || self.is_ending() || !self.may_be_active(range) {
+        // A target that has stopped the job by an error is left alone until the host resumes it.
+        let off = self.copy_mode() != CopyMode::WriteBlocking || self.is_ending() || self.stopped().is_some();
+        if off || !self.may_be_active(range) {
             return None;
         }
         if !self.writers.claim_for_guest(range) {
