@@ -1,5 +1,5 @@
-//! The disk as the guest sees it: requests pass through it, a job hangs on it, and after a switch-over it stands on the
-//! target.
+//! The disk as the guest sees it: requests pass through it, a job hangs on it, and after a switch-over it stands on
+//! the target.
 //!
 //! | file | idea |
 //! |---|---|
@@ -7,12 +7,13 @@
 //! | `follower` | the job as requests see it; how it is attached without missing a write |
 //! | `core` | what all handles of a drive share |
 //! | `tracker` | for hosts that do their own I/O: `begin` and `end` of each request |
+//! | `queue` | guest I/O through the library |
 //! | `latency` | how long requests take |
 //! | `per_thread` | where each thread looks first, and when it takes the time |
 //!
-//! What it may assume: a host tells it of every write, through a queue or a tracker. What others may rely on: *Tracked from
-//! birth* (`follower`), *Mark after, before the ack* (`core`, `written`), and that a gate that is closed and quiet means that no
-//! request is under way (`gate`).
+//! What it may assume: a host tells it of every write, through a queue or a tracker. What others may rely on:
+//! *Tracked from birth* (`follower`), *Mark after, before the ack* (`core`, `written`), and that a gate that is
+//! closed and quiet means that no request is under way (`gate`).
 #![forbid(unsafe_code)]
 
 mod core;
@@ -20,12 +21,15 @@ mod follower;
 mod gate;
 mod latency;
 mod per_thread;
+pub mod queue;
+#[cfg(test)]
+mod tests;
 mod tracker;
 
 use std::sync::Arc;
 
 pub use follower::Attached;
-pub use gate::{Enter, Gate, PASSES, Pass};
+pub use gate::{Enter, Gate, Leaving, PASSES, Pass};
 pub use latency::{LONGEST_NS, Latencies, LatencyCounts};
 pub use tracker::{Admission, IoKind, Token, Tracker};
 
@@ -33,11 +37,13 @@ pub(crate) use self::core::DriveCore;
 pub(crate) use self::follower::Follower;
 use crate::device::{Device, Role};
 use crate::error::{Error, ErrorKind, Result};
+use crate::mirror::Share;
+use crate::ring::Wake;
 
 /// A guest's disk.
 ///
-/// Queues and trackers of it, and a job that runs on it, live on when this handle is dropped; [`close`](Self::close) refuses while a
-/// job runs.
+/// Queues and trackers of it, and a job that runs on it, live on when this handle is dropped; [`close`](Self::close)
+/// refuses while a job runs.
 #[derive(Debug)]
 pub struct Drive {
     /// The shared part.
@@ -48,14 +54,9 @@ impl Drive {
     /// A drive on `device`.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongSize`] for a device without a single byte.
+    /// None today; the memory that a drive needs is small and had at once.
     pub fn new(device: Device) -> Result<Self> {
         let (size_bytes, align_bytes) = (device.size_bytes(), device.limits().offset_align_bytes);
-        if size_bytes == 0 {
-            return Err(Error::new(ErrorKind::WrongSize, "make a drive of")
-                .at(device.name())
-                .because("it is empty; give it a size first"));
-        }
         let writable = device.role() != Role::Source;
         Ok(Self { core: DriveCore::new(Arc::new(device), size_bytes, align_bytes, writable) })
     }
@@ -94,6 +95,15 @@ impl Drive {
     #[must_use]
     pub fn latencies_with_job(&self) -> LatencyCounts {
         self.core.latencies(true).snapshot()
+    }
+
+    /// Lets `share` follow the drive without an engine, for the benchmark of what tracking costs.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when a job follows already.
+    #[doc(hidden)]
+    pub fn follow_for_benchmark(&self, share: Arc<Share>, target: Device, home: Arc<dyn Wake>) -> Result<()> {
+        self.core.attach(Arc::new(Follower { share, target: Arc::new(target), home }))
     }
 
     /// The shared part, for queues and jobs.

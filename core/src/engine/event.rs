@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::{Error, Result};
-use crate::mirror::{CopyMode, ErrorAction, JobStatus, Notice, Side};
+use crate::mirror::{CopyMode, ErrorAction, Escalation, JobStatus, Notice, Side};
 use crate::ring::monotonic_ns;
 use crate::units::ByteRange;
 
@@ -54,8 +54,10 @@ pub enum EventKind {
     },
     /// The way in which guest writes are followed was changed by the host.
     CopyMode(CopyMode),
-    /// Copy mode auto: the remainder stopped shrinking, so guest writes go to both sides from now on.
+    /// Copy mode auto: the remainder stopped shrinking.
     Escalated {
+        /// What is done about it.
+        step: Escalation,
         /// Bytes that were left.
         left_bytes: u64,
     },
@@ -97,6 +99,21 @@ impl IoStatus {
     }
 }
 
+/// The last request of a job that failed for good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LastError {
+    /// Which side.
+    pub side: Side,
+    /// What the kernel said.
+    pub errno: i32,
+    /// The bytes it was about; empty for a flush.
+    pub range: ByteRange,
+    /// What was done about it.
+    pub action: ErrorAction,
+    /// CLOCK_MONOTONIC when it was noticed.
+    pub time_ns: u64,
+}
+
 /// The bounded queue of a job's events. The job's home puts them in, any thread takes them out.
 #[derive(Debug)]
 pub(super) struct Events {
@@ -108,6 +125,8 @@ pub(super) struct Events {
     seq: AtomicU64,
     /// Events that found the queue full, not yet told.
     lost: AtomicU64,
+    /// The last error, for who asks later.
+    last_error: Mutex<Option<LastError>>,
     /// Readable while there are events.
     fd: OwnedFd,
 }
@@ -119,7 +138,7 @@ impl Events {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::from_io("make an eventfd for the job's events", e))?;
         let (seq, lost) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { sender, receiver: Mutex::new(receiver), seq, lost, fd })
+        Ok(Self { sender, receiver: Mutex::new(receiver), seq, lost, last_error: Mutex::new(None), fd })
     }
 
     /// Readable while there are events.
@@ -157,6 +176,8 @@ impl Events {
     pub(super) fn tell(&self, notice: Notice) {
         match notice {
             Notice::Error { side, errno, range, action } => {
+                let last = LastError { side, errno, range, action, time_ns: monotonic_ns() };
+                *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
                 self.emit(EventKind::Error {
                     side,
                     errno,
@@ -175,11 +196,16 @@ impl Events {
                 }
             }
             Notice::CopyMode(mode) => self.emit(EventKind::CopyMode(mode)),
-            Notice::Escalated { left_bytes } => self.emit(EventKind::Escalated { left_bytes }),
+            Notice::Escalated { step, left_bytes } => self.emit(EventKind::Escalated { step, left_bytes }),
             Notice::SwitchOverMissed { held_ns, left_bytes } => {
                 self.emit(EventKind::SwitchOverMissed { held_ns, left_bytes });
             }
         }
+    }
+
+    /// The last error.
+    pub(super) fn last_error(&self) -> Option<LastError> {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the next event, if there is one.

@@ -23,12 +23,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 
-pub use event::{Event, EventKind, IoStatus};
+pub use event::{Event, EventKind, IoStatus, LastError};
 pub use job::{Cancel, Completion, Job, JobInfo};
 pub use outcome::{Outcome, TargetState};
 
 pub use crate::mirror::{
-    CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, ExtentMap, JobStatus, LatencyBudget,
+    CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, Escalation, ExtentMap, JobStatus, LatencyBudget,
     MirrorOptions, OnCopied, Progress, Side, SyncMode, Verb,
 };
 

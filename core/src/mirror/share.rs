@@ -1,12 +1,13 @@
 //! What the workers of a job share: bitmaps, the sweep, the command word, counters. Atomics only.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_queue::ArrayQueue;
 
 use super::active::CopyMode;
 use super::activity::Activity;
+use super::doorbell::Doorbell;
 use super::follow::Figures;
 use super::geometry::Geometry;
 use super::limiter::Limiter;
@@ -21,7 +22,7 @@ use super::sweep::Sweep;
 use super::writers::Writers;
 use crate::bitmap::DirtyBitmap;
 use crate::error::Result;
-use crate::units::ByteRange;
+use crate::units::{ByteRange, bytes_u64};
 
 /// The size of requests that salvage what can be read around a bad block.
 const SALVAGE_BYTES: u64 = 4096;
@@ -56,6 +57,16 @@ pub struct Failure {
     pub cause: FailureCause,
 }
 
+/// What copy mode auto does when the remainder stops shrinking, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Escalation {
+    /// Guest writes through queues go to both sides.
+    WriteBlocking,
+    /// That was not enough, as with hosts that do their own I/O: guest requests are held again and again, for `max_pause` at
+    /// most each time, until the remainder fits into one pause.
+    Braking,
+}
+
 /// Something that a host wants to hear of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notice {
@@ -79,8 +90,10 @@ pub enum Notice {
     },
     /// The way in which guest writes are followed has changed.
     CopyMode(CopyMode),
-    /// Copy mode auto: the remainder stopped shrinking, so guest writes go to both sides from now on.
+    /// Copy mode auto: the remainder stopped shrinking.
     Escalated {
+        /// What is done about it.
+        step: Escalation,
         /// Bytes that were left.
         left_bytes: u64,
     },
@@ -194,12 +207,16 @@ pub struct Share {
     status: AtomicU8,
     /// Guest writes go to both sides.
     pub(super) write_blocking: AtomicBool,
+    /// Guest requests are held from time to time, so that the copiers gain on them.
+    pub(super) braking: AtomicBool,
     /// The host has chosen the copy mode while the job ran.
     pub(super) mode_is_chosen: AtomicBool,
     /// The home sleeps until a chunk turns dirty.
-    pub(super) doorbell: AtomicBool,
+    pub doorbell: Doorbell,
     /// How much copiers may have in flight.
     pace: AtomicU64,
+    /// Whose turn it is where the pace is too slow for all workers.
+    turn: AtomicUsize,
     /// Rates and forecasts, as the home sees them.
     pub figures: Figures,
     /// Bytes that guest writes took to both sides.
@@ -260,9 +277,11 @@ impl Share {
             command: AtomicU32::new(0),
             status: AtomicU8::new(JobStatus::Created as u8),
             write_blocking: AtomicBool::new(options.copy_mode == CopyModeChoice::WriteBlocking),
+            braking: AtomicBool::new(false),
             mode_is_chosen: AtomicBool::new(false),
-            doorbell: AtomicBool::new(false),
+            doorbell: Doorbell::default(),
             pace: AtomicU64::new(Pace::FULL.pack()),
+            turn: AtomicUsize::new(0),
             figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
             notices: ArrayQueue::new(MAX_NOTICES),
@@ -281,6 +300,12 @@ impl Share {
     /// The job is being started: nothing is done before every worker has its part.
     pub fn hold(&self) {
         self.command.fetch_or(flag::STARTING, Ordering::AcqRel);
+    }
+
+    /// Whether some worker has not got its part yet.
+    #[must_use]
+    pub(super) fn is_starting(&self) -> bool {
+        self.commanded(flag::STARTING)
     }
 
     /// Every worker has its part.
@@ -396,8 +421,32 @@ impl Share {
     }
 
     /// Changes that.
-    pub fn set_pace(&self, pace: Pace) {
+    pub(super) fn set_pace(&self, pace: Pace) {
         self.pace.store(pace.pack(), Ordering::Release);
+    }
+
+    /// Bytes that `worker` may have in flight now. Where the pace is too slow to be divided, it is one worker's at a time;
+    /// who has to wait for that says so.
+    pub(super) fn paced_bytes(&self, worker: usize) -> u64 {
+        let (pace, workers) = (self.pace(), bytes_u64(self.tallies.len()));
+        if let Some(each) = pace.of_each(workers, self.geometry.run_bytes) {
+            return each;
+        }
+        let its_turn = self.turn.load(Ordering::Acquire) == worker;
+        self.tallies[worker].set_waits(!its_turn);
+        if its_turn { pace.in_flight_bytes } else { 0 }
+    }
+
+    /// Gives the turn to the next worker that waits for it; whether there was one. Each has a part of the disk in hand that
+    /// nobody else copies, so none may be left out.
+    pub(super) fn pass_turn(&self) -> bool {
+        let workers = self.tallies.len();
+        let turn = self.turn.load(Ordering::Acquire);
+        let next = (1..workers).map(|step| (turn + step) % workers).find(|&w| self.tallies[w].waits());
+        if let Some(next) = next {
+            self.turn.store(next, Ordering::Release);
+        }
+        next.is_some()
     }
 
     /// The job fails; the first failure is kept.
@@ -559,6 +608,12 @@ impl Share {
     #[must_use]
     pub(super) fn close_if_finished(&self) -> bool {
         self.activity.close_if_finished(|| self.sweep.is_over() && self.dirty.is_clean())
+    }
+
+    /// Whether no worker has a request under way; they may hold parts of the disk all the same.
+    #[must_use]
+    pub(super) fn is_still(&self) -> bool {
+        self.tallies.iter().all(Tally::is_still)
     }
 
     /// Whether no worker has anything in hand.
