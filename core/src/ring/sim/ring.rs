@@ -153,7 +153,7 @@ impl SimRing {
         // A failed write may have written anything; here it writes all of it or nothing.
         let len = pending.fate.unwrap_or(if pending.late & 1 == 1 { request.range.len() } else { 0 });
         let range = request.range.prefix(len).intersect(ByteRange::new(0, disk_bytes));
-        let moves = !matches!(request.op, Op::Flush) && !(is_read(request.op) && pending.fate.is_err());
+        let moves = !matches!(request.op, Op::Flush) && (pending.fate.is_ok() || !is_read(request.op));
         let mut at = range.start();
         while moves && at < range.end() {
             let end = (at / BLOCK * BLOCK + BLOCK).min(range.end());
