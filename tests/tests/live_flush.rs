@@ -17,6 +17,11 @@ const SIZE: u64 = 4 * MIB;
 const POLICIES: [ErrorPolicy; 4] =
     [ErrorPolicy::Report, ErrorPolicy::Ignore, ErrorPolicy::Enospc, ErrorPolicy::Stop];
 
+/// The default pause.
+fn within_50_ms() -> MirrorOptions {
+    MirrorOptions { max_pause: Some(Duration::from_millis(50)), ..Scene::options() }
+}
+
 /// Flushes that were slow once are measured again: the first one after a long copy says little about the next.
 #[test]
 fn one_slow_flush_does_not_keep_a_job_from_being_ready() {
@@ -24,7 +29,7 @@ fn one_slow_flush_does_not_keep_a_job_from_being_ready() {
     let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
     scene.target.control().set_flush_latency(Duration::from_millis(200));
     let guests = scene.guests();
-    let job = scene.mirror(Scene::options());
+    let job = scene.mirror(within_50_ms());
     until("the target was flushed", || scene.target.control().counters().flushes > 0);
     scene.target.control().set_flush_latency(Duration::ZERO);
     until_status(&job, JobStatus::Ready);
@@ -41,7 +46,7 @@ fn one_slow_flush_does_not_keep_a_job_from_completing() {
     needs!(Fuse);
     let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
     let guests = scene.guests();
-    let job = scene.mirror(Scene::options());
+    let job = scene.mirror(within_50_ms());
     until_status(&job, JobStatus::Ready);
     scene.target.control().set_flush_latency(Duration::from_millis(200));
     let before = scene.target.control().counters().flushes;
@@ -60,7 +65,7 @@ fn a_target_with_slow_flushes_is_ready_while_the_guest_is_idle() {
     needs!(Fuse);
     let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
     scene.target.control().set_flush_latency(Duration::from_millis(120));
-    let job = scene.mirror(Scene::options());
+    let job = scene.mirror(within_50_ms());
     until_status(&job, JobStatus::Ready);
     let outcome = scene.complete(&job, Completion::Pivot);
     assert!(outcome.pause.unwrap() <= Duration::from_millis(50), "{:?}", outcome.pause);

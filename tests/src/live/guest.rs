@@ -16,11 +16,12 @@ use blkmirror_core::drive::{Admission, Drive, IoKind, Tracker};
 use blkmirror_core::units::ByteRange;
 
 use super::history::{History, Kind, Write, stamp};
+use super::queued::Queued;
 
 /// Around the page cache.
 const O_DIRECT: i32 = nix::libc::O_DIRECT;
 /// Longer than any switch-over of a test.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What one guest does.
 #[derive(Clone, Debug)]
@@ -37,6 +38,10 @@ pub struct GuestPlan {
     pub max_bytes: u64,
     /// Between two writes.
     pub rest: Duration,
+    /// Requests that a queue's guest has under way at most.
+    pub depth: usize,
+    /// Of 100 requests of a queue's guest so many write zeroes.
+    pub zeroes_percent: u64,
 }
 
 impl GuestPlan {
@@ -50,6 +55,8 @@ impl GuestPlan {
             align_bytes: 4096,
             max_bytes: 16 << 10,
             rest: Duration::from_micros(500),
+            depth: 4,
+            zeroes_percent: 0,
         }
     }
 
@@ -61,7 +68,7 @@ impl GuestPlan {
     }
 
     /// The next range, and the next state of chance.
-    fn next(&self, chance: &mut Chance) -> ByteRange {
+    pub(super) fn next(&self, chance: &mut Chance) -> ByteRange {
         let blocks = (self.end_bytes - self.start_bytes) / self.align_bytes;
         let len = 1 + chance.below((self.max_bytes / self.align_bytes).min(blocks));
         let start = chance.below(blocks - len + 1);
@@ -88,7 +95,7 @@ impl Chance {
 
 /// What the threads share with whoever started them.
 #[derive(Debug, Default)]
-struct Shared {
+pub(super) struct Shared {
     /// They are to stop.
     stop: AtomicBool,
     /// Writes that succeeded.
@@ -97,6 +104,21 @@ struct Shared {
     failed: AtomicU64,
     /// The longest time that a write took, being held included.
     longest_ns: AtomicU64,
+}
+
+impl Shared {
+    /// Whether they are to stop.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Counts a write that began then.
+    pub(super) fn count(&self, begun: Instant, ok: bool) {
+        let taken_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap();
+        self.longest_ns.fetch_max(taken_ns, Ordering::Relaxed);
+        let counter = if ok { &self.written } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Guests that write.
@@ -124,6 +146,22 @@ impl Guests {
                 plan: plan.clone(),
                 log: Vec::new(),
             };
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || guest.run(&shared))
+        });
+        let threads = threads.collect();
+        Self { shared, threads }
+    }
+
+    /// Guests that write through queues of the drive.
+    ///
+    /// # Panics
+    /// When a queue cannot be made.
+    #[must_use]
+    pub fn queued(drive: &Drive, history: &Arc<History>, plans: &[GuestPlan]) -> Self {
+        let shared = Arc::new(Shared::default());
+        let threads = plans.iter().map(|plan| {
+            let guest = Queued::new(drive, history, plan);
             let shared = Arc::clone(&shared);
             thread::spawn(move || guest.run(&shared))
         });
@@ -211,15 +249,12 @@ impl Tracked {
         let mut chance = Chance::new(self.plan.seed);
         let longest = usize::try_from(self.plan.max_bytes).unwrap();
         let mut buffer = AlignedBuf::new(longest, 4096).unwrap();
-        while !shared.stop.load(Ordering::Relaxed) {
+        while !shared.is_stopped() {
             let range = self.plan.next(&mut chance);
             let begun = Instant::now();
             let data = &mut buffer[..usize::try_from(range.len()).unwrap()];
             if let Some(write) = self.write(range, data, shared) {
-                let taken_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap();
-                shared.longest_ns.fetch_max(taken_ns, Ordering::Relaxed);
-                let counter = if write.ok { &shared.written } else { &shared.failed };
-                counter.fetch_add(1, Ordering::Relaxed);
+                shared.count(begun, write.ok);
                 self.log.push(write);
             }
             if !self.plan.rest.is_zero() {
@@ -235,7 +270,7 @@ impl Tracked {
         let token = loop {
             match self.tracker.begin(range, IoKind::Write).unwrap() {
                 Admission::Go(token) => break token,
-                Admission::Held if shared.stop.load(Ordering::Relaxed) => return None,
+                Admission::Held if shared.is_stopped() => return None,
                 Admission::Held => assert!(Instant::now() < end, "the gate stays closed"),
             }
             let _ = self.tracker.wait_open(Duration::from_millis(50));
@@ -247,6 +282,6 @@ impl Tracked {
         let ended = self.history.tick();
         let errno = result.as_ref().map_err(|e| e.raw_os_error().unwrap_or(super::EIO));
         self.tracker.end(token, errno.map(|&()| ())).unwrap();
-        Some(Write { number, ended, range, kind: Kind::Data, ok: result.is_ok() })
+        Some(Write { number, ended, inside: true, range, kind: Kind::Data, ok: result.is_ok() })
     }
 }

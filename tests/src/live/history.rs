@@ -39,10 +39,12 @@ pub enum Kind {
 /// A write that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Write {
-    /// Its number: the time at which it began, after it was let in and before it was sent.
+    /// Its number: the time at which it began, before it was sent.
     pub number: u64,
-    /// When it had ended; before the drive was told.
+    /// When it had ended.
     pub ended: u64,
+    /// It was inside the drive's gate from its beginning to its end, which a queue's guest cannot know.
+    pub inside: bool,
     /// Where.
     pub range: ByteRange,
     /// What.
@@ -52,8 +54,14 @@ pub struct Write {
 }
 
 /// What was there before all writes.
-const FIRST: Write =
-    Write { number: 0, ended: 0, range: ByteRange::new(0, u64::MAX), kind: Kind::Data, ok: true };
+const FIRST: Write = Write {
+    number: 0,
+    ended: 0,
+    inside: true,
+    range: ByteRange::new(0, u64::MAX),
+    kind: Kind::Data,
+    ok: true,
+};
 
 /// The log of a disk.
 #[derive(Debug)]
@@ -227,13 +235,15 @@ impl Replay {
             }
             return;
         };
-        if held.ended > self.from.0 {
-            self.from = (held.ended, format!("at {at} is {held:?}"));
+        // A write that waited outside the gate was under way at the moment that is looked for.
+        let from = if held.inside { held.ended } else { held.number };
+        if from > self.from.0 {
+            self.from = (from, format!("at {at} is {held:?}"));
         }
-        if let Some(later) = end(held)
-            && self.until.as_ref().is_none_or(|(until, _)| later.number < *until)
-        {
-            self.until = Some((later.number, format!("at {at} is {held:?}, and {later:?} came later")));
+        let Some(later) = end(held) else { return };
+        let until = if later.inside { later.number } else { later.ended };
+        if self.until.as_ref().is_none_or(|(earliest, _)| until < *earliest) {
+            self.until = Some((until, format!("at {at} is {held:?}, and {later:?} came later")));
         }
     }
 }
@@ -245,7 +255,7 @@ mod tests {
 
     /// A write of one sector at 512, with its times.
     fn write(number: u64, ended: u64) -> Write {
-        Write { number, ended, range: ByteRange::at(512, 512), kind: Kind::Data, ok: true }
+        Write { number, ended, inside: true, range: ByteRange::at(512, 512), kind: Kind::Data, ok: true }
     }
 
     /// A disk of two sectors; the second is written by `number`.

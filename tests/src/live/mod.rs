@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `history` | which write may be found where, at the end and as of a moment |
 //! | `guest` | threads that write, through a tracker |
+//! | `queued` | the same through a queue |
 //! | `scene` | a disk, its target, an engine and a job, with the waits that a test needs |
 //! | `served` | a disk that `qemu-storage-daemon` serves, with the faults of its blkdebug |
 #![forbid(unsafe_code)]
 
 mod guest;
 mod history;
+mod queued;
 mod scene;
 mod served;
 

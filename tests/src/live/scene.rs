@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use blkmirror_core::device::{Device, TargetOptions};
 use blkmirror_core::drive::Drive;
 use blkmirror_core::engine::{
-    Completion, End, Engine, EngineOptions, Event, EventKind, Job, JobStatus, LatencyBudget, MirrorOptions,
-    Outcome,
+    Completion, CopyModeChoice, End, Engine, EngineOptions, Event, EventKind, Job, JobStatus, LatencyBudget,
+    MirrorOptions, Outcome,
 };
 use blkmirror_testkit::{FaultDisk, LoopDevice, LoopOptions, ScratchDir};
 
@@ -142,15 +142,28 @@ impl Scene {
     pub fn between(len_bytes: u64, source: Place, target: Place) -> Self {
         History::fill(&source.content, len_bytes);
         let engine = Engine::start(EngineOptions::default()).unwrap();
-        let drive = Drive::new(Device::open_source(&source.path).unwrap()).unwrap();
+        let drive = Drive::new(Device::open_disk(&source.path).unwrap()).unwrap();
         Self { engine, drive, history: Arc::default(), len_bytes, source, target }
     }
 
-    /// The choices of most tests: the defaults, without a latency budget, which would make the copy slow for the time that the
-    /// test takes.
+    /// The longest pause of [`Self::options`].
+    pub const MAX_PAUSE: Duration = Duration::from_millis(250);
+
+    /// The choices of most tests: the defaults, but for a latency budget, which would make the copy slow for the time that the
+    /// test takes, and with a pause that the flush of a busy file system fits in.
     #[must_use]
     pub fn options() -> MirrorOptions {
-        MirrorOptions { latency_budget: LatencyBudget::Off, ..MirrorOptions::default() }
+        MirrorOptions {
+            latency_budget: LatencyBudget::Off,
+            max_pause: Some(Self::MAX_PAUSE),
+            ..MirrorOptions::default()
+        }
+    }
+
+    /// The same in a copy mode.
+    #[must_use]
+    pub fn options_in(copy_mode: CopyModeChoice) -> MirrorOptions {
+        MirrorOptions { copy_mode, ..Self::options() }
     }
 
     /// The target, opened.
@@ -182,6 +195,18 @@ impl Scene {
     pub fn guests_with(&self, plans: &[GuestPlan]) -> Guests {
         let disks = [self.source.path.clone(), self.target.path.clone()];
         Guests::tracked(&self.drive, &disks, &self.history, plans)
+    }
+
+    /// Two guests that write all over the disk, through queues.
+    #[must_use]
+    pub fn queued_guests(&self) -> Guests {
+        self.queued_guests_with(&[1, 2].map(|seed| GuestPlan::over(self.len_bytes, seed)))
+    }
+
+    /// Guests with these plans, through queues.
+    #[must_use]
+    pub fn queued_guests_with(&self, plans: &[GuestPlan]) -> Guests {
+        Guests::queued(&self.drive, &self.history, plans)
     }
 
     /// Asks for the switch-over and waits for the end, which must be good.
