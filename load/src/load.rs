@@ -46,12 +46,12 @@ impl Load {
     ///
     /// # Errors
     /// When the plan does not fit the disk, `open` fails, or a thread cannot be started.
-    pub fn start<D, F>(plan: Plan, ledger: Option<Arc<Ledger>>, open: F) -> Result<Self>
+    pub fn start<D, F>(plan: Plan, ledger: Option<&Arc<Ledger>>, open: F) -> Result<Self>
     where
         D: GuestDisk,
         F: Fn(u16) -> Result<D> + Send + Sync + 'static,
     {
-        if ledger.as_ref().is_some_and(|ledger| !plan.block_bytes.is_multiple_of(ledger.unit_bytes())) {
+        if ledger.is_some_and(|ledger| !plan.block_bytes.is_multiple_of(ledger.unit_bytes())) {
             return Err(Error::new(ErrorKind::InvalidArgument, "start a guest's writers")
                 .because("a request covers whole units of the ledger, or the proof would not hold"));
         }
@@ -68,7 +68,7 @@ impl Load {
         for number in 0..plan.writers {
             let shared = Arc::new(Shared::new(Arc::clone(&load.stop))?);
             let (go, start) = channel();
-            let mine = (Arc::clone(&open), ledger.clone(), Arc::clone(&shared), ready.clone());
+            let mine = (Arc::clone(&open), ledger.cloned(), Arc::clone(&shared), ready.clone());
             let body = move || {
                 let (open, ledger, shared, ready) = mine;
                 let writer = open(number).and_then(|disk| Writer::new(disk, plan, number, ledger, shared));

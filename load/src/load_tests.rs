@@ -20,7 +20,7 @@ fn run(plan: Plan, fault: Option<Fault>) -> (Period, bool) {
     let ledger = Arc::new(Ledger::new(DISK, plan.block_bytes, 3));
     let disk = store.clone();
     let open = move |_| Ok(disk.open(Duration::from_micros(300)));
-    let load = Load::start(plan, Some(Arc::clone(&ledger)), open).unwrap();
+    let load = Load::start(plan, Some(&ledger), open).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     assert!(load.is_running());
     let period = load.stop().unwrap();
@@ -98,6 +98,6 @@ fn a_disk_that_cannot_be_opened_is_an_error_of_the_start() {
     assert_eq!(Load::start(Plan::default(), None, open).unwrap_err().kind(), ErrorKind::Busy);
     let tiny = |_| Ok(MemoryStore::new(4096).open(Duration::ZERO));
     assert_eq!(Load::start(Plan::default(), None, tiny).unwrap_err().kind(), ErrorKind::InvalidArgument);
-    let ledger = Some(Arc::new(Ledger::new(DISK, 8192, 1)));
-    assert!(Load::start::<MemoryDisk, _>(Plan::default(), ledger, tiny).is_err());
+    let ledger = Arc::new(Ledger::new(DISK, 8192, 1));
+    assert!(Load::start::<MemoryDisk, _>(Plan::default(), Some(&ledger), tiny).is_err());
 }
