@@ -19,6 +19,8 @@
 pub mod bitmap;
 pub mod buffer;
 pub mod device;
+pub mod drive;
+
 pub mod engine;
 pub mod error;
 pub mod mirror;

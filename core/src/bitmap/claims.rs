@@ -17,7 +17,7 @@
 #![forbid(unsafe_code)]
 
 use super::dirty::{bits_of, chunks_for};
-use super::pieces::{mask_in, pieces, word_of};
+use super::pieces::{first_bit_of, mask_in, pieces, word_of};
 use super::sync::Ordering;
 use super::words::Words;
 use crate::error::Result;
@@ -115,6 +115,15 @@ impl Claims {
         }
     }
 
+    /// The first of `chunks` that somebody holds just now.
+    #[must_use]
+    pub fn first_claimed(&self, chunks: ChunkRange) -> Option<Chunk> {
+        pieces(chunks.start()..chunks.end().min(self.len).max(chunks.start())).find_map(|(index, mask)| {
+            let held = self.words[index].load(Ordering::Acquire) & mask;
+            (held != 0).then(|| Chunk(first_bit_of(index) + u64::from(held.trailing_zeros())))
+        })
+    }
+
     /// Breaks the protocol on purpose, to see that the models notice.
     #[cfg(loom)]
     #[must_use]
@@ -153,6 +162,17 @@ mod tests {
         assert!(claims.try_claim(ChunkRange::new(65, 100)).is_empty());
         assert!(claims.try_claim(ChunkRange::new(1000, 2000)).is_empty());
         assert!(!claims.is_claimed(Chunk(65)) && !claims.is_claimed(Chunk(u64::MAX)));
+    }
+
+    #[test]
+    fn the_first_claimed_chunk_of_a_range_is_found() {
+        let claims = claims(1000);
+        assert_eq!(claims.first_claimed(ChunkRange::new(0, 2000)), None);
+        let _ = claims.try_claim(ChunkRange::new(130, 140));
+        assert_eq!(claims.first_claimed(ChunkRange::new(0, 1000)), Some(Chunk(130)));
+        assert_eq!(claims.first_claimed(ChunkRange::new(135, 136)), Some(Chunk(135)));
+        assert_eq!(claims.first_claimed(ChunkRange::new(140, 1000)), None);
+        assert_eq!(claims.first_claimed(ChunkRange::new(5000, 6000)), None);
     }
 
     #[test]

@@ -66,7 +66,7 @@ const STRONG: bool = cfg!(all(target_arch = "x86_64", not(loom)));
 
 /// Stands between "the guest's write has completed" and the load that tests its bit.
 #[inline(always)]
-pub(super) fn fence_before_test() {
+pub(crate) fn fence_before_test() {
     if STRONG {
         // Emits nothing on x86-64; the test must not move up across it.
         std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
@@ -84,6 +84,12 @@ pub(super) fn fence_after_clear() {
     } else {
         fence_seq_cst();
     }
+}
+
+/// Stands between "I have said that I am here" and "is somebody else here?", on both sides of such a meeting.
+#[inline(always)]
+pub(crate) fn full_fence() {
+    fence_seq_cst();
 }
 
 /// A fence in the one order of all sequentially consistent operations.

@@ -31,10 +31,12 @@ pub enum Event {
     Overflow(u64),
 }
 
-impl From<Notice> for Event {
-    fn from(notice: Notice) -> Self {
+impl Event {
+    /// What the host hears of a notice.
+    pub(super) fn of(notice: Notice) -> Option<Self> {
         match notice {
-            Notice::Error { side, errno, range, action } => Self::Error { side, errno, range, action },
+            Notice::Error { side, errno, range, action } => Some(Self::Error { side, errno, range, action }),
+            _ => None,
         }
     }
 }

@@ -7,10 +7,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use super::job::{Job, JobCore};
 use super::worker::{Mail, Part, Worker};
 use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
-use crate::bitmap::{Claims, DirtyBitmap};
 use crate::device::{Device, DeviceKind, Role};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{DeviceShape, Geometry, MirrorOptions, Share};
+use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, Share};
 use crate::ring::uring::{UringOptions, with_ring};
 use crate::ring::{Ring, Wake};
 
@@ -117,10 +116,7 @@ fn share(
     let shapes = [shape(source, contiguous), shape(target, contiguous)];
     let geometry = Geometry::new(options, &shapes[0], &shapes[1], workers.len())?;
     let target_is_zero = options.target_is_zero || shapes[1].reads_as_zeroes;
-    let bits = |granularity| DirtyBitmap::new(geometry.disk_bytes, granularity);
-    let touched = geometry.cluster.map(bits).transpose()?;
-    let bitmaps =
-        (bits(geometry.granularity)?, Claims::new(geometry.disk_bytes, geometry.granularity)?, touched);
+    let bitmaps = Bitmaps::new(&geometry, options)?;
     Ok(Arc::new(Share::new(geometry, options, bitmaps, target_is_zero, workers.len())))
 }
 

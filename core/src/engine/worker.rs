@@ -15,6 +15,7 @@ use std::sync::mpsc::Receiver;
 use super::event::Event;
 use super::job::JobCore;
 use crate::buffer::Window;
+use crate::device::{Extent, ExtentKind};
 use crate::mirror::{Coordinator, Copier, Failure, FailureCause, Side, Step, Verdict};
 use crate::ring::{Completion, DeviceSlot, Op, Request, Ring, Tag, Wait, monotonic_ns};
 use crate::units::ByteRange;
@@ -105,19 +106,17 @@ impl<D> Part<D> {
                     }
                     self.in_flight += 1;
                 }
-                Step::Status(offset) => {
+                Step::Status { offset, live } => {
                     let status = match &self.core.extents {
-                        Some(map) => Ok(map.status(offset)),
+                        Some(map) if !live => Ok(map.status(offset)),
+                        Some(_) => Ok(Extent { range: ByteRange::new(offset, u64::MAX), kind: ExtentKind::Data }),
                         None => ring.status(self.slots[0], offset),
                     };
-                    copier.learn(offset, status);
+                    copier.learn(offset, live, status);
                 }
                 Step::Wait(at) => break at,
             }
         };
-        while let Some(notice) = copier.pop_notice() {
-            self.core.emit(Event::from(notice));
-        }
         if copier.take_counted_out() && self.number != 0 {
             self.core.wake_home();
         }
@@ -161,7 +160,7 @@ impl<D> Part<D> {
         if key == FLUSH_KEY {
             if let Some(coordinator) = &mut self.coordinator {
                 let notice = coordinator.flushed(completion.result.map(drop), &self.core.share, now_ns);
-                notice.into_iter().for_each(|notice| self.core.emit(Event::from(notice)));
+                notice.and_then(Event::of).into_iter().for_each(|e| self.core.emit(e));
             }
             return;
         }

@@ -86,8 +86,17 @@ impl Geometry {
         let disk_bytes = source.size_bytes;
         let align_bytes = source.align_bytes.max(target.align_bytes).max(512);
         Self::check_fit(source, target, align_bytes)?;
-        let granularity =
-            options.granularity.unwrap_or_else(|| Granularity::default_for(options.target_cluster_bytes));
+        if let Some(bitmap) = options.bitmap.as_ref().filter(|bitmap| bitmap.disk_bytes() != disk_bytes) {
+            return Err(Error::new(ErrorKind::WrongSize, "use the working bitmap").at(&source.name).because(
+                format!("it is for a disk of {} bytes, the source has {disk_bytes}", bitmap.disk_bytes()),
+            ));
+        }
+        let granularity = match &options.bitmap {
+            Some(bitmap) => bitmap.granularity(),
+            None => {
+                options.granularity.unwrap_or_else(|| Granularity::default_for(options.target_cluster_bytes))
+            }
+        };
         if granularity.bytes() < align_bytes {
             return Err(Error::new(ErrorKind::InvalidArgument, "set the granularity").because(format!(
                 "{} bytes is less than the {align_bytes} byte blocks of the devices; use at least {align_bytes}",
@@ -153,6 +162,19 @@ impl Geometry {
         self.granularity.chunks_touched(self.whole_clusters(range))
     }
 
+    /// The chunks that `range` covers wholly; the last chunk of the disk may be short.
+    #[must_use]
+    pub fn chunks_covered(&self, range: ByteRange) -> ChunkRange {
+        let bytes = self.granularity.bytes();
+        let end = if range.end() >= self.disk_bytes {
+            self.disk_bytes.div_ceil(bytes)
+        } else {
+            range.end() / bytes
+        };
+        let start = range.start().div_ceil(bytes);
+        ChunkRange::new(start, end.max(start))
+    }
+
     /// `range` grown to whole clusters, cut at the end of the disk; unchanged without clusters.
     #[must_use]
     pub fn whole_clusters(&self, range: ByteRange) -> ByteRange {
@@ -212,6 +234,20 @@ mod tests {
         let g = Geometry::new(&o, &shape(MIB + 4096, 512, MIB), &shape(MIB + 4096, 512, MIB), 2).unwrap();
         assert_eq!((g.granularity.bytes(), g.run_bytes), (64 * KIB, 256 * KIB));
         assert_eq!(g.whole_clusters(ByteRange::new(MIB + 512, MIB + 1024)), ByteRange::new(MIB, MIB + 4096));
+    }
+
+    #[test]
+    fn only_chunks_that_are_written_to_their_end_are_covered() {
+        let end = MIB + 512;
+        let g = Geometry::new(&MirrorOptions::default(), &shape(end, 512, MIB), &shape(end, 512, MIB), 1)
+            .unwrap();
+        let covered = |start, end| g.chunks_covered(ByteRange::new(start, end));
+        assert!(
+            covered(0, 65535).is_empty() && covered(1, 65536).is_empty() && covered(512, 1024).is_empty()
+        );
+        assert_eq!(covered(0, 65536), ChunkRange::new(0, 1));
+        assert_eq!(covered(1, 3 * 65536 - 1), ChunkRange::new(1, 2));
+        assert_eq!(covered(MIB - 512, end), ChunkRange::new(16, 17), "the last chunk is short");
     }
 
     #[test]

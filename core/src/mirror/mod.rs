@@ -9,38 +9,54 @@
 //! | `options` | what a host may choose |
 //! | `geometry` | sizes that follow from the options and the limits of both devices |
 //! | `share` | what the workers of a job share: bitmaps, sweep, command word, counters |
+//! | `states` | where a job stands and what may be asked of it: one table |
+//! | `marks` | the dirty bits, counted |
+//! | `writers` | who may write to the target: one copier per chunk, or guest writes that do not overlap |
+//! | `active` | guest writes as a job sees them: marked, or carried to both sides |
 //! | `activity` | who is at work: when a job is finished |
 //! | `sweep` | the cursor of the first pass, taken in order by all workers |
 //! | `copier` | one worker's part of a job as a state machine |
 //! | `coordinator` | the job's end: all copied, flush, verdict |
 //! | `limiter` | the speed limit, smooth |
+//! | `pace` | how much copiers may have in flight |
 //! | `policy` | what an error leads to |
+//! | `mutation` | ways to break the protocol, for tests |
 //! | `extents` | a list of extents in place of block status |
 //! | `progress` | counters, rate, time left |
 #![forbid(unsafe_code)]
 
+mod active;
 mod activity;
 mod coordinator;
 mod copier;
 mod extents;
 mod geometry;
 mod limiter;
+mod marks;
+mod mutation;
 mod options;
+mod pace;
 mod policy;
 mod progress;
 mod share;
+mod states;
 mod sweep;
+mod writers;
 
+pub use active::{ActiveWrite, CopyMode};
 pub use activity::Activity;
 pub use coordinator::{Coordinator, Verdict};
 pub use copier::{Copier, Step};
 pub use extents::ExtentMap;
 pub use geometry::{DeviceShape, Geometry};
 pub use limiter::Limiter;
-pub use options::{MirrorOptions, SyncMode};
+pub use marks::Marks;
+pub use mutation::Mutation;
+pub use options::{CopyModeChoice, LatencyBudget, MirrorOptions, OnCopied, SyncMode};
+pub use pace::Pace;
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
-#[cfg(test)]
-pub(crate) use share::Mutation;
-pub use share::{Failure, FailureCause, JobStatus, Notice, Share};
+pub use share::{Bitmaps, Failure, FailureCause, Notice, Share};
+pub use states::{JobStatus, Turn, Verb};
 pub use sweep::Sweep;
+pub use writers::Writers;

@@ -1,7 +1,11 @@
 //! What a host may choose for a job; names follow QEMU's where QEMU has the thing.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::extents::ExtentMap;
 use super::policy::ErrorPolicy;
+use crate::bitmap::DirtyBitmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{Granularity, MIB};
 
@@ -17,8 +21,50 @@ pub enum SyncMode {
     None,
 }
 
-/// The choices for one job; the default copies everything at full speed and reports the first error.
-#[derive(Clone, Debug, Default)]
+/// How guest writes are followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CopyModeChoice {
+    /// They go to the source and mark their chunks; copiers come round.
+    Background,
+    /// They go to the source and the target at once, and the guest is told when both are done.
+    WriteBlocking,
+    /// Background, and write-blocking when the remainder stops shrinking.
+    #[default]
+    Auto,
+}
+
+/// How long guest requests may take while the job runs; the copiers make room for them.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum LatencyBudget {
+    /// No bound: the job copies at full speed.
+    Off,
+    /// The guest's p99 stays below this.
+    Absolute(Duration),
+    /// The guest's p99 stays below so many times what it is without the job; more than 1.
+    Baseline(f64),
+}
+
+impl Default for LatencyBudget {
+    fn default() -> Self {
+        Self::Baseline(2.0)
+    }
+}
+
+/// What a job does when everything is copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnCopied {
+    /// It follows the guest's writes until the host completes or cancels it.
+    #[default]
+    Follow,
+    /// It completes at once.
+    Complete,
+}
+
+/// The choices for one job.
+///
+/// The default copies everything, follows writes in copy mode auto, keeps the guest's p99 below twice what it was, switches
+/// over within 50 ms, and fails at the first error.
+#[derive(Clone, Debug)]
 pub struct MirrorOptions {
     /// What the first pass copies.
     pub sync: SyncMode,
@@ -41,13 +87,59 @@ pub struct MirrorOptions {
     pub on_source_error: ErrorPolicy,
     /// What to do when a write, a zeroing or a flush fails.
     pub on_target_error: ErrorPolicy,
-    /// What the topmost layer holds, instead of SEEK_DATA; with [`SyncMode::Top`] only.
+    /// What the topmost layer holds, instead of SEEK_DATA; with [`SyncMode::Top`] only. It describes the disk as it was when
+    /// the job started; what a guest writes later is copied whatever the list says.
     pub extents: Option<ExtentMap>,
+    /// How guest writes are followed.
+    pub copy_mode: CopyModeChoice,
+    /// How long guest requests may take while the job runs.
+    pub latency_budget: LatencyBudget,
+    /// How long guest requests may be held at a switch-over; `None` = as long as it takes.
+    pub max_pause: Option<Duration>,
+    /// Ready only when nothing at all is dirty or in flight (QEMU's meaning), not as soon as a switch-over would fit into
+    /// `max_pause`.
+    pub strict_ready: bool,
+    /// At the switch-over: go on at once; otherwise the job stays pending, with guest requests held, until it is finalized.
+    pub auto_finalize: bool,
+    /// What happens when everything is copied.
+    pub on_copied: OnCopied,
+    /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs:
+    /// nobody else may set or clear bits. Afterwards it says what is not copied. Its granularity is the job's.
+    pub bitmap: Option<Arc<DirtyBitmap>>,
+}
+
+impl Default for MirrorOptions {
+    fn default() -> Self {
+        Self {
+            sync: SyncMode::default(),
+            granularity: None,
+            buf_size_bytes: 0,
+            speed_bytes_per_s: 0,
+            zero_detect: false,
+            target_is_zero: false,
+            keep_allocated: false,
+            target_cluster_bytes: None,
+            on_source_error: ErrorPolicy::default(),
+            on_target_error: ErrorPolicy::default(),
+            extents: None,
+            copy_mode: CopyModeChoice::default(),
+            latency_budget: LatencyBudget::default(),
+            max_pause: Some(Self::DEFAULT_MAX_PAUSE),
+            strict_ready: false,
+            auto_finalize: true,
+            on_copied: OnCopied::default(),
+            bitmap: None,
+        }
+    }
 }
 
 impl MirrorOptions {
     /// The largest buffer a job may ask for: offsets in a window are 32 bits.
     pub const MAX_BUF_SIZE_BYTES: u64 = 2048 * MIB;
+    /// How long guest requests may be held at a switch-over unless the host says otherwise.
+    pub const DEFAULT_MAX_PAUSE: Duration = Duration::from_millis(50);
+    /// The shortest pause that can be asked for.
+    pub const MIN_MAX_PAUSE: Duration = Duration::from_millis(1);
     /// The largest cluster: what QEMU's qcow2 allows.
     pub const MAX_CLUSTER_BYTES: u64 = 2 * MIB;
 
@@ -76,7 +168,43 @@ impl MirrorOptions {
                 "it says what the topmost layer holds, so it needs sync mode top".into(),
             );
         }
-        Ok(())
+        self.validate_live()
+    }
+
+    /// The part that is about following a guest.
+    fn validate_live(&self) -> Result<()> {
+        let bad =
+            |what: &'static str, why: String| Err(Error::new(ErrorKind::InvalidArgument, what).because(why));
+        match self.latency_budget {
+            LatencyBudget::Baseline(times) if !(times > 1.0 && times.is_finite()) => {
+                let why = format!("{times} times the latency without a job leaves no room; use more than 1");
+                return bad("set the latency budget", why);
+            }
+            LatencyBudget::Absolute(time) if time.is_zero() => {
+                return bad(
+                    "set the latency budget",
+                    "0 leaves no room; to copy at full speed switch it off".into(),
+                );
+            }
+            _ => {}
+        }
+        if self.max_pause.is_some_and(|pause| pause < Self::MIN_MAX_PAUSE) {
+            let why = format!(
+                "{:?} is less than 1 ms, and a switch-over has to flush the target in that time",
+                self.max_pause.unwrap_or_default()
+            );
+            return bad("set the longest pause", why);
+        }
+        match &self.bitmap {
+            Some(bitmap) if self.granularity.is_some_and(|g| g != bitmap.granularity()) => {
+                bad("set the granularity", "a working bitmap brings its own; leave it out".into())
+            }
+            Some(_) if self.extents.is_some() => bad(
+                "use an extent list",
+                "a working bitmap says what is copied; leave one of them out".into(),
+            ),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -96,5 +224,11 @@ mod tests {
         assert!(with(|o| o.target_cluster_bytes = Some(3000)).unwrap_err().contains("target-cluster-size"));
         assert!(with(|o| o.target_cluster_bytes = Some(4 * MIB)).is_err());
         assert!(with(|o| o.extents = Some(ExtentMap::default())).unwrap_err().contains("top"));
+        assert!(
+            with(|o| o.latency_budget = LatencyBudget::Baseline(0.5)).unwrap_err().contains("more than 1")
+        );
+        assert!(with(|o| o.latency_budget = LatencyBudget::Baseline(f64::NAN)).is_err());
+        assert!(with(|o| o.latency_budget = LatencyBudget::Absolute(Duration::ZERO)).is_err());
+        assert!(with(|o| o.max_pause = Some(Duration::ZERO)).unwrap_err().contains("1 ms"));
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::share::JobStatus;
+use super::states::JobStatus;
 
 /// One worker's counters, alone on its cache lines: another worker's count never slows this one down.
 #[derive(Debug, Default)]

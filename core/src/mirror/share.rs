@@ -1,34 +1,29 @@
 //! What the workers of a job share: bitmaps, the sweep, the command word, counters. Atomics only.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use crossbeam_queue::ArrayQueue;
+
+use super::active::CopyMode;
 use super::activity::Activity;
 use super::geometry::Geometry;
 use super::limiter::Limiter;
-use super::options::{MirrorOptions, SyncMode};
+use super::marks::Marks;
+use super::mutation::Mutation;
+use super::options::{CopyModeChoice, MirrorOptions, OnCopied, SyncMode};
+use super::pace::Pace;
 use super::policy::{self, ErrorAction, ErrorPolicy, Side};
 use super::progress::{Progress, Tally};
+use super::states::{JobStatus, Turn};
 use super::sweep::Sweep;
-use crate::bitmap::{Claims, DirtyBitmap};
+use super::writers::Writers;
+use crate::bitmap::DirtyBitmap;
+use crate::error::Result;
 use crate::units::ByteRange;
 
 /// The size of requests that salvage what can be read around a bad block.
 const SALVAGE_BYTES: u64 = 4096;
-
-/// Where a job stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum JobStatus {
-    /// Made, and not yet taken up by a worker.
-    #[default]
-    Created,
-    /// Copying.
-    Running,
-    /// Paused by the host, or stopped by an error policy; resume goes on.
-    Paused,
-    /// Over.
-    Concluded,
-}
 
 /// Why a job failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +69,27 @@ pub enum Notice {
         /// What is done about it.
         action: ErrorAction,
     },
+    /// The job's state has changed.
+    Status {
+        /// What it was.
+        from: JobStatus,
+        /// What it is.
+        to: JobStatus,
+    },
+    /// The way in which guest writes are followed has changed.
+    CopyMode(CopyMode),
+    /// Copy mode auto: the remainder stopped shrinking, so guest writes go to both sides from now on.
+    Escalated {
+        /// Bytes that were left.
+        left_bytes: u64,
+    },
+    /// A switch-over did not fit into its time; the gate is open again, and it will be tried again.
+    SwitchOverMissed {
+        /// How long guest requests were held.
+        held_ns: u64,
+        /// Bytes that were left.
+        left_bytes: u64,
+    },
 }
 
 /// Bits of the command word.
@@ -90,21 +106,51 @@ mod flag {
     pub(super) const FAILED: u32 = 16;
     /// Not every worker has its part yet.
     pub(super) const STARTING: u32 = 32;
+    /// The host wants the job to come to its end.
+    pub(super) const COMPLETE: u32 = 64;
+    /// ... with the drive on the target.
+    pub(super) const PIVOT: u32 = 128;
+    /// The host wants a pending switch-over to be carried out.
+    pub(super) const FINALIZE: u32 = 256;
+    /// A switch-over is being made: no speed limit, no pacing.
+    pub(super) const URGENT: u32 = 512;
 }
 
-/// Ways to break the protocol, for the tests that show that the simulator would notice. Nothing but a test sets one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Mutation {
-    /// The dirty bits are cleared when the copy is done, not before it reads.
-    ClearLate,
-    /// A failed copy does not set its dirty bits again.
-    ForgetFailure,
-    /// Chunks are copied without being claimed.
-    NoClaim,
-    /// A chunk that is copied again is skipped where the target was zero at first.
-    TrustZeroTarget,
-    /// Chunks are copied again before the sweep has claimed them all.
-    DirtyBeforeSweep,
+/// Notices that wait for the host at most; more are counted.
+const MAX_NOTICES: usize = 128;
+
+/// The bitmaps of a job.
+#[derive(Debug)]
+pub struct Bitmaps {
+    /// What is dirty; a caller's own, or a new one.
+    pub dirty: Arc<DirtyBitmap>,
+    /// Who writes to the target.
+    pub writers: Writers,
+    /// Which clusters of the target were written as a whole; only with clusters.
+    pub touched: Option<DirtyBitmap>,
+    /// Chunks that the guest wrote since the job began; only with sync mode top.
+    pub rewritten: Option<DirtyBitmap>,
+}
+
+impl Bitmaps {
+    /// What a job of this shape needs.
+    ///
+    /// # Errors
+    /// When there are not enough addresses for them.
+    pub fn new(geometry: &Geometry, options: &MirrorOptions) -> Result<Self> {
+        let bits = |granularity| DirtyBitmap::new(geometry.disk_bytes, granularity);
+        let dirty = match &options.bitmap {
+            Some(bitmap) => Arc::clone(bitmap),
+            None => Arc::new(bits(geometry.granularity)?),
+        };
+        let top = options.sync == SyncMode::Top;
+        Ok(Self {
+            dirty,
+            writers: Writers::new(geometry.disk_bytes, geometry.granularity)?,
+            touched: geometry.cluster.map(bits).transpose()?,
+            rewritten: top.then(|| bits(geometry.granularity)).transpose()?,
+        })
+    }
 }
 
 /// The shared state of a job.
@@ -113,9 +159,12 @@ pub struct Share {
     /// Sizes.
     pub geometry: Geometry,
     /// Chunks whose copy is stale, below the sweep's position.
-    pub dirty: DirtyBitmap,
-    /// Chunks that somebody has the right to write to the target now.
-    pub claims: Claims,
+    pub dirty: Marks,
+    /// Who has the right to write to the target now.
+    pub writers: Writers,
+    /// Chunks that the guest wrote since the job began; only with sync mode top, where what was said of the layer at the
+    /// start does not hold there any more.
+    pub(super) rewritten: Option<DirtyBitmap>,
     /// Clusters of the target that were written as a whole; only with copy-on-write.
     pub(super) touched: Option<DirtyBitmap>,
     /// The first pass.
@@ -126,6 +175,8 @@ pub struct Share {
     on_source_error: ErrorPolicy,
     /// What a failed write leads to.
     on_target_error: ErrorPolicy,
+    /// A job that completes by itself gives up on what fails again and again; one that follows never does.
+    gives_up: bool,
     /// Look for zeroes in the data.
     pub(super) zero_detect: bool,
     /// Block status says `Zero` for what the topmost layer does not hold.
@@ -138,6 +189,20 @@ pub struct Share {
     zero_by_writing: AtomicBool,
     /// The command word; bits in [`flag`].
     command: AtomicU32,
+    /// Where the job stands, a [`JobStatus`]; written by its home only.
+    status: AtomicU8,
+    /// Guest writes go to both sides.
+    pub(super) write_blocking: AtomicBool,
+    /// The home sleeps until a chunk turns dirty.
+    pub(super) doorbell: AtomicBool,
+    /// How much copiers may have in flight.
+    pace: AtomicU64,
+    /// Bytes that guest writes took to both sides.
+    pub(super) active_bytes: AtomicU64,
+    /// For the host.
+    notices: ArrayQueue<Notice>,
+    /// Notices that found no room.
+    lost_notices: AtomicU64,
     /// The first failure.
     failure: OnceLock<Failure>,
     /// Who is at work.
@@ -149,38 +214,38 @@ pub struct Share {
     /// With policy `ignore`: when the next round may begin.
     round_at_ns: AtomicU64,
     /// How the protocol is broken.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) mutation: Option<Mutation>,
     /// One per worker.
     pub(super) tallies: Box<[Tally]>,
 }
 
 impl Share {
-    /// The state of a new job; the bitmaps come empty, made by the caller because mapping memory is a system call.
-    ///
-    /// `touched` must be there exactly if the geometry has clusters, at the cluster's granularity.
+    /// The state of a new job; the bitmaps are made by the caller because mapping memory is a system call.
     #[must_use]
     pub fn new(
         geometry: Geometry,
         options: &MirrorOptions,
-        bitmaps: (DirtyBitmap, Claims, Option<DirtyBitmap>),
+        bitmaps: Bitmaps,
         target_is_zero: bool,
         workers: usize,
     ) -> Self {
-        let (dirty, claims, touched) = bitmaps;
+        let Bitmaps { dirty, writers, touched, rewritten } = bitmaps;
         let sweep = match options.sync {
-            SyncMode::Full | SyncMode::Top => Sweep::new(geometry.disk_bytes),
-            SyncMode::None => Sweep::done(geometry.disk_bytes),
+            SyncMode::Full | SyncMode::Top if options.bitmap.is_none() => Sweep::new(geometry.disk_bytes),
+            _ => Sweep::done(geometry.disk_bytes),
         };
         Self {
             geometry,
-            dirty,
-            claims,
+            dirty: Marks::new(dirty),
+            writers,
+            rewritten,
             touched,
             sweep,
             limiter: Limiter::new(options.speed_bytes_per_s),
             on_source_error: options.on_source_error,
             on_target_error: options.on_target_error,
+            gives_up: options.on_copied == OnCopied::Complete,
             zero_detect: options.zero_detect,
             top: options.sync == SyncMode::Top && options.extents.is_none(),
             // A layer's target may get its backing file later. Zeroes that are not written then show what is below.
@@ -188,12 +253,19 @@ impl Share {
             keep_allocated: options.keep_allocated,
             zero_by_writing: AtomicBool::new(false),
             command: AtomicU32::new(0),
+            status: AtomicU8::new(JobStatus::Created as u8),
+            write_blocking: AtomicBool::new(options.copy_mode == CopyModeChoice::WriteBlocking),
+            doorbell: AtomicBool::new(false),
+            pace: AtomicU64::new(Pace::FULL.pack()),
+            active_bytes: AtomicU64::new(0),
+            notices: ArrayQueue::new(MAX_NOTICES),
+            lost_notices: AtomicU64::new(0),
             failure: OnceLock::new(),
             activity: Activity::default(),
             round: AtomicU32::new(0),
             round_pending: AtomicBool::new(false),
             round_at_ns: AtomicU64::new(0),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "sim"))]
             mutation: None,
             tallies: (0..workers).map(|_| Tally::default()).collect(),
         }
@@ -222,6 +294,94 @@ impl Share {
     /// The host cancels the job; nothing new is started.
     pub fn cancel(&self) {
         self.command.fetch_or(flag::CANCELLED, Ordering::AcqRel);
+    }
+
+    /// The host wants the job's end: with `pivot` the drive moves to the target, else the target is a copy as of then.
+    pub fn complete(&self, pivot: bool) {
+        let pivot = if pivot { flag::PIVOT } else { 0 };
+        self.command.fetch_or(flag::COMPLETE | pivot, Ordering::AcqRel);
+    }
+
+    /// Whether the host wants the job's end.
+    #[must_use]
+    pub fn wants_completion(&self) -> bool {
+        self.commanded(flag::COMPLETE)
+    }
+
+    /// Whether the drive is to move to the target.
+    #[must_use]
+    pub fn wants_pivot(&self) -> bool {
+        self.commanded(flag::PIVOT)
+    }
+
+    /// The host wants a pending switch-over to be carried out.
+    pub fn finalize(&self) {
+        self.command.fetch_or(flag::FINALIZE, Ordering::AcqRel);
+    }
+
+    /// Whether the host wants that.
+    pub(super) fn wants_finalize(&self) -> bool {
+        self.commanded(flag::FINALIZE)
+    }
+
+    /// A switch-over begins or ends: as long as it lasts there is neither speed limit nor pacing.
+    pub(super) fn set_urgent(&self, urgent: bool) {
+        if urgent {
+            self.command.fetch_or(flag::URGENT, Ordering::AcqRel);
+        } else {
+            self.command.fetch_and(!flag::URGENT, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a switch-over is being made.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.commanded(flag::URGENT)
+    }
+
+    /// Where the job stands.
+    #[must_use]
+    pub fn status(&self) -> JobStatus {
+        JobStatus::from_number(self.status.load(Ordering::Acquire))
+    }
+
+    /// Moves the job on and tells the host; only its home does that. Nothing happens where the table has no arrow.
+    pub fn turn(&self, turn: Turn) -> bool {
+        let from = self.status();
+        let Some(to) = from.after(turn) else { return false };
+        self.status.store(to as u8, Ordering::Release);
+        self.post(Notice::Status { from, to });
+        true
+    }
+
+    /// Keeps a notice for the host; it is counted when there is no room.
+    pub fn post(&self, notice: Notice) {
+        if self.notices.push(notice).is_err() {
+            self.lost_notices.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes a notice for the host.
+    #[must_use]
+    pub fn pop_notice(&self) -> Option<Notice> {
+        self.notices.pop()
+    }
+
+    /// Notices that were lost since this was asked last.
+    #[must_use]
+    pub fn take_lost_notices(&self) -> u64 {
+        self.lost_notices.swap(0, Ordering::Relaxed)
+    }
+
+    /// How much copiers may have in flight now.
+    #[must_use]
+    pub(super) fn pace(&self) -> Pace {
+        if self.is_urgent() { Pace::FULL } else { Pace::unpack(self.pace.load(Ordering::Acquire)) }
+    }
+
+    /// Changes that.
+    pub fn set_pace(&self, pace: Pace) {
+        self.pace.store(pace.pack(), Ordering::Release);
     }
 
     /// The job fails; the first failure is kept.
@@ -300,7 +460,14 @@ impl Share {
         let round = self.round.load(Ordering::Acquire);
         self.round_at_ns.fetch_max(now_ns + policy::ignore_backoff_ns(round), Ordering::AcqRel);
         self.round_pending.store(true, Ordering::Release);
-        round < policy::IGNORE_ROUNDS
+        !self.gives_up || round < policy::IGNORE_ROUNDS
+    }
+
+    /// Everything could be copied: requests have their full size again, and the next failure is a first one.
+    pub(super) fn end_rounds(&self) {
+        if !self.round_pending.load(Ordering::Acquire) {
+            self.round.store(0, Ordering::Release);
+        }
     }
 
     /// When dirty chunks may be taken up again; `None` = now. Begins the next round when its time has come.
@@ -329,6 +496,12 @@ impl Share {
         }
     }
 
+    /// The largest request that the speed limit and the pace allow.
+    pub(super) fn most_at_once_bytes(&self) -> u64 {
+        let limit = if self.is_urgent() { u64::MAX } else { self.limiter.cut_bytes() };
+        limit.min(self.pace().request_bytes)
+    }
+
     /// Whether every chunk was claimed from the sweep once.
     ///
     /// Dirty chunks are taken up only then. So a run from the sweep is always the first to write its chunks to the
@@ -340,15 +513,17 @@ impl Share {
     }
 
     /// Whether the protocol is broken on purpose in this way.
-    #[cfg(test)]
-    pub(super) fn is_mutated(&self, mutation: Mutation) -> bool {
+    #[cfg(any(test, feature = "sim"))]
+    #[must_use]
+    pub(crate) fn is_mutated(&self, mutation: Mutation) -> bool {
         self.mutation == Some(mutation)
     }
 
     /// Whether the protocol is broken on purpose in this way: never, outside the tests.
-    #[cfg(not(test))]
+    #[cfg(not(any(test, feature = "sim")))]
     #[allow(clippy::unused_self, reason = "the tests' twin looks at it")]
-    pub(super) const fn is_mutated(&self, _: Mutation) -> bool {
+    #[must_use]
+    pub(crate) const fn is_mutated(&self, _: Mutation) -> bool {
         false
     }
 
@@ -383,7 +558,7 @@ impl Share {
     /// Bytes that differ or may differ: dirty chunks and what the sweep has not reached. Exact when the job is idle.
     #[must_use]
     pub fn left_bytes(&self) -> u64 {
-        let dirty = self.dirty.count().saturating_mul(self.geometry.granularity.bytes());
+        let dirty = self.dirty.dirty_bytes();
         let ahead = self.geometry.disk_bytes - self.sweep.position();
         dirty.saturating_add(ahead).min(self.geometry.disk_bytes)
     }
@@ -392,7 +567,7 @@ impl Share {
     #[must_use]
     pub fn progress(&self) -> Progress {
         let mut progress = Progress::sum(&self.tallies, self.geometry.disk_bytes);
-        progress.status = if self.is_held() { JobStatus::Paused } else { JobStatus::Running };
+        progress.status = self.status();
         progress
     }
 }

@@ -48,7 +48,7 @@ fn nobody_writes_to_the_target_after_the_verdict() {
     }
     assert!(outcome.is_some());
     let writes = sim.target.writes();
-    sim.job.core().share.dirty.set_bytes(ByteRange::at(0, 65536));
+    sim.job.core().share.dirty.mark(ByteRange::at(0, 65536));
     for _ in 0..1000 {
         if !sim.step() {
             break;

@@ -15,7 +15,7 @@ fn under_guest_writes(seed: u64, faults: Faults, mutation: Option<Mutation>) -> 
         // Mark after, before the ack: the data is there first, its bits are set some steps later.
         if let Some(range) = unmarked {
             if sim.world.pick(4) == 0 {
-                sim.job.core().share.dirty.set_bytes(range);
+                sim.job.core().share.dirty.mark(range);
                 sim.workers.iter().for_each(|w| w.1.waker().wake());
                 unmarked = None;
             }
@@ -29,7 +29,7 @@ fn under_guest_writes(seed: u64, faults: Faults, mutation: Option<Mutation>) -> 
         }
     });
     if let Some(range) = unmarked {
-        sim.job.core().share.dirty.set_bytes(range);
+        sim.job.core().share.dirty.mark(range);
     }
     assert!(writes > 20, "seed {seed}: the guest wrote {writes} times only");
     // A guest that is not stopped may write after the verdict's last look; such a chunk must be dirty.
@@ -61,7 +61,7 @@ fn under_a_guest_ahead_of_the_sweep(seed: u64, mutation: Option<Mutation>) -> Re
             let value = &mut values[usize::try_from(place).unwrap()];
             *value = 7 - *value;
             sim.source.poke(place * (512 << 10), &[*value; 65536]);
-            sim.job.core().share.dirty.set_bytes(ByteRange::at(place * (512 << 10), 65536));
+            sim.job.core().share.dirty.mark(ByteRange::at(place * (512 << 10), 65536));
             sim.workers.iter().for_each(|w| w.1.waker().wake());
         }
     });
@@ -99,7 +99,7 @@ fn a_complete_target_was_flushed_after_its_last_write() {
             if !poked && sim.job.core().share.is_finished() {
                 poked = true;
                 sim.source.poke(8192, &[7; 4096]);
-                sim.job.core().share.dirty.set_bytes(ByteRange::at(8192, 4096));
+                sim.job.core().share.dirty.mark(ByteRange::at(8192, 4096));
                 sim.workers.iter().for_each(|w| w.1.waker().wake());
             }
         });
@@ -131,7 +131,7 @@ fn clusters_stay_whole_when_dirty_runs_begin_and_end_inside_them() {
                     // (a write of the same data), and writes the last block of the next cluster.
                     let edge = (cluster + 1) * 65536;
                     sim.source.poke(edge + 65536 - 4096, &[5; 4096]);
-                    sim.job.core().share.dirty.set_bytes(ByteRange::at(edge - 4096, 65536 + 4096));
+                    sim.job.core().share.dirty.mark(ByteRange::at(edge - 4096, 65536 + 4096));
                 }
                 sim.workers.iter().for_each(|w| w.1.waker().wake());
             }

@@ -10,8 +10,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use super::event::Event;
 use super::job::{Job, JobCore, Outcome, TargetState};
 use super::worker::{Mail, Part, Worker};
-use crate::bitmap::{Claims, DirtyBitmap};
-use crate::mirror::{DeviceShape, ErrorPolicy, Geometry, MirrorOptions, Mutation, Share, SyncMode};
+
+use crate::mirror::{Bitmaps, DeviceShape, ErrorPolicy, Geometry, MirrorOptions, Mutation, Share, SyncMode};
 use crate::ring::Ring;
 use crate::ring::sim::{Faults, SimDisk, SimRing, World};
 use crate::units::{ByteRange, Chunk, Granularity, KIB};
@@ -66,10 +66,7 @@ impl Sim {
         };
         let geometry =
             Geometry::new(&recipe.options, &shape("source"), &shape("target"), recipe.workers).unwrap();
-        let bits = |g| DirtyBitmap::new(recipe.bytes, g).unwrap();
-        let touched = geometry.cluster.map(bits);
-        let claims = Claims::new(recipe.bytes, geometry.granularity).unwrap();
-        let bitmaps = (bits(geometry.granularity), claims, touched);
+        let bitmaps = Bitmaps::new(&geometry, &recipe.options).unwrap();
         let zero = recipe.options.target_is_zero;
         let mut share = Share::new(geometry, &recipe.options, bitmaps, zero, recipe.workers);
         share.mutation = recipe.mutation;
@@ -146,7 +143,9 @@ impl Sim {
             if !known && source[part.clone()] != target[part] {
                 return Err(format!("chunk {chunk} is said to be clean and differs"));
             }
-            if !self.claims_may_stay && share.claims.is_claimed(Chunk(chunk)) {
+            if !self.claims_may_stay
+                && share.writers.copier_in(crate::units::ChunkRange::new(chunk, chunk + 1))
+            {
                 return Err(format!("chunk {chunk} is still claimed"));
             }
         }

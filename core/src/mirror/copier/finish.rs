@@ -3,9 +3,10 @@
 use super::Copier;
 use super::piece::{Phase, Piece};
 use crate::buffer::{BufRange, Window};
+use crate::mirror::mutation::Mutation;
 use crate::mirror::policy::{self, Side};
 use crate::mirror::progress::Count;
-use crate::mirror::share::{FailureCause, Mutation};
+use crate::mirror::share::FailureCause;
 use crate::units::ByteRange;
 
 /// The smallest sector there is.
@@ -56,7 +57,8 @@ impl Copier {
         let align = self.share.geometry.align_bytes;
         let (asked, _) = piece.request(!self.share.keep_allocated);
         // A transfer that stopped inside a block is taken up again at the block's start.
-        let done = if bytes >= asked.len() { asked.len() } else { bytes - bytes % align };
+        let whole = bytes >= asked.len() || self.share.is_mutated(Mutation::ShortAsWhole);
+        let done = if whole { asked.len() } else { bytes - bytes % align };
         if matches!(piece.phase, Phase::Zero { .. }) || done == asked.len() {
             self.part_done(key, piece, asked, window, is_zero);
             return;
@@ -194,16 +196,22 @@ impl Copier {
         let side = if matches!(piece.phase, Phase::Read { .. }) { Side::Source } else { Side::Target };
         self.give_up(key, piece, window);
         let notice = self.share.on_error(side, errno, asked, cause, now_ns);
-        self.notify(notice);
+        self.share.post(notice);
     }
 
     /// The piece's chunks are dirty again, then its hold on the run is dropped.
     fn give_up(&mut self, key: u32, piece: Piece, window: &mut Window) {
-        if !self.share.is_mutated(Mutation::ForgetFailure) {
-            self.share.dirty.set_bytes(piece.range);
-        }
         self.leave_unwritten(piece.run);
-        self.retire(key, piece, window);
+        let late = self.share.is_mutated(Mutation::ReleaseBeforeRedirty);
+        if late {
+            self.retire(key, piece, window);
+        }
+        if !self.share.is_mutated(Mutation::ForgetFailure) {
+            self.share.dirty.mark(piece.range);
+        }
+        if !late {
+            self.retire(key, piece, window);
+        }
     }
 
     /// Not all of the run was written, so its cluster was not touched as a whole.
@@ -233,22 +241,22 @@ impl Copier {
             touched.set_bytes(self.share.geometry.bytes_of(chunks));
         }
         if self.share.is_mutated(Mutation::ClearLate) {
-            self.share.dirty.clear(chunks);
+            self.share.dirty.clean(chunks);
         }
         if !self.share.is_mutated(Mutation::NoClaim) {
-            self.share.claims.release(chunks);
+            self.share.writers.release_by_copier(chunks);
         }
     }
 
     /// The job ends early: everything that is not in flight is put back, so that "dirty" says what is missing.
     pub(super) fn abandon(&mut self, window: &mut Window) {
         if let Some(open) = self.open.take() {
-            self.share.dirty.set_bytes(ByteRange::new(open.at, open.end));
+            self.share.dirty.mark(ByteRange::new(open.at, open.end));
             self.leave_unwritten(open.run);
             self.drop_hold(open.run);
         }
         for part in [std::mem::take(&mut self.segment), std::mem::take(&mut self.spare)] {
-            self.share.dirty.set_bytes(part);
+            self.share.dirty.mark(part);
         }
         self.leave_sweep();
         self.grant = None;
@@ -259,17 +267,17 @@ impl Copier {
         }
         // What is under way may never come back. It is dirty until it is known to be copied, and nobody will ask then.
         for (_, piece) in &self.pieces {
-            self.share.dirty.set_bytes(piece.range);
+            self.share.dirty.mark(piece.range);
         }
     }
 
     /// The worker is lost to this job: all that it had in hand is dirty again. Claims stay, for requests may be under way.
     pub fn lose(&mut self) {
         for (_, run) in &self.runs {
-            self.share.dirty.set(run.chunks);
+            self.share.dirty.mark_chunks(run.chunks);
         }
         for part in [std::mem::take(&mut self.segment), std::mem::take(&mut self.spare)] {
-            self.share.dirty.set_bytes(part);
+            self.share.dirty.mark(part);
         }
     }
 

@@ -31,7 +31,7 @@ use slab::Slab;
 
 use self::piece::{OpenRun, Phase, Piece, Run};
 use super::limiter::Grant;
-use super::share::{Notice, Share};
+use super::share::Share;
 use crate::buffer::{BufRange, Window};
 use crate::device::{Extent, ExtentKind};
 use crate::error::Result;
@@ -40,8 +40,6 @@ use crate::units::{ByteRange, Chunk, bytes_u64};
 
 /// Pieces of one worker at most.
 pub(crate) const MAX_PIECES: usize = 4096;
-/// Notices kept for the host at most; more are counted by the tally alone.
-const MAX_NOTICES: usize = 16;
 /// Zeroing requests in flight at most; they share one thread.
 const MAX_ZEROES: usize = 16;
 
@@ -50,8 +48,13 @@ const MAX_ZEROES: usize = 16;
 pub enum Step {
     /// Send this request; tell its end with the key.
     Request(Request, u32),
-    /// Ask the source's block status at this offset and answer with [`Copier::learn`].
-    Status(u64),
+    /// Ask the source's block status and answer with [`Copier::learn`].
+    Status {
+        /// At this offset.
+        offset: u64,
+        /// Of what is there now, because the guest has written there since the job began; otherwise an extent list may answer.
+        live: bool,
+    },
     /// Nothing now. Come back after a completion, or at this time if there is one.
     Wait(Option<u64>),
 }
@@ -77,8 +80,8 @@ pub struct Copier {
     segment: ByteRange,
     /// Another such part, from skipping a hole.
     spare: ByteRange,
-    /// What is known of the source's block status; holes are forgotten when a run is claimed.
-    known: Option<Extent>,
+    /// What is known of the source's block status, and whether it was asked live; holes are forgotten when a run is claimed.
+    known: Option<(Extent, bool)>,
     /// Where the search for dirty chunks goes on.
     scan: Chunk,
     /// Pieces whose read is to be sent.
@@ -99,8 +102,6 @@ pub struct Copier {
     working: bool,
     /// Counted out since the last `take_counted_out`.
     counted_out: bool,
-    /// For the host.
-    notices: VecDeque<Notice>,
 }
 
 /// How many requests of each kind are in flight, and how many bytes of the window pieces hold.
@@ -144,7 +145,6 @@ impl Copier {
             sweeping: false,
             working: false,
             counted_out: false,
-            notices: VecDeque::with_capacity(MAX_NOTICES),
         }
     }
 
@@ -178,22 +178,17 @@ impl Copier {
     }
 
     /// The answer to [`Step::Status`]. A file system that cannot say has data there.
-    pub fn learn(&mut self, offset: u64, status: Result<Extent>) {
+    pub fn learn(&mut self, offset: u64, live: bool, status: Result<Extent>) {
         let data = || Extent {
             range: ByteRange::new(offset, self.share.geometry.disk_bytes),
             kind: ExtentKind::Data,
         };
         let mut extent =
             status.ok().filter(|e| e.range.start() <= offset && offset < e.range.end()).unwrap_or_else(data);
-        if self.share.top && extent.kind == ExtentKind::Zero {
+        if self.share.top && !live && extent.kind == ExtentKind::Zero {
             extent.kind = ExtentKind::Absent;
         }
-        self.known = Some(extent);
-    }
-
-    /// Takes a notice for the host.
-    pub fn pop_notice(&mut self) -> Option<Notice> {
-        self.notices.pop_front()
+        self.known = Some((extent, live));
     }
 
     /// Whether this worker counted itself out since this was asked last.
@@ -211,13 +206,6 @@ impl Copier {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.flying.reads + self.flying.writes + self.flying.zeroes
-    }
-
-    /// Keeps a notice for the host, if there is room.
-    fn notify(&mut self, notice: Notice) {
-        if self.notices.len() < MAX_NOTICES {
-            self.notices.push_back(notice);
-        }
     }
 
     /// Moves parked pieces whose time has come back to their queue.
@@ -305,7 +293,10 @@ impl Copier {
 
     /// The part of the window that a piece uses.
     fn take_window(&mut self, window: &mut Window, len: u64) -> Option<BufRange> {
-        if self.flying.bytes + len > self.share.geometry.buf_bytes && self.flying.bytes > 0 {
+        let workers = bytes_u64(self.share.tallies.len());
+        let paced = self.share.pace().of_worker(self.worker, workers, self.share.geometry.run_bytes);
+        let most = self.share.geometry.buf_bytes.min(paced);
+        if paced == 0 || (self.flying.bytes + len > most && self.flying.bytes > 0) {
             return None;
         }
         let buf = window.take(u32::try_from(len).ok()?)?;

@@ -4,8 +4,8 @@ use super::piece::{OpenRun, Phase, Piece, Run};
 use super::{Copier, MAX_PIECES, Step};
 use crate::buffer::{BufRange, Window};
 use crate::device::{Extent, ExtentKind};
+use crate::mirror::mutation::Mutation;
 use crate::mirror::progress::Count;
-use crate::mirror::share::Mutation;
 use crate::units::{ByteRange, Chunk, ChunkRange};
 
 /// When there is work but all of it is somebody else's now, look again after this.
@@ -57,7 +57,7 @@ impl Copier {
             if got.is_empty() {
                 // Somebody else owns what comes first. It is left to the dirty bitmap, so that nobody waits for anybody.
                 let unit = wanted.prefix(self.share.geometry.unit_bytes());
-                self.share.dirty.set_bytes(unit);
+                self.share.dirty.mark(unit);
                 self.segment = ByteRange::new(unit.end(), self.segment.end());
                 continue;
             }
@@ -94,7 +94,9 @@ impl Copier {
         if !geometry.ask_status || geometry.cluster.is_some() {
             return Ok(run);
         }
-        let Some(hint) = self.known_at(start) else { return Err(Step::Status(start)) };
+        let Some(hint) = self.known_at(start, false) else {
+            return Err(Step::Status { offset: start, live: false });
+        };
         if hint.kind == ExtentKind::Data || hint.range.end() < start.saturating_add(2 * geometry.run_bytes) {
             return Ok(run);
         }
@@ -153,13 +155,13 @@ impl Copier {
         if self.share.is_mutated(Mutation::NoClaim) {
             return chunks;
         }
-        let got = self.share.claims.try_claim(chunks);
+        let got = self.share.writers.claim_for_copier(chunks);
         if self.share.geometry.cluster.is_none() || got.len() == chunks.len() || got.is_empty() {
             return got;
         }
         let cluster_chunks = self.share.geometry.unit_bytes() / self.share.geometry.granularity.bytes();
         let keep = ChunkRange::new(got.start(), got.start() + got.len() / cluster_chunks * cluster_chunks);
-        self.share.claims.release(ChunkRange::new(keep.end(), got.end()));
+        self.share.writers.release_by_copier(ChunkRange::new(keep.end(), got.end()));
         keep
     }
 
@@ -167,9 +169,9 @@ impl Copier {
     /// forgotten, so that a guest write before this moment is seen by the status that is asked after it.
     fn start_run(&mut self, chunks: ChunkRange, first: bool) {
         if !self.share.is_mutated(Mutation::ClearLate) {
-            self.share.dirty.clear(chunks);
+            self.share.dirty.clean(chunks);
         }
-        if self.known.is_some_and(|known| known.kind != ExtentKind::Data) {
+        if self.known.is_some_and(|(known, _)| known.kind != ExtentKind::Data) {
             self.known = None;
         }
         let range = self.share.geometry.bytes_of(chunks);
@@ -184,9 +186,24 @@ impl Copier {
         }
     }
 
-    /// What is known of the source at `offset`.
-    fn known_at(&self, offset: u64) -> Option<Extent> {
-        self.known.filter(|known| known.range.start() <= offset && offset < known.range.end())
+    /// What is known of the source at `offset`, asked live or not.
+    fn known_at(&self, offset: u64, live: bool) -> Option<Extent> {
+        let here = |(known, asked): (Extent, bool)| {
+            (asked == live && known.range.start() <= offset && offset < known.range.end()).then_some(known)
+        };
+        self.known.and_then(here)
+    }
+
+    /// Whether the guest wrote the chunk at `at` since the job began, where that matters, and up to where the answer holds.
+    fn rewritten_at(&self, at: u64, end: u64) -> (bool, u64) {
+        let Some(rewritten) = &self.share.rewritten else { return (false, end) };
+        let geometry = &self.share.geometry;
+        let (here, chunks) = (geometry.granularity.chunk_of(at), geometry.granularity.chunks_touched(ByteRange::new(at, end)));
+        match rewritten.next_run(here, chunks.len()) {
+            Some(run) if run.start() == here.0 => (true, geometry.bytes_of(run).end().min(end)),
+            Some(run) => (false, geometry.bytes_of(run).start().min(end)),
+            None => (false, end),
+        }
     }
 
     /// Makes the next piece of the open run, or skips a hole.
@@ -230,8 +247,11 @@ impl Copier {
         if open.at < open.forced_until {
             return Ok((ExtentKind::Data, open.forced_until));
         }
-        let Some(extent) = self.known_at(open.at) else { return Err(Step::Status(open.at)) };
-        let mut ext_end = extent.range.end().min(open.end);
+        let (live, live_end) = self.rewritten_at(open.at, open.end);
+        let Some(extent) = self.known_at(open.at, live) else {
+            return Err(Step::Status { offset: open.at, live });
+        };
+        let mut ext_end = extent.range.end().min(live_end);
         if let Some(cluster) = geometry.cluster {
             // A hole in part of a cluster that is written for the first time: the rest of the cluster must not be filled
             // from the target's backing file, so all of it is copied.
@@ -263,9 +283,9 @@ impl Copier {
         if self.ready_reads.len() + self.flying.reads >= self.share.geometry.source_depth {
             return Cut::Stop(Step::Wait(None));
         }
-        let geometry = &self.share.geometry;
-        let limit = self.share.limiter.cut_bytes().max(geometry.align_bytes);
-        let longest = self.share.request_bytes().min(limit - limit % geometry.align_bytes);
+        let align = self.share.geometry.align_bytes;
+        let limit = self.share.most_at_once_bytes();
+        let longest = self.share.request_bytes().min((limit - limit % align).max(align));
         let range = match self.grant {
             Some((grant, bytes)) if self.share.limiter.holds(grant) => whole.prefix(bytes.min(longest)),
             _ => whole.prefix(longest),
@@ -282,6 +302,10 @@ impl Copier {
 
     /// Holds a reservation for `bytes` until its time has come.
     fn wait_for_grant(&mut self, bytes: u64, now_ns: u64) -> Result<(), Step> {
+        if self.share.is_urgent() {
+            self.grant = None;
+            return Ok(());
+        }
         let grant = match self.grant {
             Some((grant, _)) if self.share.limiter.holds(grant) => grant,
             _ => self.share.limiter.reserve(now_ns, bytes),

@@ -1,0 +1,116 @@
+//! The disk as the guest sees it: requests pass through it, a job hangs on it, and after a switch-over it stands on the
+//! target.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `gate` | lets requests in, knows who is inside, can be closed |
+//! | `follower` | the job as requests see it; how it is attached without missing a write |
+//! | `core` | what all handles of a drive share |
+//! | `tracker` | for hosts that do their own I/O: `begin` and `end` of each request |
+//! | `latency` | how long requests take |
+//! | `per_thread` | where each thread looks first, and when it takes the time |
+//!
+//! What it may assume: a host tells it of every write, through a queue or a tracker. What others may rely on: *Tracked from
+//! birth* (`follower`), *Mark after, before the ack* (`core`, `written`), and that a gate that is closed and quiet means that no
+//! request is under way (`gate`).
+#![forbid(unsafe_code)]
+
+mod core;
+mod follower;
+mod gate;
+mod latency;
+mod per_thread;
+mod tracker;
+
+use std::sync::Arc;
+
+pub use follower::Attached;
+pub use gate::{Enter, Gate, PASSES, Pass};
+pub use latency::{LONGEST_NS, Latencies, LatencyCounts};
+pub use tracker::{Admission, IoKind, Token, Tracker};
+
+use self::core::DriveCore;
+use crate::device::{Device, Role};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A guest's disk.
+///
+/// Queues and trackers of it, and a job that runs on it, live on when this handle is dropped; [`close`](Self::close) refuses while a
+/// job runs.
+#[derive(Debug)]
+pub struct Drive {
+    /// The shared part.
+    core: Arc<DriveCore<Device>>,
+}
+
+impl Drive {
+    /// A drive on `device`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongSize`] for a device without a single byte.
+    pub fn new(device: Device) -> Result<Self> {
+        let (size_bytes, align_bytes) = (device.size_bytes(), device.limits().offset_align_bytes);
+        if size_bytes == 0 {
+            return Err(Error::new(ErrorKind::WrongSize, "make a drive of")
+                .at(device.name())
+                .because("it is empty; give it a size first"));
+        }
+        let writable = device.role() != Role::Source;
+        Ok(Self { core: DriveCore::new(Arc::new(device), size_bytes, align_bytes, writable) })
+    }
+
+    /// Bytes of the drive.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.core.size_bytes()
+    }
+
+    /// What offsets and lengths of queued requests must be multiples of. A pivot does not change it.
+    #[must_use]
+    pub fn align_bytes(&self) -> u64 {
+        self.core.align_bytes()
+    }
+
+    /// How often the drive was moved to another device.
+    #[must_use]
+    pub fn device_number(&self) -> u64 {
+        self.core.device_number()
+    }
+
+    /// The device that it stands on now.
+    #[must_use]
+    pub fn device(&self) -> Arc<Device> {
+        Arc::clone(&self.core.place().device)
+    }
+
+    /// What requests took while no job ran.
+    #[must_use]
+    pub fn latencies_without_job(&self) -> LatencyCounts {
+        self.core.latencies(false).snapshot()
+    }
+
+    /// What requests took while a job ran.
+    #[must_use]
+    pub fn latencies_with_job(&self) -> LatencyCounts {
+        self.core.latencies(true).snapshot()
+    }
+
+    /// The shared part, for queues and jobs.
+    pub(crate) fn core(&self) -> &Arc<DriveCore<Device>> {
+        &self.core
+    }
+
+    /// Gives up the drive. Its device is closed once its queues and trackers are gone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while a job runs; the drive comes back with it.
+    pub fn close(self) -> std::result::Result<(), (Self, Error)> {
+        if !self.core.has_job() {
+            return Ok(());
+        }
+        let error = Error::new(ErrorKind::Busy, "close the drive on")
+            .at(self.device().name())
+            .because("a job runs on it; cancel the job or wait for its end");
+        Err((self, error))
+    }
+}

@@ -1,0 +1,221 @@
+//! For hosts that do their own I/O: they say when a request begins and when it has ended.
+//!
+//! ```text
+//! begin -> Go(token)    send the request, to the device that the drive stands on
+//!                       ... it completes, well or not ...
+//!                       end(token)    now tell the guest
+//!       -> Held         the gate is closed for a switch-over: wait until it is open, then begin again
+//! ```
+//!
+//! It may assume that `begin` comes before the request is sent and `end` after it completed and before the guest hears of it. Then
+//! every write is marked (*Mark after, before the ack*; *Tracked from birth*), and when the gate is closed and quiet no request of
+//! the host's is under way.
+//!
+//! A host may end a request on another thread than it began it on. Nothing is allocated, and no lock is taken; the time is
+//! taken of one request in eight, by chance.
+//!
+//! A token that is never ended keeps its pass: see [`Gate`](super::Gate) for what that leads to. A token that was ended before, or belongs to
+//! another drive, is refused before anything is changed.
+#![forbid(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Drive;
+use super::core::DriveCore;
+use super::gate::{Enter, PASSES, Pass};
+use super::per_thread;
+use crate::device::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ring::monotonic_ns;
+use crate::units::ByteRange;
+
+/// What a request does.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum IoKind {
+    /// Reads; nothing is marked.
+    Read,
+    /// Writes data.
+    Write,
+    /// Makes the range read as zeroes.
+    WriteZeroes,
+    /// Gives space back; the range may read as anything.
+    Discard,
+}
+
+/// A request that is under way; to be ended exactly once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a request that is never ended keeps every switch-over from happening"]
+pub struct Token {
+    /// The right to be inside the gate.
+    pass: Pass,
+    /// The bytes.
+    range: ByteRange,
+    /// What it does to them.
+    kind: IoKind,
+    /// When it began; 0 = its time is not taken.
+    begun_ns: u64,
+    /// Where the drive stands while this is under way.
+    device_number: u64,
+}
+
+impl Token {
+    /// The bytes.
+    #[must_use]
+    pub fn range(&self) -> ByteRange {
+        self.range
+    }
+
+    /// What the request does.
+    #[must_use]
+    pub fn kind(&self) -> IoKind {
+        self.kind
+    }
+
+    /// How often the drive had been moved to another device when this request began: which device it must be sent to.
+    #[must_use]
+    pub fn device_number(&self) -> u64 {
+        self.device_number
+    }
+}
+
+/// What [`Tracker::begin`] says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a request may be sent only when it was let in"]
+pub enum Admission {
+    /// Send it, and end the token when it has completed.
+    Go(Token),
+    /// Do not send it yet: a switch-over is under way. Begin again when the gate is open.
+    Held,
+}
+
+/// Tells a drive of requests that the host carries out itself. Clones are the same tracker; all may be used from any thread.
+#[derive(Clone, Debug)]
+pub struct Tracker {
+    /// The shared part of the drive.
+    core: Arc<DriveCore<Device>>,
+}
+
+impl Drive {
+    /// A tracker of this drive.
+    #[must_use]
+    pub fn tracker(&self) -> Tracker {
+        Tracker { core: Arc::clone(self.core()) }
+    }
+}
+
+impl Tracker {
+    /// A request is about to be sent. The range need not be aligned.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a range that is empty or goes past the end of the drive, [`ErrorKind::QueueFull`] when
+    /// [`PASSES`] requests are under way.
+    #[inline]
+    pub fn begin(&self, range: ByteRange, kind: IoKind) -> Result<Admission> {
+        self.core.begin(range, kind, monotonic_ns)
+    }
+
+    /// A request has completed; said before the guest hears of it. Whatever the `result` (an errno if it failed), a write marks its
+    /// range: one that failed may have written some of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`], and nothing has changed, for a token that was ended before or is none of this drive's.
+    #[inline]
+    pub fn end(&self, token: Token, result: std::result::Result<(), i32>) -> Result<()> {
+        self.core.end(token, result, monotonic_ns)
+    }
+
+    /// Sleeps until the gate is open, at most for `timeout`; whether it is open.
+    #[must_use]
+    pub fn wait_open(&self, timeout: Duration) -> bool {
+        self.core.wait_open(timeout)
+    }
+
+    /// A descriptor that is readable exactly while the gate is open, for a host's event loop. It is everybody's: poll it while requests are held, do not
+    /// read from it.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn opened_fd(&self) -> Result<BorrowedFd<'_>> {
+        self.core.opened_fd()
+    }
+
+    /// How often the drive was moved to another device.
+    #[must_use]
+    pub fn device_number(&self) -> u64 {
+        self.core.device_number()
+    }
+}
+
+impl<D> DriveCore<D> {
+    /// See [`Tracker::begin`]; `now_ns` is asked for some requests only.
+    #[inline]
+    pub(crate) fn begin(
+        &self,
+        range: ByteRange,
+        kind: IoKind,
+        now_ns: impl FnOnce() -> u64,
+    ) -> Result<Admission> {
+        if range.is_empty() || range.end() > self.size_bytes() {
+            return Err(outside(range, self.size_bytes()));
+        }
+        let pass = match self.gate().enter() {
+            Enter::In(pass) => pass,
+            Enter::Closed => return Ok(Admission::Held),
+            Enter::Full => return Err(full()),
+        };
+        let begun_ns = if per_thread::is_sampled() { now_ns() } else { 0 };
+        // Inside the gate, so it cannot change before the end.
+        let device_number = self.device_number();
+        Ok(Admission::Go(Token { pass, range, kind, begun_ns, device_number }))
+    }
+
+    /// See [`Tracker::end`].
+    #[inline]
+    pub(crate) fn end(
+        &self,
+        token: Token,
+        result: std::result::Result<(), i32>,
+        now_ns: impl FnOnce() -> u64,
+    ) -> Result<()> {
+        // Claimed first: of two that end one token, the second one has changed nothing.
+        if !self.gate().start_leaving(token.pass) {
+            return Err(ended(token));
+        }
+        if token.kind != IoKind::Read {
+            self.written(token.range);
+        }
+        self.gate().finish_leaving(token.pass);
+        self.has_left();
+        // A failure says nothing about how fast the disk is.
+        if token.begun_ns != 0 && result.is_ok() {
+            self.record_latency(now_ns().saturating_sub(token.begun_ns));
+        }
+        Ok(())
+    }
+}
+
+/// The error for a range that is not on the drive.
+#[cold]
+fn outside(range: ByteRange, size_bytes: u64) -> Error {
+    let why = match range.is_empty() {
+        true => "it is empty; a request needs at least one byte".to_owned(),
+        false => format!("the drive ends at {size_bytes}"),
+    };
+    Error::new(ErrorKind::InvalidArgument, "track a request").in_range(range).because(why)
+}
+
+/// The error when every pass is out.
+#[cold]
+fn full() -> Error {
+    let why = format!("{PASSES} are under way; end some first, and look for tokens that are never ended");
+    Error::new(ErrorKind::QueueFull, "track one more request").because(why)
+}
+
+/// The error for a token that is not under way.
+#[cold]
+fn ended(token: Token) -> Error {
+    let why = "it was ended before or belongs to another drive; end each token once";
+    Error::new(ErrorKind::WrongState, "end a request").in_range(token.range).because(why)
+}
