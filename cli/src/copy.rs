@@ -218,7 +218,7 @@ fn copy_and_verify(args: &CopyArgs, interrupts: &Interrupts, watched: &Watched) 
     let options = MirrorOptions { target_is_zero: args.target_is_zero || target.is_zero, ..options };
     // From here on the target may have been written to.
     watched.lock().stopwatch = Stopwatch::start();
-    let job = Arc::new(engine.mirror(source, target.device, options)?);
+    let job = Arc::new(engine.copy(source, target.device, options)?);
     watched.running(&job, engine.workers());
     if let Some(ticket) = target.created {
         interrupts.keep(ticket);

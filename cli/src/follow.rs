@@ -8,7 +8,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use blkmirror_core::engine::{Event, Job, Outcome};
+use blkmirror_core::engine::{Cancel, EventKind, Job, JobStatus, Outcome};
 use blkmirror_core::mirror::{ErrorAction, Side};
 use blkmirror_core::units::ByteRange;
 
@@ -32,7 +32,7 @@ pub(crate) fn follow(job: &Job, bar: &Bar, args: &CopyArgs, interrupts: &Interru
     loop {
         let outcome = job.wait_for(TICK);
         while let Some(event) = job.next_event() {
-            if let Some(text) = listener.hear(&event, Instant::now()) {
+            if let Some(text) = listener.hear(&event.what, Instant::now()) {
                 bar.say(&text);
             }
         }
@@ -40,11 +40,15 @@ pub(crate) fn follow(job: &Job, bar: &Bar, args: &CopyArgs, interrupts: &Interru
             return outcome;
         }
         if interrupts.hit() && !cancelled {
-            job.cancel();
+            // It may be over by now, which is as good.
+            let _ = job.cancel(Cancel::Force);
             cancelled = true;
         }
         match listener.tick(Instant::now()) {
-            Some(Action::Resume) if !cancelled => job.resume(),
+            Some(Action::Resume) if !cancelled => {
+                // It fails when the job goes on already.
+                let _ = job.resume();
+            }
             Some(Action::Say(text)) => bar.say(&text),
             _ => {}
         }
@@ -92,9 +96,9 @@ impl Listener {
     }
 
     /// Hears an event; what it returns is for the user.
-    fn hear(&mut self, event: &Event, now: Instant) -> Option<String> {
+    fn hear(&mut self, event: &EventKind, now: Instant) -> Option<String> {
         match event {
-            Event::Error { side, errno, range, action } => {
+            EventKind::Error { side, errno, range, action, .. } => {
                 let text = self.describe(*side, *errno, *range);
                 match action {
                     ErrorAction::Ignore => return self.name_ignored(text),
@@ -103,17 +107,15 @@ impl Listener {
                 }
                 None
             }
-            Event::Stopped { no_space } => {
+            EventKind::Status { to: JobStatus::Paused, .. } => {
                 self.resume_at = Some(now + RESUME_EVERY);
                 if std::mem::replace(&mut self.said, true) {
                     return None;
                 }
-                let why = self.last_error.take().unwrap_or_else(|| {
-                    if *no_space { "no space left on the target".into() } else { "an error".into() }
-                });
+                let why = self.last_error.take().unwrap_or_else(|| "an error".into());
                 Some(format!("stopped: {why}; trying again every second"))
             }
-            Event::Resumed => {
+            EventKind::Status { from: JobStatus::Paused, .. } => {
                 self.resume_at = None;
                 self.resumed_at = Some(now);
                 None
@@ -168,6 +170,7 @@ impl Listener {
 mod tests {
     use super::*;
     use crate::args::{Cli, Command};
+    use blkmirror_core::engine::IoStatus;
     use clap::Parser;
 
     /// A listener for a copy from `a` to `b`.
@@ -179,9 +182,15 @@ mod tests {
     }
 
     /// The error that fills a target.
-    fn enospc(action: ErrorAction) -> Event {
-        Event::Error { side: Side::Target, errno: 28, range: ByteRange::at(4096, 512), action }
+    fn enospc(action: ErrorAction) -> EventKind {
+        let (range, io_status) = (ByteRange::at(4096, 512), IoStatus::NoSpace);
+        EventKind::Error { side: Side::Target, errno: 28, range, action, io_status }
     }
+
+    /// The job stops.
+    const STOPPED: EventKind = EventKind::Status { from: JobStatus::Running, to: JobStatus::Paused };
+    /// It goes on.
+    const RESUMED: EventKind = EventKind::Status { from: JobStatus::Paused, to: JobStatus::Running };
 
     /// A full disk must not scroll the screen, and the job must go on by itself.
     #[test]
@@ -190,18 +199,18 @@ mod tests {
         let start = Instant::now();
         let after = |ms: u64| start + Duration::from_millis(ms);
         assert_eq!(listener.hear(&enospc(ErrorAction::Stop), start), None);
-        let text = listener.hear(&Event::Stopped { no_space: true }, start).unwrap();
+        let text = listener.hear(&STOPPED, start).unwrap();
         assert!(text.starts_with("stopped: cannot write the target b at offset 4096"), "{text}");
         assert!(text.contains("No space left"), "{text}");
         for round in 1..4 {
             assert_eq!(listener.tick(after(round * 1000 - 100)), None);
             assert_eq!(listener.tick(after(round * 1000)), Some(Action::Resume));
-            listener.hear(&Event::Resumed, after(round * 1000));
+            listener.hear(&RESUMED, after(round * 1000));
             assert_eq!(listener.tick(after(round * 1000 + 10)), None);
-            assert_eq!(listener.hear(&Event::Stopped { no_space: true }, after(round * 1000)), None);
+            assert_eq!(listener.hear(&STOPPED, after(round * 1000)), None);
         }
         assert_eq!(listener.tick(after(4000)), Some(Action::Resume));
-        listener.hear(&Event::Resumed, after(4000));
+        listener.hear(&RESUMED, after(4000));
         assert_eq!(listener.tick(after(5000)), None);
         assert_eq!(listener.tick(after(6000)), Some(Action::Say("going on".into())));
         assert_eq!(listener.tick(after(9000)), None);
@@ -215,7 +224,8 @@ mod tests {
         let mut said = Vec::new();
         for block in (0..1000).chain(0..1000) {
             let range = ByteRange::at(block * 512, 512);
-            let event = Event::Error { side: Side::Source, errno: 5, range, action: ErrorAction::Ignore };
+            let (side, action, io_status) = (Side::Source, ErrorAction::Ignore, IoStatus::Ok);
+            let event = EventKind::Error { side, errno: 5, range, action, io_status };
             said.extend(listener.hear(&event, now));
         }
         assert_eq!(said.len(), MAX_NAMED_ERRORS + 1);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blkmirror_core::device::{Device, TargetOptions};
-use blkmirror_core::engine::{Engine, EngineOptions, MirrorOptions, Outcome, TargetState};
+use blkmirror_core::engine::{Cancel, Engine, EngineOptions, MirrorOptions, Outcome, TargetState};
 use blkmirror_core::units::{Granularity, KIB, MIB};
 
 /// A directory on a file system with O_DIRECT.
@@ -48,7 +48,7 @@ fn copy(source: &Path, target: &Path, workers: usize, options: MirrorOptions) ->
             .unwrap();
     let source = Device::open_source(source).unwrap();
     let target = Device::open_target(target, TargetOptions::default()).unwrap();
-    engine.mirror(source, target, options).unwrap().wait()
+    engine.copy(source, target, options).unwrap().wait()
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn many_short_jobs_with_several_workers_all_end() {
         let source = Device::open_source(&source).unwrap();
         // The target of the last job is free again when that job is over.
         let target = Device::open_target(&target, TargetOptions::default()).unwrap();
-        let job = engine.mirror(source, target, MirrorOptions::default()).unwrap();
+        let job = engine.copy(source, target, MirrorOptions::default()).unwrap();
         let outcome = job.wait_for(Duration::from_secs(20)).unwrap_or_else(|| {
             panic!("job {n} does not end: {:?}", job.progress());
         });
@@ -128,20 +128,20 @@ fn an_engine_refuses_more_jobs_than_it_can_carry_and_targets_that_are_sources() 
     let jobs: Vec<_> = (0..Engine::MAX_JOBS)
         .map(|n| {
             let target = Device::create_target(&dir.path().join(format!("t{n}")), 65536).unwrap();
-            engine.mirror(Device::open_source(&source).unwrap(), target, slow.clone()).unwrap()
+            engine.copy(Device::open_source(&source).unwrap(), target, slow.clone()).unwrap()
         })
         .collect();
     let open = |path: &Path| Device::open_target(path, TargetOptions::default()).unwrap();
-    let e = engine.mirror(Device::open_source(&source).unwrap(), open(&target), slow.clone()).unwrap_err();
+    let e = engine.copy(Device::open_source(&source).unwrap(), open(&target), slow.clone()).unwrap_err();
     assert_eq!(e.kind(), blkmirror_core::ErrorKind::QueueFull, "{e}");
-    jobs[0].cancel();
+    jobs[0].cancel(Cancel::Force).unwrap();
     assert!(jobs[0].wait().cancelled);
-    let twice = engine.mirror(
+    let twice = engine.copy(
         Device::open_source(&source).unwrap(),
         Device::open_source(&target).unwrap(),
         slow.clone(),
     );
     assert!(twice.unwrap_err().to_string().contains("opened as a source"));
     // A job that could not be started does not count.
-    drop(engine.mirror(Device::open_source(&source).unwrap(), open(&target), slow).unwrap());
+    drop(engine.copy(Device::open_source(&source).unwrap(), open(&target), slow).unwrap());
 }

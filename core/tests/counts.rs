@@ -102,7 +102,7 @@ fn engine(workers: usize) -> Engine {
 fn copy(engine: &Engine, dir: &Path, options: &MirrorOptions) -> Outcome {
     let source = Device::open_source(&dir.join("source")).unwrap();
     let target = Device::open_target(&dir.join("target"), TargetOptions::default()).unwrap();
-    let outcome = engine.mirror(source, target, options.clone()).unwrap().wait();
+    let outcome = engine.copy(source, target, options.clone()).unwrap().wait();
     assert_eq!(outcome.target, TargetState::Complete, "{:?}", outcome.error);
     outcome
 }
@@ -179,7 +179,7 @@ fn an_engine_has_two_threads_for_each_worker_at_most() {
         for _ in 0..3 {
             let source = Device::open_source(&dir.path().join("source")).unwrap();
             let target = Device::open_target(&dir.path().join("target"), TargetOptions::default()).unwrap();
-            let job = engine.mirror(source, target, MirrorOptions::default()).unwrap();
+            let job = engine.copy(source, target, MirrorOptions::default()).unwrap();
             while job.wait_for(Duration::ZERO).is_none() {
                 let now = threads();
                 assert!((workers..=2 * workers).contains(&now), "{now} threads of {workers} workers");

@@ -260,9 +260,10 @@ impl<D> DriveCore<D> {
         wake_all(&mut wakers);
     }
 
-    /// Whether nobody is inside; final only with the gate closed.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.gate.is_quiet()
+    /// Whether nobody is inside; final only with the gate closed. `misses` leaves one shard out, which only a broken
+    /// protocol asks for.
+    pub(crate) fn is_quiet(&self, misses: bool) -> bool {
+        if misses { self.gate.is_quiet_but(0) } else { self.gate.is_quiet() }
     }
 
     /// Sleeps until the gate is open, at most for `timeout`; whether it is.

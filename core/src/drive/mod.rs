@@ -29,7 +29,8 @@ pub use gate::{Enter, Gate, PASSES, Pass};
 pub use latency::{LONGEST_NS, Latencies, LatencyCounts};
 pub use tracker::{Admission, IoKind, Token, Tracker};
 
-use self::core::DriveCore;
+pub(crate) use self::core::DriveCore;
+pub(crate) use self::follower::Follower;
 use crate::device::{Device, Role};
 use crate::error::{Error, ErrorKind, Result};
 

@@ -1,45 +1,77 @@
 //! A job as the host sees it, and the part of it that all workers share.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::event::Event;
-use crate::error::{Error, ErrorKind};
-use crate::mirror::{ExtentMap, Failure, FailureCause, JobStatus, Progress, RateMeter, Share, Side, Verdict};
+use super::event::{Event, Events, IoStatus};
+use super::outcome::{self, Outcome, TargetState};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mirror::{CopyMode, End, ExtentMap, JobStatus, Notice, Progress, RateMeter, Share, Turn, Verb};
 use crate::ring::{Wake, monotonic_ns};
 
-/// Events kept for a host that does not take them.
-const EVENT_DEPTH: usize = 256;
 /// After the verdict, how long a waiting host waits for the last worker to let go of the devices.
 const LET_GO: Duration = Duration::from_millis(250);
-
 /// A wait without an end looks up this often.
 const LONG: Duration = Duration::from_secs(3600);
+/// No pause was measured.
+const NO_PAUSE: u64 = u64::MAX;
 
-/// What the target is after a job.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TargetState {
-    /// Everything that the sync mode asked for was copied, and flushed; with `SyncMode::Full` it equals the source.
-    Complete,
-    /// Not a copy.
-    Incomplete,
+/// How a switch-over is to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Completion {
+    /// The drive moves to the target: guest requests go there from then on.
+    #[default]
+    Pivot,
+    /// The drive stays where it is; the target is a copy as of that moment.
+    PointInTime,
 }
 
-/// How a job ended.
-#[derive(Debug)]
-pub struct Outcome {
-    /// What the target is now.
-    pub target: TargetState,
-    /// Why the job failed, if it did.
-    pub error: Option<Error>,
-    /// Whether the host cancelled it.
-    pub cancelled: bool,
-    /// What was done.
+/// How a job is cancelled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cancel {
+    /// As QEMU's `block-job-cancel`: a job that is ready ends as a copy as of now, with the target complete; any other is
+    /// cancelled by force.
+    Soft,
+    /// At once; the target is no copy.
+    Force,
+}
+
+/// Where a job stands.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct JobInfo {
+    /// Its state.
+    pub status: JobStatus,
+    /// Bytes done plus bytes left; only the difference to `offset_bytes` has meaning, as in QEMU.
+    pub len_bytes: u64,
+    /// Bytes dealt with so far; grows while the job follows the guest.
+    pub offset_bytes: u64,
+    /// Bytes that differ or may differ: dirty chunks, what the first pass has not reached, and what is in flight.
+    pub dirty_bytes: u64,
+    /// Bytes that turn dirty per second.
+    pub dirty_rate_bytes_per_s: u64,
+    /// Bytes copied per second.
+    pub copy_rate_bytes_per_s: u64,
+    /// Time until nothing is left at these rates; `None` = not in sight.
+    pub eta: Option<Duration>,
+    /// How long a switch-over begun now would hold guest requests; `None` = not known yet.
+    pub predicted_pause: Option<Duration>,
+    /// The speed limit; 0 = none.
+    pub speed_bytes_per_s: u64,
+    /// How guest writes are followed now.
+    pub copy_mode: CopyMode,
+    /// Write-blocking, and nothing is dirty: what the guest is told is written is on both sides.
+    pub actively_synced: bool,
+    /// Whether the host has asked for the end.
+    pub completing: bool,
+    /// What errors have done to the job.
+    pub io_status: IoStatus,
+    /// The failure that ended it, if one did; its range says where.
+    pub error: Option<String>,
+    /// The workers' counters.
     pub progress: Progress,
-    /// Bytes that were not copied, in whole chunks.
-    pub left_dirty_bytes: u64,
 }
 
 /// What all workers and the host share of a job.
@@ -56,7 +88,11 @@ pub(super) struct JobCore {
     /// When the job was made.
     started_ns: u64,
     /// The verdict and when it was given, by the ring's clock and by the host's.
-    verdict: OnceLock<(Verdict, u64, Instant)>,
+    verdict: OnceLock<(End, u64, Instant)>,
+    /// How long the switch-over held guest requests.
+    pause_ns: AtomicU64,
+    /// The host paused it, and has not resumed it.
+    paused_by_host: AtomicBool,
     /// Workers that still hold their part.
     parts: AtomicUsize,
     /// Jobs of the engine; this one counts until its last part is gone.
@@ -64,9 +100,7 @@ pub(super) struct JobCore {
     /// For hosts that wait.
     over: (Mutex<()>, Condvar),
     /// To the host.
-    events: SyncSender<Event>,
-    /// Events that found the queue full.
-    lost_events: AtomicU64,
+    events: Events,
 }
 
 /// A handle to a mirror job; it may be used from any thread. Dropping it leaves the job running.
@@ -74,8 +108,6 @@ pub(super) struct JobCore {
 pub struct Job {
     /// The shared part.
     core: Arc<JobCore>,
-    /// Events, taken by one thread at a time.
-    events: Mutex<Receiver<Event>>,
     /// The rate, sampled by whoever asks for progress.
     meter: Mutex<RateMeter>,
 }
@@ -88,8 +120,7 @@ impl JobCore {
         names: [String; 2],
         wakers: Vec<Arc<dyn Wake>>,
         jobs: Arc<AtomicUsize>,
-    ) -> Job {
-        let (events, receiver) = sync_channel(EVENT_DEPTH);
+    ) -> Result<Job> {
         let core = Arc::new(Self {
             share,
             extents,
@@ -99,24 +130,39 @@ impl JobCore {
             wakers,
             started_ns: monotonic_ns(),
             verdict: OnceLock::new(),
+            pause_ns: AtomicU64::new(NO_PAUSE),
+            paused_by_host: AtomicBool::new(false),
             over: (Mutex::new(()), Condvar::new()),
-            events,
-            lost_events: AtomicU64::new(0),
+            events: Events::new()?,
         });
-        Job { core, events: Mutex::new(receiver), meter: Mutex::new(RateMeter::default()) }
+        Ok(Job { core, meter: Mutex::new(RateMeter::default()) })
     }
 
-    /// Gives the host an event; it is counted when nobody takes them.
-    pub(super) fn emit(&self, event: Event) {
-        if self.events.try_send(event).is_err() {
-            self.lost_events.fetch_add(1, Ordering::Relaxed);
+    /// The home passes notices on to the host.
+    pub(super) fn tell_notices(&self) {
+        let lost = self.share.take_lost_notices();
+        if lost > 0 {
+            self.events.count_lost(lost);
+        }
+        while let Some(notice) = self.share.pop_notice() {
+            self.events.tell(notice);
         }
     }
 
-    /// The home worker's verdict: the job is over.
-    pub(super) fn conclude(&self, verdict: Verdict, now_ns: u64) {
-        if self.verdict.set((verdict, now_ns, Instant::now())).is_ok() {
-            self.emit(Event::Concluded);
+    /// How long the switch-over held guest requests.
+    pub(super) fn set_pause_ns(&self, pause_ns: Option<u64>) {
+        self.pause_ns.store(pause_ns.unwrap_or(NO_PAUSE), Ordering::Release);
+    }
+
+    /// The verdict: the job is over. Only the first counts.
+    pub(super) fn conclude(&self, end: End, now_ns: u64) {
+        if self.verdict.set((end, now_ns, Instant::now())).is_ok() {
+            // A home that broke did not come this way.
+            if end != End::Completed {
+                self.share.turn(Turn::Abort);
+            }
+            self.share.turn(Turn::Conclude);
+            self.tell_notices();
         }
         self.signal();
         self.wake_all();
@@ -162,45 +208,27 @@ impl JobCore {
 
     /// The failure in words.
     fn error(&self) -> Option<Error> {
-        let Failure { side, errno, range, cause } = self.share.failure()?;
-        let (place, verb) = match side {
-            Side::Source => (&self.names[0], "read the source"),
-            Side::Target if range.is_empty() => (&self.names[1], "flush the target"),
-            Side::Target => (&self.names[1], "write the target"),
-        };
-        let error = Error::from_errno(verb, errno).at(place);
-        let error = if range.is_empty() { error } else { error.in_range(range) };
-        let reason = std::io::Error::from_raw_os_error(errno);
-        Some(match cause {
-            FailureCause::Io => error,
-            FailureCause::Flush => {
-                error.because(format!("{reason}; what was written may be lost, so copy again"))
-            }
-            FailureCause::SourceShrank => error
-                .with_kind(ErrorKind::SourceShrank)
-                .because("it became shorter while it was copied; the rest is gone"),
-            FailureCause::GaveUp => error.because(format!("{reason}; given up after several tries")),
-            FailureCause::Panic => Error::new(ErrorKind::Internal, "go on with the job")
-                .because("a bug in blkmirror was caught; please report it"),
-            FailureCause::Ring => Error::from_errno("run the io_uring of a worker", errno),
-        })
+        self.share.failure().map(|failure| outcome::describe(failure, &self.names))
     }
 
     /// The outcome, once the verdict is there.
     fn outcome(&self) -> Option<Outcome> {
-        let &(verdict, at_ns, _) = self.verdict.get()?;
-        let complete = verdict == Verdict::Complete;
+        let &(end, at_ns, _) = self.verdict.get()?;
+        let complete = end == End::Completed;
         let mut progress = self.share.progress();
-        progress.status = JobStatus::Concluded;
         progress.elapsed = Duration::from_nanos(at_ns.saturating_sub(self.started_ns));
         progress.eta = None;
         let nanos = progress.elapsed.as_nanos().max(1);
         let rate = u128::from(progress.done_bytes) * 1_000_000_000 / nanos;
         progress.rate_bytes_per_s = u64::try_from(rate).unwrap_or(u64::MAX);
+        let pause_ns = Some(self.pause_ns.load(Ordering::Acquire)).filter(|&ns| ns != NO_PAUSE);
         Some(Outcome {
+            end,
             target: if complete { TargetState::Complete } else { TargetState::Incomplete },
+            pivoted: complete && self.share.wants_pivot(),
+            pause: pause_ns.map(Duration::from_nanos),
             error: if complete { None } else { self.error() },
-            cancelled: !complete && self.share.is_cancelled(),
+            cancelled: end == End::Cancelled,
             progress,
             left_dirty_bytes: self.share.left_bytes(),
         })
@@ -211,6 +239,163 @@ impl Job {
     /// The shared part.
     pub(super) fn core(&self) -> &Arc<JobCore> {
         &self.core
+    }
+
+    /// Checks that the job may be asked this now. It may move on a moment later, and then the request does nothing.
+    fn check(&self, verb: Verb) -> Result<()> {
+        verb.check(self.status())
+    }
+
+    /// The error of a verb that the state would allow.
+    fn refused(verb: Verb, why: &'static str) -> Error {
+        Error::new(ErrorKind::WrongState, verb.name()).because(why)
+    }
+
+    /// Where the job stands.
+    #[must_use]
+    pub fn status(&self) -> JobStatus {
+        self.core.share.status()
+    }
+
+    /// Pauses the job: what is in flight is finished, and then the job is paused, or standby if it was ready. Guest writes go
+    /// on being recorded, and in write-blocking mode go on to both sides.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state, or when the host has paused it already.
+    pub fn pause(&self) -> Result<()> {
+        self.check(Verb::Pause)?;
+        if self.core.paused_by_host.swap(true, Ordering::AcqRel) {
+            return Err(Self::refused(Verb::Pause, "it is paused already; resume it first"));
+        }
+        self.core.share.pause();
+        self.core.wake_all();
+        Ok(())
+    }
+
+    /// Goes on after a pause, or after an error policy stopped the job.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state, or when the job is neither paused nor stopped.
+    pub fn resume(&self) -> Result<()> {
+        self.check(Verb::Resume)?;
+        let paused = self.core.paused_by_host.swap(false, Ordering::AcqRel);
+        if !paused && self.core.share.stopped().is_none() {
+            return Err(Self::refused(Verb::Resume, "it is not paused"));
+        }
+        self.core.share.resume();
+        self.core.wake_all();
+        Ok(())
+    }
+
+    /// Changes the speed limit at once, in every phase but the switch-over; 0 = none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state.
+    pub fn set_speed(&self, bytes_per_s: u64) -> Result<()> {
+        self.check(Verb::SetSpeed)?;
+        self.core.share.limiter.set_speed(bytes_per_s);
+        self.core.wake_all();
+        Ok(())
+    }
+
+    /// Changes how guest writes are followed, from each queue's next request on. A job in copy mode auto stays in the mode that
+    /// the host chose last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state.
+    pub fn set_copy_mode(&self, mode: CopyMode) -> Result<()> {
+        self.check(Verb::SetCopyMode)?;
+        if self.core.share.choose_copy_mode(mode) {
+            self.core.share.post(Notice::CopyMode(mode));
+        }
+        self.core.wake_home();
+        Ok(())
+    }
+
+    /// Asks for the switch-over: as soon as it fits into the job's `max_pause`, guest requests are held, the rest is copied,
+    /// the target is flushed, and with [`Completion::Pivot`] the drive moves to the target. Returns at once;
+    /// [`Self::wait`] and the events tell the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state, or when the end was asked for already.
+    pub fn complete(&self, completion: Completion) -> Result<()> {
+        self.check(Verb::Complete)?;
+        if !self.core.share.complete(completion == Completion::Pivot) {
+            let why = "it is completing already; cancel it by force to stop that";
+            return Err(Self::refused(Verb::Complete, why));
+        }
+        self.core.wake_all();
+        Ok(())
+    }
+
+    /// Ends the job. By force it is over within a second even if requests hang.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state.
+    pub fn cancel(&self, how: Cancel) -> Result<()> {
+        self.check(Verb::Cancel)?;
+        if how == Cancel::Soft && self.status().is_ready() {
+            return self.complete(Completion::PointInTime);
+        }
+        self.core.share.cancel();
+        self.core.wake_all();
+        Ok(())
+    }
+
+    /// Carries out a switch-over that is pending.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state.
+    pub fn finalize(&self) -> Result<()> {
+        self.check(Verb::Finalize)?;
+        self.core.share.finalize();
+        self.core.wake_all();
+        Ok(())
+    }
+
+    /// Says that the outcome of a job that is over was read; its state is null then, and every verb is refused.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state.
+    pub fn dismiss(&self) -> Result<()> {
+        self.check(Verb::Dismiss)?;
+        self.core.share.turn(Turn::Dismiss);
+        self.core.tell_notices();
+        Ok(())
+    }
+
+    /// Where the job stands and what it has done; the figures are at most some milliseconds old.
+    #[must_use]
+    pub fn query(&self) -> JobInfo {
+        let share = &self.core.share;
+        let progress = self.progress();
+        let dirty_bytes =
+            share.left_bytes().saturating_add(progress.in_flight_bytes).min(progress.disk_bytes);
+        let offset_bytes =
+            progress.copied_bytes + progress.zeroed_bytes + progress.skipped_bytes + progress.active_bytes;
+        let copy_mode = share.copy_mode();
+        JobInfo {
+            status: self.status(),
+            len_bytes: offset_bytes.saturating_add(dirty_bytes),
+            offset_bytes,
+            dirty_bytes,
+            dirty_rate_bytes_per_s: share.figures.dirty_rate_bytes_per_s(),
+            copy_rate_bytes_per_s: share.figures.copy_rate_bytes_per_s(),
+            eta: share.figures.eta(),
+            predicted_pause: share.figures.predicted_pause(),
+            speed_bytes_per_s: share.limiter.speed(),
+            copy_mode,
+            actively_synced: copy_mode == CopyMode::WriteBlocking && dirty_bytes == 0,
+            completing: share.wants_completion(),
+            io_status: match share.stopped() {
+                Some(true) => IoStatus::NoSpace,
+                Some(false) => IoStatus::Failed,
+                None if share.failure().is_some() => IoStatus::Failed,
+                None => IoStatus::Ok,
+            },
+            error: self.core.error().map(|e| e.to_string()),
+            progress,
+        }
     }
 
     /// What was done so far; the rate looks back over the calls of the last seconds.
@@ -228,38 +413,16 @@ impl Job {
         p
     }
 
-    /// Cancels the job: nothing new is started, and it is over within a second even if a request hangs.
-    pub fn cancel(&self) {
-        self.core.share.cancel();
-        self.core.wake_all();
-    }
-
-    /// Pauses the job; what is in flight is finished.
-    pub fn pause(&self) {
-        self.core.share.pause();
-        self.core.wake_all();
-    }
-
-    /// Goes on after a pause, or after an error policy stopped the job.
-    pub fn resume(&self) {
-        self.core.share.resume();
-        self.core.wake_all();
-    }
-
-    /// Changes the speed limit at once; 0 = none.
-    pub fn set_speed(&self, bytes_per_s: u64) {
-        self.core.share.limiter.set_speed(bytes_per_s);
-        self.core.wake_all();
-    }
-
     /// Takes the next event, if there is one.
     #[must_use]
     pub fn next_event(&self) -> Option<Event> {
-        let lost = self.core.lost_events.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            return Some(Event::Overflow(lost));
-        }
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).try_recv().ok()
+        self.core.events.next()
+    }
+
+    /// A descriptor that is readable while there are events, for `poll(2)` and its kin; only to be waited on.
+    #[must_use]
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.core.events.fd()
     }
 
     /// Waits for the end of the job.
@@ -274,8 +437,8 @@ impl Job {
 
     /// Waits for the end of the job for so long; `None` if it is not over then.
     ///
-    /// When it is over, every device is closed, with one exception: a worker whose requests hang keeps its devices until
-    /// they come back. That is waited for 250 ms at most.
+    /// When it is over, every device is closed, with two exceptions: a worker whose requests hang keeps its devices until
+    /// they come back, which is waited for 250 ms at most, and a queue keeps the target until its thread uses it next.
     #[must_use]
     pub fn wait_for(&self, time: Duration) -> Option<Outcome> {
         let core = &*self.core;

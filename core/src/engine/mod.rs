@@ -10,7 +10,9 @@
 
 mod core_set;
 mod event;
+mod home;
 mod job;
+mod outcome;
 #[cfg(test)]
 mod simulated;
 mod start;
@@ -21,16 +23,19 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 
-pub use event::Event;
-pub use job::{Job, Outcome, TargetState};
+pub use event::{Event, EventKind, IoStatus};
+pub use job::{Cancel, Completion, Job, JobInfo};
+pub use outcome::{Outcome, TargetState};
 
 pub use crate::mirror::{
-    ErrorAction, ErrorPolicy, ExtentMap, JobStatus, MirrorOptions, Progress, Side, SyncMode,
+    CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, ExtentMap, JobStatus, LatencyBudget,
+    MirrorOptions, OnCopied, Progress, Side, SyncMode, Verb,
 };
 
 use self::worker::Mail;
 use crate::buffer::DEFAULT_WINDOW_BYTES;
 use crate::device::Device;
+use crate::drive::{Drive, DriveCore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::Wake;
 
@@ -147,14 +152,44 @@ impl Engine {
         self.workers.len()
     }
 
-    /// Starts a job that copies `source` to `target`; both are held until the job is over.
+    /// Starts a job that mirrors `drive` to `target` and follows the guest's writes until it is completed or cancelled. The
+    /// target is held until the job is over, and longer if the drive moves to it.
     ///
     /// # Errors
-    /// When an option makes no sense, or the devices do not fit each other or are the same;
+    /// When an option makes no sense, the devices do not fit each other or are the same;
+    /// [`Busy`](ErrorKind::Busy) when a job runs on the drive;
     /// [`QueueFull`](ErrorKind::QueueFull) when the engine carries [`Engine::MAX_JOBS`] jobs. The target is untouched then.
     ///
     /// Each worker opens both devices once more, so a job takes two file descriptors per worker.
-    pub fn mirror(&self, source: Device, target: Device, options: MirrorOptions) -> Result<Job> {
+    pub fn mirror(&self, drive: &Drive, target: Device, options: MirrorOptions) -> Result<Job> {
+        self.start_job(drive.core(), target, options)
+    }
+
+    /// Starts a job that copies `source`, which nobody writes meanwhile, to `target` and completes by itself. Both are held
+    /// until the job is over.
+    ///
+    /// # Errors
+    /// As [`Self::mirror`].
+    pub fn copy(&self, source: Device, target: Device, options: MirrorOptions) -> Result<Job> {
+        let options = MirrorOptions {
+            on_copied: OnCopied::Complete,
+            copy_mode: CopyModeChoice::Background,
+            latency_budget: LatencyBudget::Off,
+            max_pause: None,
+            ..options
+        };
+        let (size_bytes, align_bytes) = (source.size_bytes(), source.limits().offset_align_bytes);
+        let drive = DriveCore::new(Arc::new(source), size_bytes, align_bytes, false);
+        self.start_job(&drive, target, options)
+    }
+
+    /// Counts a job in, and starts it.
+    fn start_job(
+        &self,
+        drive: &Arc<DriveCore<Device>>,
+        target: Device,
+        options: MirrorOptions,
+    ) -> Result<Job> {
         let (claim, look) = (std::sync::atomic::Ordering::AcqRel, std::sync::atomic::Ordering::Acquire);
         let more = |jobs| (jobs < Self::MAX_JOBS).then_some(jobs + 1);
         if self.jobs.fetch_update(claim, look, more).is_err() {
@@ -164,7 +199,7 @@ impl Engine {
             )));
         }
         let home = self.next_home.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        start::job(&self.workers, &self.jobs, home, source, target, options)
+        start::job(&self.workers, &self.jobs, home, drive, target, options)
     }
 
     /// Ends the workers; jobs that are not over are cancelled. Dropping the engine does the same.

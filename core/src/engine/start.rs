@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use super::home::Home;
 use super::job::{Job, JobCore};
 use super::worker::{Mail, Part, Worker};
 use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
 use crate::device::{Device, DeviceKind, Role};
+use crate::drive::{DriveCore, Follower};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, Share};
 use crate::ring::uring::{UringOptions, with_ring};
@@ -62,34 +64,55 @@ pub(super) fn job(
     workers: &[WorkerHandle],
     jobs: &Arc<AtomicUsize>,
     home: usize,
-    source: Device,
+    drive: &Arc<DriveCore<Device>>,
     target: Device,
     options: MirrorOptions,
 ) -> Result<Job> {
-    let made = check(&source, &target).and_then(|()| {
-        let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
-        let share = share(workers, &source, &target, &options)?;
-        let wakers = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
-        let names = [source.name().to_owned(), target.name().to_owned()];
-        let devices = for_each_worker(source, target, workers.len())?;
-        Ok((order, devices, JobCore::start(share, options.extents, names, wakers, Arc::clone(jobs))))
-    });
-    let (order, devices, job) = made.inspect_err(|_| {
+    let made = make(workers, jobs, home, drive, target, options);
+    let (order, parts, job) = made.inspect_err(|_| {
         jobs.fetch_sub(1, Ordering::AcqRel);
     })?;
-    let share = &job.core().share;
-    // Nobody begins before everybody has his part, so that a job which cannot be started has not written anything.
-    share.hold();
-    let parts = devices.into_iter().enumerate().map(|(number, (source, target))| {
-        Box::new(Part::new(Arc::clone(job.core()), number, Arc::new(source), Arc::new(target)))
-    });
     // A part that cannot be sent ends the job when it is dropped; the others let go of theirs then.
     let sent: Result<Vec<()>> =
-        parts.collect::<Vec<_>>().into_iter().zip(&order).map(|(part, &i)| workers[i].send(part)).collect();
+        parts.into_iter().zip(&order).map(|(part, &i)| workers[i].send(part)).collect();
     sent?;
-    share.let_start();
+    job.core().share.let_start();
     job.core().wake_all();
     Ok(job)
+}
+
+/// A job, its parts, and which worker each is for. On an error nothing is attached, and the target is untouched.
+type Made = (Vec<usize>, Vec<Mail<Device>>, Job);
+
+/// Makes the parts of a job and attaches it to its drive.
+fn make(
+    workers: &[WorkerHandle],
+    jobs: &Arc<AtomicUsize>,
+    home: usize,
+    drive: &Arc<DriveCore<Device>>,
+    target: Device,
+    options: MirrorOptions,
+) -> Result<Made> {
+    let source = Arc::clone(&drive.place().device);
+    check(&source, &target)?;
+    let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
+    let share = share(workers, &source, &target, &options)?;
+    let wakers: Vec<_> = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
+    let names = [source.name().to_owned(), target.name().to_owned()];
+    let target = Arc::new(target);
+    let devices = for_each_worker(source, &target, workers.len())?;
+    let first = Arc::clone(&wakers[0]);
+    let job = JobCore::start(Arc::clone(&share), options.extents.clone(), names, wakers, Arc::clone(jobs))?;
+    // Nobody begins before everybody has his part, so that a job which cannot be started has not written anything.
+    share.hold();
+    // *Tracked from birth*: from here on guest writes are recorded; the first chunk is decided after every part is sent.
+    drive.attach(Arc::new(Follower { share, target: Arc::clone(&target), home: first }))?;
+    let mut home = Some(Box::new(Home::new(&options, Arc::clone(drive), target)));
+    let parts = devices
+        .into_iter()
+        .enumerate()
+        .map(|(number, devices)| Box::new(Part::new(Arc::clone(job.core()), number, devices, home.take())));
+    Ok((order, parts.collect(), job))
 }
 
 /// Checks that the devices may be used together.
@@ -122,9 +145,10 @@ fn share(
 
 /// The devices `count` times over: every worker has open file descriptions of its own, so that their block status calls
 /// do not meet on one file position. The first pair is the host's own.
-fn for_each_worker(source: Device, target: Device, count: usize) -> Result<Vec<(Device, Device)>> {
-    let more = (1..count).map(|_| Ok((source.reopen()?, target.reopen()?))).collect::<Result<Vec<_>>>()?;
-    Ok(std::iter::once((source, target)).chain(more).collect())
+fn for_each_worker(source: Arc<Device>, target: &Arc<Device>, count: usize) -> Result<Vec<[Arc<Device>; 2]>> {
+    let more = (1..count).map(|_| Ok([Arc::new(source.reopen()?), Arc::new(target.reopen()?)]));
+    let more = more.collect::<Result<Vec<_>>>()?;
+    Ok(std::iter::once([source, Arc::clone(target)]).chain(more).collect())
 }
 
 /// What the logic must know of a device. `contiguous`: the copy memory is on huge pages, so that a request has few

@@ -12,11 +12,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use super::event::Event;
+use super::home::Home;
 use super::job::JobCore;
 use crate::buffer::Window;
 use crate::device::{Extent, ExtentKind};
-use crate::mirror::{Coordinator, Copier, Failure, FailureCause, Side, Step, Verdict};
+use crate::mirror::{Act, Copier, Failure, FailureCause, Side, Step};
 use crate::ring::{Completion, DeviceSlot, Op, Request, Ring, Tag, Wait, monotonic_ns};
 use crate::units::ByteRange;
 
@@ -50,10 +50,8 @@ pub(super) struct Part<D> {
     slots: [DeviceSlot; 2],
     /// The logic; `None` until the part is taken up, and after a panic.
     copier: Option<Copier>,
-    /// The job's end, at home.
-    coordinator: Option<Coordinator>,
-    /// Whether the host was told that the job is stopped.
-    stopped: bool,
+    /// The job's course, at home.
+    home: Option<Box<Home<D>>>,
     /// Requests of this part in the ring.
     in_flight: usize,
     /// When to look at it again if nothing happens.
@@ -64,15 +62,19 @@ pub(super) struct Part<D> {
 
 impl<D> Part<D> {
     /// A part that was not taken up yet.
-    pub(super) fn new(core: Arc<JobCore>, number: usize, source: Arc<D>, target: Arc<D>) -> Self {
+    pub(super) fn new(
+        core: Arc<JobCore>,
+        number: usize,
+        devices: [Arc<D>; 2],
+        home: Option<Box<Home<D>>>,
+    ) -> Self {
         Self {
             core,
             number,
-            devices: Some([source, target]),
+            devices: Some(devices),
             slots: [DeviceSlot(0); 2],
             copier: None,
-            coordinator: (number == 0).then(Coordinator::default),
-            stopped: false,
+            home,
             in_flight: 0,
             due_ns: None,
             broken: false,
@@ -88,8 +90,8 @@ impl<D> Part<D> {
     /// A panic was caught: the job fails. If even its end panics, it ends without a look.
     fn panicked(&mut self, now_ns: u64) {
         self.fail(FailureCause::Panic, libc::ENOTRECOVERABLE);
-        if std::mem::replace(&mut self.broken, true) && self.number == 0 {
-            self.core.conclude(Verdict::Incomplete, now_ns);
+        if let (true, Some(home)) = (std::mem::replace(&mut self.broken, true), &mut self.home) {
+            home.give_up(&self.core, now_ns);
         }
         self.due_ns = Some(now_ns);
     }
@@ -109,7 +111,9 @@ impl<D> Part<D> {
                 Step::Status { offset, live } => {
                     let status = match &self.core.extents {
                         Some(map) if !live => Ok(map.status(offset)),
-                        Some(_) => Ok(Extent { range: ByteRange::new(offset, u64::MAX), kind: ExtentKind::Data }),
+                        Some(_) => {
+                            Ok(Extent { range: ByteRange::new(offset, u64::MAX), kind: ExtentKind::Data })
+                        }
                         None => ring.status(self.slots[0], offset),
                     };
                     copier.learn(offset, live, status);
@@ -117,34 +121,40 @@ impl<D> Part<D> {
                 Step::Wait(at) => break at,
             }
         };
-        if copier.take_counted_out() && self.number != 0 {
+        if self.number != 0 && (copier.take_counted_out() || self.core.share.has_notices()) {
             self.core.wake_home();
         }
     }
 
-    /// At home: sees whether the job is over.
+    /// At home: takes stock, and does what the coordinator decides.
     fn coordinate<R: Ring<Device = D>>(&mut self, ring: &mut R, id: usize) {
-        let Some(coordinator) = &mut self.coordinator else { return };
-        let share = &self.core.share;
-        match (share.stopped(), self.stopped) {
-            (Some(no_space), false) => self.core.emit(Event::Stopped { no_space }),
-            (None, true) => self.core.emit(Event::Resumed),
-            _ => {}
-        }
-        self.stopped = share.stopped().is_some();
-        let now_ns = ring.now_ns();
-        match coordinator.look(share, now_ns) {
-            Verdict::Continue => {}
-            Verdict::Flush => {
+        let Some(home) = &mut self.home else { return };
+        let core = &self.core;
+        home.follow.tick(&core.share, home.coordinator.missed(), ring.now_ns());
+        loop {
+            let now_ns = ring.now_ns();
+            let sight = home.follow.sight(now_ns, home.gate_is_quiet(core));
+            let act = home.coordinator.look(&core.share, &sight);
+            if act == Act::Flush {
                 let request = Request { device: self.slots[1], range: ByteRange::default(), op: Op::Flush };
-                match ring.push(request, tag(id, FLUSH_KEY)) {
-                    Ok(()) => self.in_flight += 1,
-                    Err(_) => coordinator.not_sent(now_ns),
+                if ring.push(request, tag(id, FLUSH_KEY)).is_ok() {
+                    self.in_flight += 1;
+                    home.follow.flush_sent(now_ns);
+                } else {
+                    home.coordinator.not_sent(now_ns);
                 }
+            } else if act == Act::Rest {
+                break;
+            } else if !home.carry_out(act, core, now_ns) {
+                let (side, range) = (Side::Target, ByteRange::default());
+                core.share.fail(Failure { side, errno: libc::EPERM, range, cause: FailureCause::Panic });
             }
-            verdict @ (Verdict::Complete | Verdict::Incomplete) => self.core.conclude(verdict, now_ns),
         }
-        self.due_ns = coordinator.deadline_ns(now_ns).into_iter().chain(self.due_ns).min();
+        core.tell_notices();
+        let now_ns = ring.now_ns();
+        let rest = home.follow.rest_until_ns(&core.share, now_ns);
+        let deadline = home.coordinator.deadline_ns(now_ns);
+        self.due_ns = rest.into_iter().chain(deadline).chain(self.due_ns).min();
     }
 
     /// A request of this part has ended.
@@ -158,9 +168,10 @@ impl<D> Part<D> {
         self.in_flight -= 1;
         let now_ns = ring.now_ns();
         if key == FLUSH_KEY {
-            if let Some(coordinator) = &mut self.coordinator {
-                let notice = coordinator.flushed(completion.result.map(drop), &self.core.share, now_ns);
-                notice.and_then(Event::of).into_iter().for_each(|e| self.core.emit(e));
+            if let Some(home) = &mut self.home {
+                home.follow.flush_ended(now_ns);
+                let sight = home.follow.sight(now_ns, false);
+                home.coordinator.flushed(completion.result.map(drop), &self.core.share, &sight);
             }
             return;
         }
@@ -191,8 +202,8 @@ impl<D> Drop for Part<D> {
             let _ = catch_unwind(AssertUnwindSafe(|| copier.lose()));
         }
         self.devices = None;
-        if !over && self.number == 0 {
-            self.core.conclude(Verdict::Incomplete, monotonic_ns());
+        if let (false, Some(mut home)) = (over, self.home.take()) {
+            home.give_up(&self.core, monotonic_ns());
         }
         self.core.part_left();
     }

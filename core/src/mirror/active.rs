@@ -56,9 +56,16 @@ impl Share {
         }
     }
 
-    /// Changes how guest writes are followed, from the next request on.
-    pub fn set_copy_mode(&self, mode: CopyMode) {
-        self.write_blocking.store(mode == CopyMode::WriteBlocking, Ordering::Release);
+    /// Changes how guest writes are followed, from the next request on; whether that was a change.
+    pub(super) fn set_copy_mode(&self, mode: CopyMode) -> bool {
+        let write_blocking = mode == CopyMode::WriteBlocking;
+        self.write_blocking.swap(write_blocking, Ordering::AcqRel) != write_blocking
+    }
+
+    /// The same by the host's word, which copy mode auto does not overrule any more.
+    pub fn choose_copy_mode(&self, mode: CopyMode) -> bool {
+        self.mode_is_chosen.store(true, Ordering::Release);
+        self.set_copy_mode(mode)
     }
 
     /// A guest write to the source has ended, well or not: its chunks are dirty. `true` when the job's home sleeps and must

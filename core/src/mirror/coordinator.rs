@@ -1,151 +1,458 @@
-//! The job's end, decided by one worker, its home.
+//! A job's course, decided by one worker, its home: ready, switch-over, end.
 //!
 //! ```text
-//! state     | everything copied     | flush done        | flush failed        | cancelled or failed
-//! ----------+-----------------------+-------------------+---------------------+---------------------------
-//! Copying   | ask for flush         | -                 | -                   | wait for idle -> Incomplete
-//! Flushing  | -                     | see below         | the job fails       | wait for the flush, then as above
-//! Flushed   | nothing written since -> close, Complete; else flush again                | as above
-//! Over      | -                     | -                 | -                   | -
+//! stage      | what goes on                          | leads to
+//! -----------+---------------------------------------+----------------------------------------------------------
+//! Copying    | copiers run, or the job is held       | Flushing(ToBeReady) when a switch-over would fit
+//!            |                                       | Flushing(BeforeGate) when the end is wanted and fits
+//! Flushing   | a flush of the target is under way    | ToBeReady  -> ready, Copying
+//!            |                                       | BeforeGate -> CloseGate, Draining
+//!            |                                       | BehindGate -> Sealed, if nothing was written since it began
+//! Draining   | gate closed, guest requests inside    | Final when the gate is quiet
+//! Final      | gate closed and quiet, the rest is    | Flushing(BehindGate), or Sealed if all that was written is
+//!            | copied                                | flushed already
+//! Sealed     | all copied and flushed, nobody writes | waiting, pending, [finalize], Pivot, LetGo, OpenGate, Conclude
+//! Over       |                                       |
+//!
+//! Draining, Final, Flushing(BehindGate): when the pause would become too long, or the job is held -> OpenGate, Copying
+//! every stage before Sealed's last steps: cancelled or failed -> OpenGate, wait for idle, LetGo, Conclude
 //! ```
 //!
-//! Success is reported only after a flush of the target that began after the last write had completed. A chunk that
-//! turned dirty meanwhile sends the job back to copying; one that was even copied meanwhile wants another flush.
+//! - **Zero is decided behind the gate.** `Sealed` is reached only with the gate closed and quiet.
+//! - **Flushed is flushed.** It is reached only with a flush that succeeded and began after the last write to the target had
+//!   completed. One flush comes before the gate is closed, so that the one behind it has little to do; if nothing was
+//!   written in between there is no second one.
+//! - **Nothing after the verdict.** `Sealed` closes the job's [`Activity`](super::Activity): no copier takes up work any more.
+//!
+//! The pause is bounded: the coordinator closes the gate only when the forecast fits into `max_pause`, and opens it again,
+//! with the job as it was, when it does not come true. It then waits longer each time before it tries again.
 
+use super::mutation::Mutation;
+use super::options::{MirrorOptions, OnCopied};
 use super::policy::{self, Side};
 use super::share::{FailureCause, Notice, Share};
+use super::states::{JobStatus, Turn};
 use crate::units::ByteRange;
 
-/// How the job stands after a look.
+/// What the home is to do now; after each but `Rest` it looks again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
-    /// Go on.
-    Continue,
-    /// Send a flush to the target and report its end.
+pub enum Act {
+    /// Nothing.
+    Rest,
+    /// Send a flush to the target and report its end with [`Coordinator::flushed`], or [`Coordinator::not_sent`].
     Flush,
-    /// Over; the target equals the source and is flushed.
-    Complete,
-    /// Over; the target is not a copy.
-    Incomplete,
+    /// Close the drive's gate.
+    CloseGate,
+    /// Open it.
+    OpenGate,
+    /// Move the drive to the target.
+    Pivot,
+    /// Detach the job from the drive.
+    LetGo,
+    /// Tell the host how it ended.
+    Conclude(End),
 }
 
-/// Where the end of the job stands.
+/// How a job ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
-    /// Workers copy.
+pub enum End {
+    /// The target equals the source as of the switch-over, and is flushed.
+    Completed,
+    /// The host cancelled it; the target is no copy.
+    Cancelled,
+    /// It failed; the target is no copy.
+    Failed,
+}
+
+/// What the coordinator cannot see for itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight {
+    /// Now.
+    pub now_ns: u64,
+    /// Nobody is inside the drive's gate.
+    pub gate_is_quiet: bool,
+    /// How long a switch-over begun now would hold guest requests; `None` = not known yet.
+    pub predicted_pause_ns: Option<u64>,
+    /// What a flush of the target takes.
+    pub flush_ns: u64,
+}
+
+/// What a flush is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Purpose {
+    /// To be ready: it shows that the target can be flushed, and how long that takes.
+    ToBeReady,
+    /// To leave little to the flush behind the gate.
+    BeforeGate,
+    /// To make the target's content durable before the drive may move.
+    BehindGate,
+}
+
+/// See the module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
     Copying,
-    /// The flush is under way.
-    Flushing,
-    /// The flush succeeded.
-    Flushed,
-    /// The verdict was given.
+    Flushing(Purpose),
+    Draining,
+    Final,
+    Sealed(Seal),
+    Ending,
     Over,
 }
 
-/// Decides when a job is over.
-#[derive(Debug)]
-pub struct Coordinator {
-    /// Where the end stands.
-    state: State,
-    /// What had been written when the flush was asked for.
-    covers: u64,
-    /// After a failed flush: not again before this time.
-    retry_at_ns: u64,
-    /// How often the flush was sent again for a passing error.
-    tries: u8,
-    /// When the job was seen to end by cancel or failure.
-    ending_since_ns: Option<u64>,
+/// The steps from "all copied and flushed" to the end, in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Seal {
+    Announced,
+    Moved,
+    Detached,
+    Opened,
 }
 
 /// How long a cancelled or failed job waits for requests that are under way before it ends without them.
 const GRACE_NS: u64 = 500_000_000;
 /// When the ring has no room for the flush, the wait until it is tried again.
 const ROOM_NS: u64 = 1_000_000;
+/// How often the gate is looked at while guest requests are inside.
+const DRAIN_LOOK_NS: u64 = 100_000;
+/// The wait before a switch-over that was missed is tried again; doubled each time up to the longest.
+const MISSED_BACKOFF_NS: u64 = 20_000_000;
+/// The longest such wait.
+const MISSED_BACKOFF_MAX_NS: u64 = 2_000_000_000;
+/// The part of the pause that is kept for what cannot be foreseen: a switch-over is begun when its forecast fits into the rest.
+const RESERVE: u64 = 4;
+/// A flush that was to make the job ready and did not is not repeated sooner.
+const READY_AGAIN_NS: u64 = 20_000_000;
 
-impl Default for Coordinator {
-    fn default() -> Self {
-        Self { state: State::Copying, covers: 0, retry_at_ns: 0, tries: 0, ending_since_ns: None }
-    }
+/// Decides a job's course.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// Where it stands.
+    stage: Stage,
+    /// How long guest requests may be held.
+    max_pause_ns: Option<u64>,
+    /// Ready only when nothing is dirty.
+    strict_ready: bool,
+    /// A pending switch-over needs no word of the host.
+    auto_finalize: bool,
+    /// The job completes when everything is copied.
+    completes_itself: bool,
+    /// What had been written to the target when the last flush that succeeded began.
+    covers: Option<u64>,
+    /// The same for the flush that is under way.
+    flush_covers: Option<u64>,
+    /// The flush that comes before the gate is closed has just been made.
+    preflushed: bool,
+    /// When the gate was closed.
+    closed_at_ns: Option<u64>,
+    /// For how long it was, at the switch-over.
+    pause_ns: Option<u64>,
+    /// Nothing is tried before this time: after a failed flush, or a switch-over that was missed.
+    retry_at_ns: u64,
+    /// How often the flush was sent again for a passing error.
+    tries: u8,
+    /// Switch-overs that were missed in a row.
+    missed: u32,
+    /// When the job was seen to end by cancel or failure.
+    ending_since_ns: u64,
 }
 
 impl Coordinator {
-    /// Looks at the job.
-    pub fn look(&mut self, share: &Share, now_ns: u64) -> Verdict {
-        let verdict = match self.state {
-            State::Over => return Verdict::Continue,
-            _ if share.is_ending() => self.end(share, now_ns),
-            State::Copying if now_ns < self.retry_at_ns || share.is_held() => Verdict::Continue,
-            State::Copying if share.is_finished() => Verdict::Flush,
-            State::Flushed if Self::written(share) == self.covers && share.close_if_finished() => {
-                Verdict::Complete
-            }
-            // Something was written while the flush was under way; it needs one of its own.
-            State::Flushed if share.is_finished() => Verdict::Flush,
-            State::Flushed => {
-                self.state = State::Copying;
-                Verdict::Continue
-            }
-            State::Copying | State::Flushing => Verdict::Continue,
-        };
-        match verdict {
-            Verdict::Flush => {
-                self.state = State::Flushing;
-                self.covers = Self::written(share);
-            }
-            Verdict::Complete | Verdict::Incomplete => self.state = State::Over,
-            Verdict::Continue => {}
+    /// The course of a job with these options.
+    #[must_use]
+    pub fn new(options: &MirrorOptions) -> Self {
+        Self {
+            stage: Stage::Copying,
+            max_pause_ns: options.max_pause.map(|pause| u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX)),
+            strict_ready: options.strict_ready,
+            auto_finalize: options.auto_finalize,
+            completes_itself: options.on_copied == OnCopied::Complete,
+            covers: None,
+            flush_covers: None,
+            preflushed: false,
+            closed_at_ns: None,
+            pause_ns: None,
+            retry_at_ns: 0,
+            tries: 0,
+            missed: 0,
+            ending_since_ns: 0,
         }
-        verdict
+    }
+
+    /// How long guest requests were held at the switch-over, once it is over.
+    #[must_use]
+    pub fn pause_ns(&self) -> Option<u64> {
+        self.pause_ns
+    }
+
+    /// Switch-overs that were missed so far.
+    #[must_use]
+    pub fn missed(&self) -> u32 {
+        self.missed
+    }
+
+    /// Looks at the job and says what to do; called again until it says `Rest`.
+    pub fn look(&mut self, share: &Share, sight: &Sight) -> Act {
+        let ends = share.is_ending() && !matches!(self.stage, Stage::Sealed(_) | Stage::Over);
+        let gives_up_seal = share.is_ending() && self.stage == Stage::Sealed(Seal::Announced);
+        if ends || gives_up_seal {
+            return self.end(share, sight.now_ns);
+        }
+        match self.stage {
+            Stage::Copying => self.copying(share, sight),
+            Stage::Flushing(Purpose::BehindGate) | Stage::Draining | Stage::Final => {
+                self.behind_gate(share, sight)
+            }
+            Stage::Sealed(seal) => self.sealed(seal, share, sight.now_ns),
+            Stage::Flushing(_) | Stage::Ending | Stage::Over => Act::Rest,
+        }
+    }
+
+    /// The gate is open.
+    fn copying(&mut self, share: &Share, sight: &Sight) -> Act {
+        if !Self::follow_hold(share) || sight.now_ns < self.retry_at_ns || self.flush_covers.is_some() {
+            return Act::Rest;
+        }
+        if share.is_finished() {
+            share.end_rounds();
+        }
+        let ready = share.status() == JobStatus::Ready;
+        if (ready && share.wants_completion() && self.fits(share, sight))
+            || (self.completes_itself && share.is_finished())
+        {
+            if std::mem::take(&mut self.preflushed) || self.covers == Some(Self::written(share)) {
+                return self.close_gate(share, sight.now_ns);
+            }
+            return self.flush(share, Purpose::BeforeGate);
+        }
+        if !ready && !self.completes_itself && self.could_be_ready(share, sight) {
+            return self.flush(share, Purpose::ToBeReady);
+        }
+        Act::Rest
+    }
+
+    /// Tells the host when the job is held, once nothing is under way, and when it goes on; whether it runs.
+    fn follow_hold(share: &Share) -> bool {
+        match (share.is_held(), share.status()) {
+            (true, JobStatus::Paused | JobStatus::Standby) => {}
+            (true, _) if share.is_idle() => {
+                share.turn(Turn::Hold);
+            }
+            (true, _) => {}
+            (false, JobStatus::Created) => {
+                share.turn(Turn::Start);
+            }
+            (false, JobStatus::Paused | JobStatus::Standby) => {
+                share.turn(Turn::Release);
+            }
+            (false, _) => return true,
+        }
+        !share.is_held()
+    }
+
+    /// Whether the forecast of a switch-over fits into the pause.
+    fn fits(&self, share: &Share, sight: &Sight) -> bool {
+        if !share.sweep_is_claimed() {
+            return false;
+        }
+        match (self.max_pause_ns, sight.predicted_pause_ns) {
+            (None, _) => true,
+            (Some(max), Some(predicted)) => predicted <= max - max / RESERVE,
+            (Some(_), None) => share.is_finished(),
+        }
+    }
+
+    /// Whether the job could be called ready, but for a flush.
+    fn could_be_ready(&self, share: &Share, sight: &Sight) -> bool {
+        if self.strict_ready { share.is_finished() } else { self.fits(share, sight) }
+    }
+
+    /// Asks for a flush.
+    fn flush(&mut self, share: &Share, purpose: Purpose) -> Act {
+        self.stage = Stage::Flushing(purpose);
+        self.flush_covers = Some(Self::written(share));
+        Act::Flush
+    }
+
+    /// Closes the gate. From here on nothing slows the copiers down.
+    fn close_gate(&mut self, share: &Share, now_ns: u64) -> Act {
+        self.stage = Stage::Draining;
+        self.closed_at_ns = Some(now_ns);
+        share.set_urgent(true);
+        Act::CloseGate
+    }
+
+    /// The gate is closed.
+    fn behind_gate(&mut self, share: &Share, sight: &Sight) -> Act {
+        if share.is_held() || self.is_overdue(sight) {
+            return self.miss(share, sight.now_ns);
+        }
+        if self.stage == Stage::Draining
+            && (sight.gate_is_quiet || share.is_mutated(Mutation::ReadyWithoutGate))
+        {
+            self.stage = Stage::Final;
+        }
+        if self.stage != Stage::Final || !share.is_finished() {
+            return Act::Rest;
+        }
+        let flushed =
+            self.covers == Some(Self::written(share)) || share.is_mutated(Mutation::PivotBeforeFlush);
+        if !flushed {
+            return if self.flush_covers.is_some() {
+                Act::Rest
+            } else {
+                self.flush(share, Purpose::BehindGate)
+            };
+        }
+        if share.close_if_finished() {
+            share.turn(Turn::Seal);
+            share.turn(Turn::Prepare);
+            self.stage = Stage::Sealed(Seal::Announced);
+            return self.sealed(Seal::Announced, share, sight.now_ns);
+        }
+        Act::Rest
+    }
+
+    /// Whether the pause would become too long if it went on.
+    fn is_overdue(&self, sight: &Sight) -> bool {
+        let Some(limit_ns) = self.limit_ns() else { return false };
+        let flush_ns = if self.stage == Stage::Final { sight.flush_ns.min(limit_ns / 2) } else { 0 };
+        self.closed_at_ns.is_some_and(|at| sight.now_ns + flush_ns >= at + limit_ns)
+    }
+
+    /// The longest pause, less what opening the gate again may take.
+    fn limit_ns(&self) -> Option<u64> {
+        self.max_pause_ns.map(|max| max - max / 16)
+    }
+
+    /// The gate is opened again and the job goes on as before.
+    fn miss(&mut self, share: &Share, now_ns: u64) -> Act {
+        let held_ns = now_ns.saturating_sub(self.closed_at_ns.take().unwrap_or(now_ns));
+        share.post(Notice::SwitchOverMissed { held_ns, left_bytes: share.left_bytes() });
+        share.set_urgent(false);
+        self.stage = Stage::Copying;
+        self.retry_at_ns = now_ns + (MISSED_BACKOFF_NS << self.missed.min(8)).min(MISSED_BACKOFF_MAX_NS);
+        self.missed = self.missed.saturating_add(1);
+        Act::OpenGate
+    }
+
+    /// The steps to the end.
+    fn sealed(&mut self, seal: Seal, share: &Share, now_ns: u64) -> Act {
+        let (next, act) = match seal {
+            Seal::Announced if !self.auto_finalize && !share.wants_finalize() => return Act::Rest,
+            Seal::Announced if share.wants_pivot() => (Seal::Moved, Act::Pivot),
+            Seal::Announced | Seal::Moved => (Seal::Detached, Act::LetGo),
+            Seal::Detached => {
+                self.pause_ns = self.closed_at_ns.take().map(|at| now_ns.saturating_sub(at));
+                (Seal::Opened, Act::OpenGate)
+            }
+            Seal::Opened => {
+                self.stage = Stage::Over;
+                return Act::Conclude(End::Completed);
+            }
+        };
+        self.stage = Stage::Sealed(next);
+        act
+    }
+
+    /// A job that was cancelled or has failed: over when nothing is under way, or when waiting has no end.
+    fn end(&mut self, share: &Share, now_ns: u64) -> Act {
+        if self.closed_at_ns.take().is_some() {
+            share.set_urgent(false);
+            return Act::OpenGate;
+        }
+        if share.status() != JobStatus::Aborting {
+            share.turn(Turn::Abort);
+            self.ending_since_ns = now_ns;
+        }
+        if self.stage == Stage::Ending {
+            self.stage = Stage::Over;
+            return Act::Conclude(if share.is_cancelled() { End::Cancelled } else { End::Failed });
+        }
+        let quiet = share.is_idle() && self.flush_covers.is_none();
+        if quiet || now_ns >= self.ending_since_ns + GRACE_NS {
+            self.stage = Stage::Ending;
+            return Act::LetGo;
+        }
+        Act::Rest
     }
 
     /// Bytes that reached the target; exact when nobody has anything in hand.
     fn written(share: &Share) -> u64 {
         let p = share.progress();
-        p.copied_bytes + p.zeroed_bytes
+        p.copied_bytes + p.zeroed_bytes + p.active_bytes
     }
 
     /// The flush could not be sent for lack of room: ask again soon.
     pub fn not_sent(&mut self, now_ns: u64) {
-        self.state = State::Copying;
-        self.retry_at_ns = now_ns + ROOM_NS;
+        self.flush_covers = None;
+        match self.stage {
+            Stage::Flushing(Purpose::BehindGate) => self.stage = Stage::Final,
+            Stage::Flushing(_) => {
+                self.stage = Stage::Copying;
+                self.retry_at_ns = now_ns + ROOM_NS;
+            }
+            _ => {}
+        }
     }
 
     /// The flush that was asked for has ended, well or with an errno.
     ///
     /// A failed flush fails the job whatever the policy: the kernel reports such an error once and forgets what it could
     /// not write (fsync(2)), so a second flush that succeeds says nothing about what came before the first.
-    pub fn flushed(&mut self, result: Result<(), i32>, share: &Share, now_ns: u64) -> Option<Notice> {
-        if self.state != State::Flushing {
-            return None;
+    pub fn flushed(&mut self, result: Result<(), i32>, share: &Share, sight: &Sight) {
+        let covers = self.flush_covers.take();
+        if let Err(errno) = result {
+            self.flush_failed(errno, share, sight.now_ns);
+            return;
         }
-        let Err(errno) = result else {
-            self.state = State::Flushed;
-            return None;
-        };
-        self.state = State::Copying;
+        self.tries = 0;
+        self.covers = covers;
+        match self.stage {
+            Stage::Flushing(Purpose::ToBeReady) => {
+                self.stage = Stage::Copying;
+                if share.is_held() || !self.could_be_ready(share, sight) || !share.turn(Turn::BecomeReady) {
+                    self.retry_at_ns = sight.now_ns + READY_AGAIN_NS;
+                }
+            }
+            Stage::Flushing(Purpose::BeforeGate) => {
+                self.stage = Stage::Copying;
+                self.preflushed = true;
+            }
+            Stage::Flushing(Purpose::BehindGate) => self.stage = Stage::Final,
+            _ => {}
+        }
+    }
+
+    /// Sends it again for a passing error, else the job fails.
+    fn flush_failed(&mut self, errno: i32, share: &Share, now_ns: u64) {
+        let behind_gate = self.stage == Stage::Flushing(Purpose::BehindGate);
+        if matches!(self.stage, Stage::Flushing(_)) {
+            self.stage = if behind_gate { Stage::Final } else { Stage::Copying };
+        }
         if let Some(wait) = policy::transient_backoff_ns(errno, self.tries) {
             self.tries += 1;
-            self.retry_at_ns = now_ns + wait;
-            return None;
+            self.retry_at_ns = now_ns + if behind_gate { 0 } else { wait };
+            return;
         }
-        Some(share.on_error(Side::Target, errno, ByteRange::default(), FailureCause::Flush, now_ns))
+        let notice = share.on_error(Side::Target, errno, ByteRange::default(), FailureCause::Flush, now_ns);
+        share.post(notice);
     }
 
     /// When to look again if nothing happens.
     #[must_use]
     pub fn deadline_ns(&self, now_ns: u64) -> Option<u64> {
-        let at = match (self.state, self.ending_since_ns) {
-            (State::Over, _) => None,
-            (_, Some(since)) => Some(since + GRACE_NS),
-            (_, None) => Some(self.retry_at_ns),
+        let at = match self.stage {
+            Stage::Over | Stage::Sealed(_) => None,
+            Stage::Draining => Some(now_ns + DRAIN_LOOK_NS),
+            Stage::Final | Stage::Flushing(Purpose::BehindGate) => {
+                self.closed_at_ns.zip(self.limit_ns()).map(|(at, limit)| at + limit)
+            }
+            Stage::Copying | Stage::Flushing(_) => Some(self.retry_at_ns),
+            Stage::Ending => Some(now_ns),
         };
-        at.filter(|at| *at > now_ns)
-    }
-
-    /// A job that was cancelled or has failed: over when nothing is under way, or when waiting has no end.
-    fn end(&mut self, share: &Share, now_ns: u64) -> Verdict {
-        let since = *self.ending_since_ns.get_or_insert(now_ns);
-        let quiet = share.is_idle() && self.state != State::Flushing;
-        if quiet || now_ns >= since + GRACE_NS { Verdict::Incomplete } else { Verdict::Continue }
+        let grace = (self.ending_since_ns > 0 && self.stage != Stage::Over)
+            .then_some(self.ending_since_ns + GRACE_NS);
+        at.into_iter().chain(grace).filter(|at| *at > now_ns).min()
     }
 }

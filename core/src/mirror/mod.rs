@@ -23,13 +23,18 @@
 //! | `mutation` | ways to break the protocol, for tests |
 //! | `extents` | a list of extents in place of block status |
 //! | `progress` | counters, rate, time left |
+//! | `estimate` | rates, time left, how long a switch-over would stop the guest |
+//! | `convergence` | whether the remainder still shrinks |
 #![forbid(unsafe_code)]
 
 mod active;
 mod activity;
+mod convergence;
 mod coordinator;
 mod copier;
+mod estimate;
 mod extents;
+mod follow;
 mod geometry;
 mod limiter;
 mod marks;
@@ -45,9 +50,12 @@ mod writers;
 
 pub use active::{ActiveWrite, CopyMode};
 pub use activity::Activity;
-pub use coordinator::{Coordinator, Verdict};
+pub use convergence::{Convergence, Observation, Reason, Verdict as ConvergenceVerdict};
+pub use coordinator::{Act, Coordinator, End, Sight};
 pub use copier::{Copier, Step};
+pub use estimate::{Attempt, Effort, Estimate, Sample};
 pub use extents::ExtentMap;
+pub use follow::Follow;
 pub use geometry::{DeviceShape, Geometry};
 pub use limiter::Limiter;
 pub use marks::Marks;

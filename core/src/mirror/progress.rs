@@ -15,6 +15,8 @@ pub struct Tally {
     zeroed: AtomicU64,
     /// Bytes that needed no request.
     skipped: AtomicU64,
+    /// Bytes of `copied` that had been copied before.
+    recopied: AtomicU64,
     /// Bytes being copied now.
     in_flight: AtomicU64,
     /// Requests sent again.
@@ -32,6 +34,8 @@ pub(super) enum Count {
     Zeroed,
     /// Bytes that needed no request.
     Skipped,
+    /// Bytes written as data once more, because the guest had written there; counted as copied, too.
+    Recopied,
     /// Requests sent again.
     Retries,
     /// Requests that failed for good.
@@ -45,6 +49,7 @@ impl Tally {
             Count::Copied => &self.copied,
             Count::Zeroed => &self.zeroed,
             Count::Skipped => &self.skipped,
+            Count::Recopied => &self.recopied,
             Count::Retries => &self.retries,
             Count::Errors => &self.errors,
         };
@@ -72,6 +77,10 @@ pub struct Progress {
     pub zeroed_bytes: u64,
     /// Bytes that needed no request.
     pub skipped_bytes: u64,
+    /// Bytes of `copied_bytes` that were copied again because the guest had written there.
+    pub recopied_bytes: u64,
+    /// Bytes that guest writes took to both sides themselves.
+    pub active_bytes: u64,
     /// Bytes being copied now.
     pub in_flight_bytes: u64,
     /// Bytes dealt with per second, over the last seconds.
@@ -97,6 +106,7 @@ impl Progress {
             p.copied_bytes += t.copied.load(Ordering::Relaxed);
             p.zeroed_bytes += t.zeroed.load(Ordering::Relaxed);
             p.skipped_bytes += t.skipped.load(Ordering::Relaxed);
+            p.recopied_bytes += t.recopied.load(Ordering::Relaxed);
             p.in_flight_bytes += t.in_flight.load(Ordering::Relaxed);
             p.retries += t.retries.load(Ordering::Relaxed);
             p.errors += t.errors.load(Ordering::Relaxed);

@@ -7,6 +7,7 @@ use crossbeam_queue::ArrayQueue;
 
 use super::active::CopyMode;
 use super::activity::Activity;
+use super::follow::Figures;
 use super::geometry::Geometry;
 use super::limiter::Limiter;
 use super::marks::Marks;
@@ -193,10 +194,14 @@ pub struct Share {
     status: AtomicU8,
     /// Guest writes go to both sides.
     pub(super) write_blocking: AtomicBool,
+    /// The host has chosen the copy mode while the job ran.
+    pub(super) mode_is_chosen: AtomicBool,
     /// The home sleeps until a chunk turns dirty.
     pub(super) doorbell: AtomicBool,
     /// How much copiers may have in flight.
     pace: AtomicU64,
+    /// Rates and forecasts, as the home sees them.
+    pub figures: Figures,
     /// Bytes that guest writes took to both sides.
     pub(super) active_bytes: AtomicU64,
     /// For the host.
@@ -255,8 +260,10 @@ impl Share {
             command: AtomicU32::new(0),
             status: AtomicU8::new(JobStatus::Created as u8),
             write_blocking: AtomicBool::new(options.copy_mode == CopyModeChoice::WriteBlocking),
+            mode_is_chosen: AtomicBool::new(false),
             doorbell: AtomicBool::new(false),
             pace: AtomicU64::new(Pace::FULL.pack()),
+            figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
             notices: ArrayQueue::new(MAX_NOTICES),
             lost_notices: AtomicU64::new(0),
@@ -297,9 +304,12 @@ impl Share {
     }
 
     /// The host wants the job's end: with `pivot` the drive moves to the target, else the target is a copy as of then.
-    pub fn complete(&self, pivot: bool) {
+    /// `false` when that was wanted already.
+    #[must_use]
+    pub fn complete(&self, pivot: bool) -> bool {
         let pivot = if pivot { flag::PIVOT } else { 0 };
-        self.command.fetch_or(flag::COMPLETE | pivot, Ordering::AcqRel);
+        let more = |word| (word & flag::COMPLETE == 0).then_some(word | flag::COMPLETE | pivot);
+        self.command.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
     /// Whether the host wants the job's end.
@@ -359,6 +369,12 @@ impl Share {
         if self.notices.push(notice).is_err() {
             self.lost_notices.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a notice waits for the host.
+    #[must_use]
+    pub fn has_notices(&self) -> bool {
+        !self.notices.is_empty()
     }
 
     /// Takes a notice for the host.
@@ -512,6 +528,12 @@ impl Share {
         self.activity.sweep_is_claimed(|| self.sweep.is_over())
     }
 
+    /// Whether the gate is quiet. `look` is told whether to miss a part of it, which only a broken protocol does.
+    #[must_use]
+    pub(crate) fn sees_quiet(&self, look: impl FnOnce(bool) -> bool) -> bool {
+        look(self.is_mutated(Mutation::DrainMissesQueue))
+    }
+
     /// Whether the protocol is broken on purpose in this way.
     #[cfg(any(test, feature = "sim"))]
     #[must_use]
@@ -568,6 +590,7 @@ impl Share {
     pub fn progress(&self) -> Progress {
         let mut progress = Progress::sum(&self.tallies, self.geometry.disk_bytes);
         progress.status = self.status();
+        progress.active_bytes = self.active_bytes.load(Ordering::Acquire);
         progress
     }
 }

@@ -76,11 +76,12 @@ fn a_job_stopped_for_lack_of_space_goes_on_when_it_is_resumed() {
         let mut held_since = None;
         let outcome = sim.run(|sim, n| {
             while let Some(event) = sim.job.next_event() {
-                stops += u32::from(event == Event::Stopped { no_space: true });
+                let stopped = EventKind::Status { from: JobStatus::Running, to: JobStatus::Paused };
+                stops += u32::from(event.what == stopped);
             }
             if sim.job.core().share.is_held() {
                 if *held_since.get_or_insert(n) + 50 < n {
-                    sim.job.resume();
+                    let _ = sim.job.resume();
                     held_since = None;
                 }
                 sim.world.advance_to(sim.world.now_ns() + 1000);

@@ -10,7 +10,7 @@ fn a_cancelled_job_ends_and_says_what_is_missing() {
         let mut asked = None;
         let outcome = sim.run(|sim, n| {
             if n == 10 + seed % 60 {
-                sim.job.cancel();
+                sim.job.cancel(Cancel::Force).unwrap();
                 asked = Some(sim.world.now_ns());
             }
         });
@@ -74,7 +74,7 @@ fn what_never_came_back_is_dirty() {
     let mut sim = Sim::new(&Recipe { faults, ..Recipe::default() });
     let outcome = sim.run(|sim, n| {
         if n == 40 {
-            sim.job.cancel();
+            sim.job.cancel(Cancel::Force).unwrap();
         }
     });
     sim.check(&outcome);
@@ -146,7 +146,10 @@ mod broken_ring {
         let mut a = Sim::new(&Recipe { workers: 1, ..Recipe::default() });
         let b = Sim::new(&Recipe { workers: 1, ..Recipe::default() });
         let part = |s: &Sim| {
-            Box::new(Part::new(Arc::clone(s.job.core()), 0, Arc::clone(&s.source), Arc::clone(&s.target)))
+            let drive = DriveCore::new(Arc::clone(&s.source), 3 << 20, 512, false);
+            let home = Home::new(&Recipe::default().options, drive, Arc::clone(&s.target));
+            let devices = [Arc::clone(&s.source), Arc::clone(&s.target)];
+            Box::new(Part::new(Arc::clone(s.job.core()), 0, devices, Some(Box::new(home))))
         };
         let (inbox, mailbox) = sync_channel(4);
         inbox.send(part(&a)).unwrap();
@@ -159,7 +162,7 @@ mod broken_ring {
         let outcome = a.job.wait_for(std::time::Duration::from_secs(1)).unwrap();
         a.claims_may_stay = true;
         let lost = a.verdict(&outcome);
-        b.job.cancel();
+        let _ = b.job.cancel(Cancel::Force);
         let hangs = b.job.wait_for(std::time::Duration::from_secs(2)).is_none();
         assert!(
             !hangs && lost.is_ok(),

@@ -7,11 +7,17 @@ mod guests;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-use super::event::Event;
-use super::job::{Job, JobCore, Outcome, TargetState};
+use super::event::EventKind;
+use super::home::Home;
+use super::job::{Cancel, Job, JobCore};
+use super::outcome::{Outcome, TargetState};
 use super::worker::{Mail, Part, Worker};
+use crate::drive::{DriveCore, Follower};
 
-use crate::mirror::{Bitmaps, DeviceShape, ErrorPolicy, Geometry, MirrorOptions, Mutation, Share, SyncMode};
+use crate::mirror::{
+    Bitmaps, CopyModeChoice, DeviceShape, ErrorPolicy, Geometry, JobStatus, LatencyBudget, MirrorOptions,
+    Mutation, OnCopied, Share, SyncMode,
+};
 use crate::ring::Ring;
 use crate::ring::sim::{Faults, SimDisk, SimRing, World};
 use crate::units::{ByteRange, Chunk, Granularity, KIB};
@@ -39,10 +45,20 @@ struct Recipe {
     mutation: Option<Mutation>,
 }
 
+/// The options of a job that completes by itself.
+fn completing() -> MirrorOptions {
+    MirrorOptions {
+        on_copied: OnCopied::Complete,
+        copy_mode: CopyModeChoice::Background,
+        latency_budget: LatencyBudget::Off,
+        ..MirrorOptions::default()
+    }
+}
+
 impl Default for Recipe {
     fn default() -> Self {
         let options =
-            MirrorOptions { granularity: Granularity::new(4 * KIB).ok(), ..MirrorOptions::default() };
+            MirrorOptions { granularity: Granularity::new(4 * KIB).ok(), max_pause: None, ..completing() };
         Self { seed: 1, bytes: 3 << 20, workers: 2, faults: Faults::default(), options, mutation: None }
     }
 }
@@ -79,11 +95,18 @@ impl Sim {
             ["source".into(), "target".into()],
             wakers,
             Arc::new(1.into()),
-        );
+        )
+        .unwrap();
+        let drive = DriveCore::new(Arc::clone(&source), recipe.bytes, 512, false);
+        let home = rings[0].waker();
+        let follower = Follower { share: Arc::clone(&job.core().share), target: Arc::clone(&target), home };
+        drive.attach(Arc::new(follower)).unwrap();
+        let mut home = Some(Box::new(Home::new(&recipe.options, drive, Arc::clone(&target))));
         let mut mailboxes = Vec::new();
         let workers = rings.into_iter().enumerate().map(|(number, ring)| {
             let (inbox, mailbox) = sync_channel(4);
-            let part = Part::new(Arc::clone(job.core()), number, Arc::clone(&source), Arc::clone(&target));
+            let devices = [Arc::clone(&source), Arc::clone(&target)];
+            let part = Part::new(Arc::clone(job.core()), number, devices, home.take());
             inbox.send(Box::new(part)).unwrap();
             mailboxes.push(inbox);
             (Worker::new(&ring, mailbox), ring, true)

@@ -73,7 +73,7 @@ impl Copier {
             _ if done == 0 => self.failed(key, piece, libc::EIO, FailureCause::Io, now_ns, window),
             (Phase::Read { done: before }, _) => self.again(key, Phase::Read { done: before + done }),
             (Phase::Write { left }, _) => {
-                self.share.tallies[self.worker].add(Count::Copied, done);
+                self.count_copied(piece.run, done);
                 self.again(key, Phase::Write { left: ByteRange::new(left.start() + done, left.end()) });
             }
             (Phase::Zero { .. }, _) => {}
@@ -89,15 +89,14 @@ impl Copier {
         window: &mut Window,
         is_zero: &dyn Fn(BufRange) -> bool,
     ) {
-        let tally = &self.share.tallies[self.worker];
         let mut at = match piece.phase {
             Phase::Read { .. } => piece.range.start(),
             Phase::Write { .. } => {
-                tally.add(Count::Copied, asked.len());
+                self.count_copied(piece.run, asked.len());
                 asked.end()
             }
             Phase::Zero { .. } => {
-                tally.add(Count::Zeroed, asked.len());
+                self.share.tallies[self.worker].add(Count::Zeroed, asked.len());
                 asked.end()
             }
         };
@@ -118,6 +117,15 @@ impl Copier {
             }
         }
         self.retire(key, piece, window);
+    }
+
+    /// Counts what was written as data.
+    fn count_copied(&self, run: usize, bytes: u64) {
+        let tally = &self.share.tallies[self.worker];
+        tally.add(Count::Copied, bytes);
+        if self.runs.get(run).is_some_and(|run| !run.first) {
+            tally.add(Count::Recopied, bytes);
+        }
     }
 
     /// What the data says from `at` on: all of it is written, unless zeroes are looked for.

@@ -198,7 +198,8 @@ impl Copier {
     fn rewritten_at(&self, at: u64, end: u64) -> (bool, u64) {
         let Some(rewritten) = &self.share.rewritten else { return (false, end) };
         let geometry = &self.share.geometry;
-        let (here, chunks) = (geometry.granularity.chunk_of(at), geometry.granularity.chunks_touched(ByteRange::new(at, end)));
+        let (here, chunks) =
+            (geometry.granularity.chunk_of(at), geometry.granularity.chunks_touched(ByteRange::new(at, end)));
         match rewritten.next_run(here, chunks.len()) {
             Some(run) if run.start() == here.0 => (true, geometry.bytes_of(run).end().min(end)),
             Some(run) => (false, geometry.bytes_of(run).start().min(end)),

@@ -1,0 +1,97 @@
+//! What a job's home does beside copying: it carries out what the coordinator decides, on the job's drive.
+//!
+//! However a home ends, by a decision, a broken ring or a panic, the gate that it closed is open and the job is detached
+//! (**The guest is not our hostage**, see `Drop`).
+
+use std::sync::Arc;
+
+use super::job::JobCore;
+use crate::drive::DriveCore;
+use crate::mirror::{Act, Coordinator, End, Follow, MirrorOptions};
+
+/// The home's part of a job.
+#[derive(Debug)]
+pub(super) struct Home<D> {
+    /// Decides.
+    pub(super) coordinator: Coordinator,
+    /// Knows what to expect.
+    pub(super) follow: Follow,
+    /// The disk that is mirrored.
+    drive: Arc<DriveCore<D>>,
+    /// Where the drive may move.
+    target: Arc<D>,
+    /// The gate is closed by this job.
+    holds_gate: bool,
+    /// The job is detached from the drive.
+    detached: bool,
+}
+
+impl<D> Home<D> {
+    /// The home's part of a job that is attached to `drive`.
+    pub(super) fn new(options: &MirrorOptions, drive: Arc<DriveCore<D>>, target: Arc<D>) -> Self {
+        Self {
+            coordinator: Coordinator::new(options),
+            follow: Follow::new(options),
+            drive,
+            target,
+            holds_gate: false,
+            detached: false,
+        }
+    }
+
+    /// Whether nobody is inside the drive's gate; asked only while this job holds it closed.
+    pub(super) fn gate_is_quiet(&self, core: &JobCore) -> bool {
+        self.holds_gate && core.share.sees_quiet(|missed| self.drive.is_quiet(missed))
+    }
+
+    /// Carries out what needs no ring. `false` when the drive refused to move, which is a bug: the job fails.
+    pub(super) fn carry_out(&mut self, act: Act, core: &JobCore, now_ns: u64) -> bool {
+        match act {
+            Act::Rest | Act::Flush => {}
+            Act::CloseGate => {
+                self.holds_gate = true;
+                self.drive.close_gate();
+                core.wake_all();
+            }
+            Act::OpenGate => {
+                self.open_gate();
+                core.wake_all();
+            }
+            Act::Pivot => return self.drive.pivot(Arc::clone(&self.target), true).is_ok(),
+            Act::LetGo => self.let_go(),
+            Act::Conclude(end) => {
+                core.set_pause_ns(self.coordinator.pause_ns());
+                core.conclude(end, now_ns);
+            }
+        }
+        true
+    }
+
+    /// Opens the gate if this job closed it.
+    fn open_gate(&mut self) {
+        if std::mem::take(&mut self.holds_gate) {
+            self.drive.open_gate();
+        }
+    }
+
+    /// Detaches the job from the drive.
+    fn let_go(&mut self) {
+        if !std::mem::replace(&mut self.detached, true) {
+            self.drive.detach();
+        }
+    }
+
+    /// The end of a job that was not decided here.
+    pub(super) fn give_up(&mut self, core: &JobCore, now_ns: u64) {
+        self.let_go();
+        self.open_gate();
+        core.conclude(if core.share.is_cancelled() { End::Cancelled } else { End::Failed }, now_ns);
+    }
+}
+
+impl<D> Drop for Home<D> {
+    fn drop(&mut self) {
+        self.let_go();
+        self.open_gate();
+    }
+}

@@ -1,0 +1,231 @@
+//! How the job's home follows the guest: when it looks, what it expects, when it escalates.
+//!
+//! While there is work, the home takes stock every [`TICK_NS`]: rates, the forecast of a switch-over, whether the remainder
+//! still shrinks, how much the copiers may have in flight. When everything is copied it looks for dirty chunks every
+//! [`LOOK_NS`], which gathers neighbouring writes and costs the guest nothing. When nothing turned dirty for
+//! [`QUIET_NS`], it sleeps, and the next guest write that dirties a chunk wakes it (the doorbell, see `active`): a
+//! guest pays for that at most a few times a second, and an idle disk costs nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::active::CopyMode;
+use super::convergence::{Convergence, Observation, Verdict};
+use super::coordinator::Sight;
+use super::estimate::{Effort, Estimate, Sample};
+use super::options::{CopyModeChoice, MirrorOptions};
+use super::pace::Pace;
+use super::share::{Notice, Share};
+
+/// How often stock is taken while there is work.
+const TICK_NS: u64 = 10_000_000;
+/// How often a job that has copied everything looks for dirty chunks.
+const LOOK_NS: u64 = 2_000_000;
+/// After so long without a dirty chunk the home sleeps until it is woken.
+const QUIET_NS: u64 = 100_000_000;
+/// A home that sleeps looks up all the same, in case that a host marks chunks without telling anybody.
+const LONGEST_SLEEP_NS: u64 = 500_000_000;
+/// A figure that is not known.
+const UNKNOWN: u64 = u64::MAX;
+
+/// What a host may read of the home's view; atomics, for any thread reads them.
+#[derive(Debug)]
+pub struct Figures {
+    /// Bytes copied per second.
+    copy_rate_bytes_per_s: AtomicU64,
+    /// Bytes made dirty per second.
+    dirty_rate_bytes_per_s: AtomicU64,
+    /// The forecast of a switch-over.
+    predicted_pause_ns: AtomicU64,
+    /// Time until nothing is left.
+    eta_ns: AtomicU64,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        Self {
+            copy_rate_bytes_per_s: AtomicU64::new(0),
+            dirty_rate_bytes_per_s: AtomicU64::new(0),
+            predicted_pause_ns: AtomicU64::new(UNKNOWN),
+            eta_ns: AtomicU64::new(UNKNOWN),
+        }
+    }
+}
+
+/// A time as a word.
+fn to_ns(time: Option<Duration>) -> u64 {
+    time.map_or(UNKNOWN, |t| u64::try_from(t.as_nanos()).unwrap_or(UNKNOWN - 1))
+}
+
+/// A word as a time.
+fn from_ns(word: &AtomicU64) -> Option<Duration> {
+    Some(word.load(Ordering::Relaxed)).filter(|&ns| ns != UNKNOWN).map(Duration::from_nanos)
+}
+
+impl Figures {
+    /// Bytes copied per second now.
+    #[must_use]
+    pub fn copy_rate_bytes_per_s(&self) -> u64 {
+        self.copy_rate_bytes_per_s.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the guest makes dirty per second now.
+    #[must_use]
+    pub fn dirty_rate_bytes_per_s(&self) -> u64 {
+        self.dirty_rate_bytes_per_s.load(Ordering::Relaxed)
+    }
+
+    /// How long a switch-over begun now would hold guest requests; `None` = not known.
+    #[must_use]
+    pub fn predicted_pause(&self) -> Option<Duration> {
+        from_ns(&self.predicted_pause_ns)
+    }
+
+    /// Time until nothing is left; `None` = not in sight.
+    #[must_use]
+    pub fn eta(&self) -> Option<Duration> {
+        from_ns(&self.eta_ns)
+    }
+
+    /// Takes over what the home has worked out.
+    fn publish(&self, estimate: &Estimate) {
+        self.copy_rate_bytes_per_s.store(estimate.copy_rate_bytes_per_s(), Ordering::Relaxed);
+        self.dirty_rate_bytes_per_s.store(estimate.dirty_rate_bytes_per_s(), Ordering::Relaxed);
+        self.predicted_pause_ns.store(to_ns(estimate.predicted_pause()), Ordering::Relaxed);
+        self.eta_ns.store(to_ns(estimate.eta()), Ordering::Relaxed);
+    }
+}
+
+/// The home's view of a job; see the module.
+#[derive(Debug)]
+pub struct Follow {
+    /// Rates and forecasts.
+    estimate: Estimate,
+    /// Whether the remainder shrinks.
+    convergence: Convergence,
+    /// Copy mode auto, and still in background.
+    may_escalate: bool,
+    /// How long guest requests may be held.
+    max_pause: Option<Duration>,
+    /// When stock is taken next.
+    tick_at_ns: u64,
+    /// When the flush that is under way was sent.
+    flush_sent_ns: Option<u64>,
+    /// What flushes take.
+    flush_ns: u64,
+    /// Since when nothing was dirty.
+    clean_since_ns: Option<u64>,
+}
+
+impl Follow {
+    /// The view of a job with these options.
+    #[must_use]
+    pub fn new(options: &MirrorOptions) -> Self {
+        Self {
+            estimate: Estimate::new(),
+            convergence: Convergence::new(),
+            may_escalate: options.copy_mode == CopyModeChoice::Auto,
+            max_pause: options.max_pause,
+            tick_at_ns: 0,
+            flush_sent_ns: None,
+            flush_ns: 0,
+            clean_since_ns: None,
+        }
+    }
+
+    /// What the coordinator is told.
+    #[must_use]
+    pub fn sight(&self, now_ns: u64, gate_is_quiet: bool) -> Sight {
+        let predicted_pause_ns = self.estimate.predicted_pause().map(|pause| to_ns(Some(pause)));
+        Sight { now_ns, gate_is_quiet, predicted_pause_ns, flush_ns: self.flush_ns }
+    }
+
+    /// Takes stock if it is time.
+    pub fn tick(&mut self, share: &Share, missed: u32, now_ns: u64) {
+        share.disarm_doorbell();
+        if now_ns < self.tick_at_ns {
+            return;
+        }
+        self.tick_at_ns = now_ns + TICK_NS;
+        let progress = share.progress();
+        let left_bytes = share.left_bytes() + progress.in_flight_bytes;
+        self.estimate.sample(Sample {
+            now_ns,
+            copied_bytes: progress.copied_bytes + progress.zeroed_bytes,
+            dirtied_bytes: share.dirty.dirtied_bytes(),
+            left_bytes,
+            effort: Self::effort(share),
+        });
+        share.figures.publish(&self.estimate);
+        self.converge(share, missed, left_bytes, now_ns);
+    }
+
+    /// What slows the copiers down.
+    fn effort(share: &Share) -> Effort {
+        match share.pace() {
+            _ if share.is_held() => Effort::Held,
+            Pace { in_flight_bytes: 0, .. } => Effort::Held,
+            _ if share.is_urgent() => Effort::Full,
+            pace if pace == Pace::FULL && share.limiter.speed() == 0 => Effort::Full,
+            _ => Effort::Paced,
+        }
+    }
+
+    /// Copy mode auto: turns to write-blocking when the remainder stops shrinking.
+    fn converge(&mut self, share: &Share, missed: u32, left_bytes: u64, now_ns: u64) {
+        let chosen = share.mode_is_chosen.load(Ordering::Acquire);
+        if !self.may_escalate || chosen || share.is_held() || share.copy_mode() == CopyMode::WriteBlocking {
+            return;
+        }
+        let small = self.estimate.predicted_pause().zip(self.max_pause).is_some_and(|(p, max)| p <= max);
+        let verdict = self.convergence.observe(&Observation {
+            now_ns,
+            left_bytes,
+            copy_rate_bytes_per_s: self.estimate.copy_rate_bytes_per_s(),
+            dirty_rate_bytes_per_s: self.estimate.dirty_rate_bytes_per_s(),
+            first_pass_over: share.sweep_is_claimed(),
+            is_small_enough: small || self.max_pause.is_none(),
+            missed,
+        });
+        if let Verdict::Escalate(_) = verdict {
+            self.may_escalate = false;
+            share.set_copy_mode(CopyMode::WriteBlocking);
+            share.post(Notice::Escalated { left_bytes });
+        }
+    }
+
+    /// A flush is sent.
+    pub fn flush_sent(&mut self, now_ns: u64) {
+        self.flush_sent_ns = Some(now_ns);
+    }
+
+    /// The flush has ended.
+    pub fn flush_ended(&mut self, now_ns: u64) {
+        if let Some(sent) = self.flush_sent_ns.take() {
+            self.flush_ns = now_ns.saturating_sub(sent);
+            self.estimate.flushed(self.flush_ns);
+        }
+    }
+
+    /// The home has nothing to do now: when to look again if nothing happens; `None` = when it is woken.
+    #[must_use]
+    pub fn rest_until_ns(&mut self, share: &Share, now_ns: u64) -> Option<u64> {
+        if share.is_ending() || share.status().is_over() {
+            return None;
+        }
+        if share.is_held() || !share.is_finished() {
+            self.clean_since_ns = None;
+            return Some(self.tick_at_ns.max(now_ns + 1));
+        }
+        let since = *self.clean_since_ns.get_or_insert(now_ns);
+        if now_ns < since + QUIET_NS {
+            return Some(now_ns + LOOK_NS);
+        }
+        share.arm_doorbell();
+        if share.is_finished() {
+            return Some(now_ns + LONGEST_SLEEP_NS);
+        }
+        share.disarm_doorbell();
+        Some(now_ns)
+    }
+}
