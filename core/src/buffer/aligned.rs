@@ -44,6 +44,11 @@ impl AlignedBuf {
         })?;
         Ok(Self { base, layout })
     }
+
+    /// First byte, for requests that read into it or write from it.
+    pub(super) const fn as_raw(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
 }
 
 impl Deref for AlignedBuf {

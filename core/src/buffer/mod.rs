@@ -4,13 +4,16 @@
 //! worker's copy memory: one mapping on huge pages where the kernel gives them, registered once with the ring, so that
 //! a 1 MiB request is one segment for the device and never exceeds its segment limit. [`Window`] hands the region out
 //! as byte ranges: many small runs fit in it as well as sixteen of 1 MiB, which is what keeps hundreds of 64 KiB requests
-//! in flight where a fixed set of sixteen slots would stall.
+//! in flight where a fixed set of sixteen slots would stall. [`HostMemory`] and [`GuestBuffer`] are memory that is not ours:
+//! the data of a guest's request.
 
 mod aligned;
+mod host;
 mod region;
 mod window;
 
 pub use aligned::AlignedBuf;
+pub use host::{GuestBuffer, HostMemory};
 pub use region::Region;
 pub use window::{BufRange, Window};
 

@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub use clock::monotonic_ns;
 pub use probe::{Feature, KernelSupport, probe};
 
-use crate::buffer::BufRange;
+use crate::buffer::{BufRange, HostMemory};
 use crate::device::Extent;
 use crate::error::Result;
 use crate::units::ByteRange;
@@ -41,6 +41,17 @@ pub enum Op {
     Read(BufRange),
     /// Write the buffer, which is as long, to the range.
     Write(BufRange),
+    /// As `Write`, and durable when it completes, whatever cache the device has (FUA).
+    WriteThrough(BufRange),
+    /// Read the range into the host's memory, which is as long.
+    ReadHost(HostMemory),
+    /// Write the host's memory, which is as long, to the range.
+    WriteHost {
+        /// The data.
+        memory: HostMemory,
+        /// Whether it is durable when it completes.
+        fua: bool,
+    },
     /// Make the range read as zeroes without sending zeroes; space may be given back if `punch`.
     Zero {
         /// Whether space may be given back.
@@ -139,6 +150,15 @@ pub trait Ring {
 
     /// Whether a range of the copy memory holds only zeroes; `false` while a request uses it.
     fn is_zero(&self, buf: BufRange) -> bool;
+
+    /// Copies the host's bytes into a range of the copy memory, as many as fit. The caller owns that range: no request
+    /// uses it. A range outside the memory is left alone, and a request with it is refused.
+    ///
+    /// This is the one stable copy of data that a guest may go on changing: what is read once here goes to both disks.
+    fn stage(&mut self, from: HostMemory, into: BufRange);
+
+    /// Fills a range of the copy memory with zeroes; the same rules as for [`stage`](Self::stage).
+    fn fill_zero(&mut self, buf: BufRange);
 
     /// Bytes of copy memory.
     fn memory_bytes(&self) -> usize;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Completion, DeviceSlot, Full, Op, Request, Ring, Tag, Wait, Wake};
-use crate::buffer::BufRange;
+use crate::buffer::{BufRange, HostMemory};
 use crate::device::{Extent, ExtentKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{ByteRange, bytes_u64, bytes_usize};
@@ -304,8 +304,8 @@ impl SimRing {
         let fail = |per_mille, errno| if world.happens(per_mille) { Err(errno) } else { Ok(()) };
         fail(faults.again, libc::EAGAIN)?;
         match request.op {
-            Op::Read(_) => fail(faults.read_error, libc::EIO)?,
-            Op::Write(_) => {
+            Op::Read(_) | Op::ReadHost(_) => fail(faults.read_error, libc::EIO)?,
+            Op::Write(_) | Op::WriteThrough(_) | Op::WriteHost { .. } => {
                 fail(faults.write_error, libc::EIO)?;
                 fail(faults.no_space, libc::ENOSPC)?;
             }
@@ -343,17 +343,24 @@ impl SimRing {
                     Op::Read(buf) if pending.fate.is_ok() => {
                         self.memory[memory(buf)].copy_from_slice(&state.bytes[disk_part]);
                     }
-                    Op::Write(buf) => {
+                    Op::ReadHost(memory) if pending.fate.is_ok() => {
+                        memory.copy_in_at(bytes_u64(offset), &state.bytes[disk_part]);
+                    }
+                    Op::WriteHost { memory, .. } => {
+                        memory.copy_out_at(bytes_u64(offset), &mut state.bytes[disk_part]);
+                        state.holes[blocks_of(ByteRange::new(at, end))].fill(false);
+                    }
+                    Op::Write(buf) | Op::WriteThrough(buf) => {
                         state.bytes[disk_part].copy_from_slice(&self.memory[memory(buf)]);
                         state.holes[blocks_of(ByteRange::new(at, end))].fill(false);
                     }
                     Op::Zero { .. } => state.bytes[disk_part].fill(0),
-                    Op::Read(_) | Op::Flush => {}
+                    Op::Read(_) | Op::ReadHost(_) | Op::Flush => {}
                 }
             }
             at = end;
         }
-        if at_completion && !matches!(pending.request.op, Op::Read(_) | Op::Flush) {
+        if at_completion && !matches!(pending.request.op, Op::Read(_) | Op::ReadHost(_) | Op::Flush) {
             state.writes += 1;
         }
         range.len()
@@ -371,7 +378,7 @@ impl SimRing {
                 lock(&disk.state).flushed = pending.late;
             }
             let result = match (pending.request.op, pending.fate) {
-                (Op::Read(_), Ok(_)) => Ok(done),
+                (Op::Read(_) | Op::ReadHost(_), Ok(_)) => Ok(done),
                 (_, fate) => fate,
             };
             self.done.push_back(Completion { tag: pending.tag, result });
@@ -447,6 +454,18 @@ impl Ring for SimRing {
     fn is_zero(&self, buf: BufRange) -> bool {
         assert!(!self.world.faults().panic_on_look, "a bug in the logic, made on purpose");
         crate::buffer::is_zero(&self.memory[buf.start as usize..(buf.start + buf.len) as usize])
+    }
+
+    fn stage(&mut self, from: HostMemory, into: BufRange) {
+        if let Some(into) = self.memory.get_mut(into.start as usize..(into.start + into.len) as usize) {
+            from.copy_out(into);
+        }
+    }
+
+    fn fill_zero(&mut self, buf: BufRange) {
+        if let Some(bytes) = self.memory.get_mut(buf.start as usize..(buf.start + buf.len) as usize) {
+            bytes.fill(0);
+        }
     }
 
     fn memory_bytes(&self) -> usize {

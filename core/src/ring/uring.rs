@@ -12,6 +12,7 @@
 //! left at the end, and rather leaks the region than unmaps it under a request that does not come back.
 #![allow(unsafe_code)]
 
+mod entry;
 mod flight;
 mod setup;
 
@@ -26,11 +27,12 @@ use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{CompletionQueue, EnterFlags, SubmissionQueue, Submitter, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 
-use self::flight::Flights;
+use self::entry::Way;
+use self::flight::{Flights, Held};
 pub use self::setup::Setup;
 use super::lane::{self, Job, LANE_DEPTH, Lane, Work};
 use super::{Completion, DeviceSlot, Full, Op, Request, Ring, Tag, Wait, Wake, monotonic_ns};
-use crate::buffer::{BufRange, Region};
+use crate::buffer::{BufRange, HostMemory, Region};
 use crate::device::{Device, Extent, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -98,6 +100,15 @@ struct Attached {
     device: Arc<Device>,
     /// Its blocking requests.
     lane: Lane,
+}
+
+/// The memory of a read or write.
+#[derive(Clone, Copy, Debug)]
+enum Memory {
+    /// A range of the copy memory.
+    Copy(BufRange),
+    /// The host's.
+    Host(HostMemory),
 }
 
 /// A running io_uring. Made by [`with_ring`].
@@ -202,22 +213,28 @@ impl UringRing<'_> {
         self.enters
     }
 
+    /// Where a range of the copy memory begins, if it lies inside.
+    fn inside(&self, buf: BufRange) -> Option<*mut u8> {
+        let (start, len) = (buf.start as usize, buf.len as usize);
+        (start + len <= self.region.len()).then(|| self.region.as_ptr().wrapping_add(start))
+    }
+
     /// How many bytes of the copy memory are on huge pages.
     #[must_use]
     pub fn huge_bytes(&self) -> Option<u64> {
         self.region.huge_bytes()
     }
 
-    /// The submission entry of a read or write.
-    fn entry(&self, request: &Request, buf: BufRange, write: bool) -> squeue::Entry {
-        let device = Fixed(u32::from(request.device.0));
-        let ptr = self.region.as_ptr().wrapping_add(buf.start as usize);
-        let at = request.range.start();
-        match (write, self.setup.fixed_buffer) {
-            (false, true) => opcode::ReadFixed::new(device, ptr, buf.len, 0).offset(at).build(),
-            (false, false) => opcode::Read::new(device, ptr, buf.len).offset(at).build(),
-            (true, true) => opcode::WriteFixed::new(device, ptr, buf.len, 0).offset(at).build(),
-            (true, false) => opcode::Write::new(device, ptr, buf.len).offset(at).build(),
+    /// The submission entry of a read or write, and the memory that it holds; `None` for one outside the copy memory.
+    fn entry(&self, request: &Request, way: Way, memory: Memory) -> Option<(squeue::Entry, Held)> {
+        let place = (Fixed(u32::from(request.device.0)), request.range.start());
+        match memory {
+            Memory::Copy(buf) => {
+                let ptr = self.inside(buf)?;
+                let entry = entry::on_copy_memory(place, way, (ptr, buf.len), self.setup.fixed_buffer);
+                Some((entry, Held::Copy(buf)))
+            }
+            Memory::Host(memory) => Some((entry::on_host_memory(place, way, memory), Held::Host)),
         }
     }
 
@@ -325,7 +342,7 @@ impl UringRing<'_> {
         if !lane.has_room() || self.refused.len() >= LANE_DEPTH {
             return Err(Full);
         }
-        let key = self.flights.start(tag, None).ok_or(Full)?;
+        let key = self.flights.start(tag, Held::Nothing).ok_or(Full)?;
         if let Err(e) = lane.push(Job { device: Arc::clone(device), work, key }) {
             self.refused.push_back((key, e.errno()));
         }
@@ -376,21 +393,21 @@ impl Ring for UringRing<'_> {
         if !matches!(self.devices.get(usize::from(request.device.0)), Some(Some(_))) {
             return Err(Full);
         }
-        let (buf, write) = match request.op {
-            Op::Read(buf) => (buf, false),
-            Op::Write(buf) => (buf, true),
+        let (way, memory) = match request.op {
+            Op::Read(buf) => (Way::Read, Memory::Copy(buf)),
+            Op::Write(buf) => (Way::Write { through: false }, Memory::Copy(buf)),
+            Op::WriteThrough(buf) => (Way::Write { through: true }, Memory::Copy(buf)),
+            Op::ReadHost(memory) => (Way::Read, Memory::Host(memory)),
+            Op::WriteHost { memory, fua } => (Way::Write { through: fua }, Memory::Host(memory)),
             Op::Zero { punch } => {
                 let mode = if punch { ZeroMode::Punch } else { ZeroMode::Keep };
                 return self.push_blocking(request.device, Work::Zero(request.range, mode), tag);
             }
             Op::Flush => return self.push_blocking(request.device, Work::Flush, tag),
         };
-        if buf.start as usize + buf.len as usize > self.region.len() {
-            return Err(Full);
-        }
-        let key = self.flights.start(tag, Some(buf)).ok_or(Full)?;
-        let entry = self.entry(&request, buf, write).user_data(u64::from(key));
-        self.queue(&entry).inspect_err(|_| {
+        let (entry, held) = self.entry(&request, way, memory).ok_or(Full)?;
+        let key = self.flights.start(tag, held).ok_or(Full)?;
+        self.queue(&entry.user_data(u64::from(key))).inspect_err(|_| {
             self.flights.finish(key);
         })
     }
@@ -441,14 +458,27 @@ impl Ring for UringRing<'_> {
     }
 
     fn is_zero(&self, buf: BufRange) -> bool {
-        let (start, len) = (buf.start as usize, buf.len as usize);
-        if start + len > self.region.len() || self.flights.uses(buf) {
-            return false;
-        }
+        let Some(ptr) = self.inside(buf).filter(|_| !self.flights.uses(buf)) else { return false };
         // SAFETY: the range lies in the region, was written when the region was made, and no request of this ring, the
         // only user of the region, has it in flight, so nobody writes to it while the slice lives.
-        let bytes = unsafe { std::slice::from_raw_parts(self.region.as_ptr().wrapping_add(start), len) };
+        let bytes = unsafe { std::slice::from_raw_parts(ptr, buf.len as usize) };
         crate::buffer::is_zero(bytes)
+    }
+
+    fn stage(&mut self, from: HostMemory, into: BufRange) {
+        debug_assert!(!self.flights.uses(into), "the caller owns the bytes that it stages into");
+        let Some(ptr) = self.inside(into) else { return };
+        // SAFETY: the range lies in the region, which is mapped, and is the caller's, so no request uses it; nothing else
+        // refers to the region's bytes while `self` is borrowed exclusively.
+        let into = unsafe { std::slice::from_raw_parts_mut(ptr, into.len as usize) };
+        from.copy_out(into);
+    }
+
+    fn fill_zero(&mut self, buf: BufRange) {
+        debug_assert!(!self.flights.uses(buf), "the caller owns the bytes that it zeroes");
+        let Some(ptr) = self.inside(buf) else { return };
+        // SAFETY: as for `stage`.
+        unsafe { ptr.write_bytes(0, buf.len as usize) };
     }
 
     fn memory_bytes(&self) -> usize {

@@ -83,7 +83,7 @@ fn what_never_came_back_is_dirty() {
 /// A part that waits in the mailbox of a worker whose ring breaks.
 mod broken_ring {
     use super::*;
-    use crate::buffer::BufRange;
+    use crate::buffer::{BufRange, HostMemory};
     use crate::device::Extent;
     use crate::error::Result;
     use crate::ring::{Completion, DeviceSlot, Full, Request, Tag, Wait, Wake};
@@ -132,6 +132,12 @@ mod broken_ring {
         }
         fn is_zero(&self, b: BufRange) -> bool {
             self.inner.is_zero(b)
+        }
+        fn stage(&mut self, from: HostMemory, into: BufRange) {
+            self.inner.stage(from, into);
+        }
+        fn fill_zero(&mut self, b: BufRange) {
+            self.inner.fill_zero(b);
         }
         fn memory_bytes(&self) -> usize {
             self.inner.memory_bytes()

@@ -258,8 +258,10 @@ impl Copier {
     /// The ring had no room for the last request: it stays ready.
     pub fn push_back(&mut self, request: &Request, key: u32) {
         let (flying, queue) = match request.op {
-            Op::Read(_) => (&mut self.flying.reads, &mut self.ready_reads),
-            Op::Write(_) => (&mut self.flying.writes, &mut self.ready_writes),
+            Op::Read(_) | Op::ReadHost(_) => (&mut self.flying.reads, &mut self.ready_reads),
+            Op::Write(_) | Op::WriteThrough(_) | Op::WriteHost { .. } => {
+                (&mut self.flying.writes, &mut self.ready_writes)
+            }
             Op::Zero { .. } | Op::Flush => (&mut self.flying.zeroes, &mut self.ready_zeroes),
         };
         *flying -= 1;
