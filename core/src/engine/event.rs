@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::{Error, Result};
-use crate::mirror::{CopyMode, ErrorAction, JobStatus, Notice, Side};
+use crate::mirror::{CopyMode, ErrorAction, Escalation, JobStatus, Notice, Side};
 use crate::ring::monotonic_ns;
 use crate::units::ByteRange;
 
@@ -54,8 +54,10 @@ pub enum EventKind {
     },
     /// The way in which guest writes are followed was changed by the host.
     CopyMode(CopyMode),
-    /// Copy mode auto: the remainder stopped shrinking, so guest writes go to both sides from now on.
+    /// Copy mode auto: the remainder stopped shrinking.
     Escalated {
+        /// What is done about it.
+        step: Escalation,
         /// Bytes that were left.
         left_bytes: u64,
     },
@@ -175,7 +177,7 @@ impl Events {
                 }
             }
             Notice::CopyMode(mode) => self.emit(EventKind::CopyMode(mode)),
-            Notice::Escalated { left_bytes } => self.emit(EventKind::Escalated { left_bytes }),
+            Notice::Escalated { step, left_bytes } => self.emit(EventKind::Escalated { step, left_bytes }),
             Notice::SwitchOverMissed { held_ns, left_bytes } => {
                 self.emit(EventKind::SwitchOverMissed { held_ns, left_bytes });
             }

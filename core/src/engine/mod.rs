@@ -28,7 +28,7 @@ pub use job::{Cancel, Completion, Job, JobInfo};
 pub use outcome::{Outcome, TargetState};
 
 pub use crate::mirror::{
-    CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, ExtentMap, JobStatus, LatencyBudget,
+    CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, Escalation, ExtentMap, JobStatus, LatencyBudget,
     MirrorOptions, OnCopied, Progress, Side, SyncMode, Verb,
 };
 

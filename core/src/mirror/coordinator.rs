@@ -24,8 +24,15 @@
 //!   written in between there is no second one.
 //! - **Nothing after the verdict.** `Sealed` closes the job's [`Activity`](super::Activity): no copier takes up work any more.
 //!
+//! When copy mode auto has found that the remainder does not shrink whatever is done, the gate is closed now and then just to
+//! gain on the guest (*braking*): guest requests are held for at most `max_pause`, everything is copied that fits in, and the
+//! gate is opened again. The times in between become shorter until the remainder fits into one pause. So completion is
+//! bounded for every write rate, also of hosts that do their own I/O.
+//!
 //! The pause is bounded: the coordinator closes the gate only when the forecast fits into `max_pause`, and opens it again,
 //! with the job as it was, when it does not come true. It then waits longer each time before it tries again.
+
+use std::sync::atomic::Ordering;
 
 use super::mutation::Mutation;
 use super::options::{MirrorOptions, OnCopied};
@@ -119,10 +126,19 @@ const DRAIN_LOOK_NS: u64 = 100_000;
 const MISSED_BACKOFF_NS: u64 = 20_000_000;
 /// The longest such wait.
 const MISSED_BACKOFF_MAX_NS: u64 = 2_000_000_000;
+/// When braking, how long the gate stays open between two holds; halved each time down to the shortest.
+const BRAKE_GAP_NS: u64 = 200_000_000;
+/// The shortest such time.
+const BRAKE_GAP_MIN_NS: u64 = 5_000_000;
 /// The part of the pause that is kept for what cannot be foreseen: a switch-over is begun when its forecast fits into the rest.
 const RESERVE: u64 = 4;
 /// A flush that was to make the job ready and did not is not repeated sooner.
 const READY_AGAIN_NS: u64 = 20_000_000;
+
+/// How long a forecast may be for a switch-over that may take `max_pause_ns`.
+pub(super) fn within_ns(max_pause_ns: u64) -> u64 {
+    max_pause_ns - max_pause_ns / RESERVE
+}
 
 /// Decides a job's course.
 #[derive(Debug)]
@@ -151,8 +167,10 @@ pub struct Coordinator {
     retry_at_ns: u64,
     /// How often the flush was sent again for a passing error.
     tries: u8,
-    /// Switch-overs that were missed in a row.
+    /// Switch-overs that were missed.
     missed: u32,
+    /// How often guest requests were held to gain on them.
+    braked: u32,
     /// When the job was seen to end by cancel or failure.
     ending_since_ns: u64,
 }
@@ -175,6 +193,7 @@ impl Coordinator {
             retry_at_ns: 0,
             tries: 0,
             missed: 0,
+            braked: 0,
             ending_since_ns: 0,
         }
     }
@@ -228,14 +247,24 @@ impl Coordinator {
         if !ready && !self.completes_itself && self.could_be_ready(share, sight) {
             return self.flush(share, Purpose::ToBeReady);
         }
+        if self.must_brake(ready, share) {
+            return self.close_gate(share, sight.now_ns);
+        }
         Act::Rest
+    }
+
+    /// Whether guest requests are held so that the copiers gain on them: nothing else has helped, and the next step, to be
+    /// ready or to switch over, has not come into reach.
+    fn must_brake(&self, ready: bool, share: &Share) -> bool {
+        let waits = !ready || share.wants_completion();
+        waits && share.braking.load(Ordering::Acquire) && share.sweep_is_claimed()
     }
 
     /// Tells the host when the job is held, once nothing is under way, and when it goes on; whether it runs.
     fn follow_hold(share: &Share) -> bool {
         match (share.is_held(), share.status()) {
             (true, JobStatus::Paused | JobStatus::Standby) => {}
-            (true, _) if share.is_idle() => {
+            (true, _) if share.is_still() => {
                 share.turn(Turn::Hold);
             }
             (true, _) => {}
@@ -257,7 +286,7 @@ impl Coordinator {
         }
         match (self.max_pause_ns, sight.predicted_pause_ns) {
             (None, _) => true,
-            (Some(max), Some(predicted)) => predicted <= max - max / RESERVE,
+            (Some(max), Some(predicted)) => predicted <= within_ns(max),
             (Some(_), None) => share.is_finished(),
         }
     }
@@ -295,6 +324,10 @@ impl Coordinator {
         if self.stage != Stage::Final || !share.is_finished() {
             return Act::Rest;
         }
+        if !share.wants_completion() && !self.completes_itself {
+            // All is copied, which is what the gate was closed for.
+            return self.miss(share, sight.now_ns);
+        }
         let flushed =
             self.covers == Some(Self::written(share)) || share.is_mutated(Mutation::PivotBeforeFlush);
         if !flushed {
@@ -328,12 +361,23 @@ impl Coordinator {
     /// The gate is opened again and the job goes on as before.
     fn miss(&mut self, share: &Share, now_ns: u64) -> Act {
         let held_ns = now_ns.saturating_sub(self.closed_at_ns.take().unwrap_or(now_ns));
-        share.post(Notice::SwitchOverMissed { held_ns, left_bytes: share.left_bytes() });
         share.set_urgent(false);
         self.stage = Stage::Copying;
-        self.retry_at_ns = now_ns + (MISSED_BACKOFF_NS << self.missed.min(8)).min(MISSED_BACKOFF_MAX_NS);
-        self.missed = self.missed.saturating_add(1);
+        if share.wants_completion() {
+            share.post(Notice::SwitchOverMissed { held_ns, left_bytes: share.left_bytes() });
+            self.missed = self.missed.saturating_add(1);
+        }
+        self.retry_at_ns = now_ns + self.gap_ns(share);
         Act::OpenGate
+    }
+
+    /// How long the gate stays open now. Longer each time, for the guest's sake; or, when braking, shorter each time, for the end's.
+    fn gap_ns(&mut self, share: &Share) -> u64 {
+        if share.braking.load(Ordering::Acquire) {
+            self.braked = self.braked.saturating_add(1);
+            return (BRAKE_GAP_NS >> self.braked.min(8)).max(BRAKE_GAP_MIN_NS);
+        }
+        (MISSED_BACKOFF_NS << self.missed.min(8)).min(MISSED_BACKOFF_MAX_NS)
     }
 
     /// The steps to the end.

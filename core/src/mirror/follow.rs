@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use super::active::CopyMode;
 use super::convergence::{Convergence, Observation, Verdict};
-use super::coordinator::Sight;
+use super::coordinator::{Sight, within_ns};
 use super::estimate::{Effort, Estimate, Sample};
 use super::options::{CopyModeChoice, MirrorOptions};
 use super::pace::Pace;
-use super::share::{Notice, Share};
+use super::share::{Escalation, Notice, Share};
 
 /// How often stock is taken while there is work.
 const TICK_NS: u64 = 10_000_000;
@@ -103,7 +103,7 @@ pub struct Follow {
     estimate: Estimate,
     /// Whether the remainder shrinks.
     convergence: Convergence,
-    /// Copy mode auto, and still in background.
+    /// Copy mode auto, and there is a step left to take.
     may_escalate: bool,
     /// How long guest requests may be held.
     max_pause: Option<Duration>,
@@ -171,13 +171,14 @@ impl Follow {
         }
     }
 
-    /// Copy mode auto: turns to write-blocking when the remainder stops shrinking.
+    /// Copy mode auto: turns to write-blocking when the remainder stops shrinking, and to braking when it still does not.
     fn converge(&mut self, share: &Share, missed: u32, left_bytes: u64, now_ns: u64) {
         let chosen = share.mode_is_chosen.load(Ordering::Acquire);
-        if !self.may_escalate || chosen || share.is_held() || share.copy_mode() == CopyMode::WriteBlocking {
+        if !self.may_escalate || chosen || share.is_held() || share.is_urgent() {
             return;
         }
-        let small = self.estimate.predicted_pause().zip(self.max_pause).is_some_and(|(p, max)| p <= max);
+        let small = |(predicted, max)| to_ns(Some(predicted)) <= within_ns(to_ns(Some(max)));
+        let small = self.estimate.predicted_pause().zip(self.max_pause).is_some_and(small);
         let verdict = self.convergence.observe(&Observation {
             now_ns,
             left_bytes,
@@ -188,9 +189,16 @@ impl Follow {
             missed,
         });
         if let Verdict::Escalate(_) = verdict {
-            self.may_escalate = false;
-            share.set_copy_mode(CopyMode::WriteBlocking);
-            share.post(Notice::Escalated { left_bytes });
+            let step = if share.set_copy_mode(CopyMode::WriteBlocking) {
+                // What was observed so far says nothing about how it goes from here.
+                self.convergence.restart();
+                Escalation::WriteBlocking
+            } else {
+                self.may_escalate = false;
+                share.braking.store(true, Ordering::Release);
+                Escalation::Braking
+            };
+            share.post(Notice::Escalated { step, left_bytes });
         }
     }
 

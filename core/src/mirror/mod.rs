@@ -64,7 +64,7 @@ pub use options::{CopyModeChoice, LatencyBudget, MirrorOptions, OnCopied, SyncMo
 pub use pace::Pace;
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
-pub use share::{Bitmaps, Failure, FailureCause, Notice, Share};
+pub use share::{Bitmaps, Escalation, Failure, FailureCause, Notice, Share};
 pub use states::{JobStatus, Turn, Verb};
 pub use sweep::Sweep;
 pub use writers::Writers;

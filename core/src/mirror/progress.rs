@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::states::JobStatus;
+use crate::units::bytes_u64;
 
 /// One worker's counters, alone on its cache lines: another worker's count never slows this one down.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub struct Tally {
     recopied: AtomicU64,
     /// Bytes being copied now.
     in_flight: AtomicU64,
+    /// Requests made or under way.
+    pieces: AtomicU64,
     /// Requests sent again.
     retries: AtomicU64,
     /// Requests that failed for good.
@@ -54,6 +57,16 @@ impl Tally {
             Count::Errors => &self.errors,
         };
         counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    }
+
+    /// Sets how many requests are made or under way.
+    pub(super) fn set_pieces(&self, pieces: usize) {
+        self.pieces.store(bytes_u64(pieces), Ordering::Release);
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_still(&self) -> bool {
+        self.pieces.load(Ordering::Acquire) == 0
     }
 
     /// Sets the bytes being copied now.

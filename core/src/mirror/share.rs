@@ -56,6 +56,16 @@ pub struct Failure {
     pub cause: FailureCause,
 }
 
+/// What copy mode auto does when the remainder stops shrinking, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Escalation {
+    /// Guest writes through queues go to both sides.
+    WriteBlocking,
+    /// That was not enough, as with hosts that do their own I/O: guest requests are held again and again, for `max_pause` at
+    /// most each time, until the remainder fits into one pause.
+    Braking,
+}
+
 /// Something that a host wants to hear of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notice {
@@ -79,8 +89,10 @@ pub enum Notice {
     },
     /// The way in which guest writes are followed has changed.
     CopyMode(CopyMode),
-    /// Copy mode auto: the remainder stopped shrinking, so guest writes go to both sides from now on.
+    /// Copy mode auto: the remainder stopped shrinking.
     Escalated {
+        /// What is done about it.
+        step: Escalation,
         /// Bytes that were left.
         left_bytes: u64,
     },
@@ -194,6 +206,8 @@ pub struct Share {
     status: AtomicU8,
     /// Guest writes go to both sides.
     pub(super) write_blocking: AtomicBool,
+    /// Guest requests are held from time to time, so that the copiers gain on them.
+    pub(super) braking: AtomicBool,
     /// The host has chosen the copy mode while the job ran.
     pub(super) mode_is_chosen: AtomicBool,
     /// The home sleeps until a chunk turns dirty.
@@ -260,6 +274,7 @@ impl Share {
             command: AtomicU32::new(0),
             status: AtomicU8::new(JobStatus::Created as u8),
             write_blocking: AtomicBool::new(options.copy_mode == CopyModeChoice::WriteBlocking),
+            braking: AtomicBool::new(false),
             mode_is_chosen: AtomicBool::new(false),
             doorbell: AtomicBool::new(false),
             pace: AtomicU64::new(Pace::FULL.pack()),
@@ -559,6 +574,12 @@ impl Share {
     #[must_use]
     pub(super) fn close_if_finished(&self) -> bool {
         self.activity.close_if_finished(|| self.sweep.is_over() && self.dirty.is_clean())
+    }
+
+    /// Whether no worker has a request under way; they may hold parts of the disk all the same.
+    #[must_use]
+    pub(super) fn is_still(&self) -> bool {
+        self.tallies.iter().all(Tally::is_still)
     }
 
     /// Whether no worker has anything in hand.

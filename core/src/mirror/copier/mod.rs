@@ -170,6 +170,7 @@ impl Copier {
         };
         if matches!(step, Step::Wait(_)) {
             self.count_out();
+            self.share.tallies[self.worker].set_pieces(self.pieces.len());
         }
         match step {
             Step::Wait(at) => Step::Wait(self.earliest(at)),

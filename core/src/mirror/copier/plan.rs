@@ -340,6 +340,7 @@ impl Copier {
         }
         // There are fewer than MAX_PIECES, which fits.
         let key = u32::try_from(self.pieces.insert(piece)).unwrap_or(u32::MAX);
+        self.share.tallies[self.worker].set_pieces(self.pieces.len());
         self.enqueue(key);
     }
 
