@@ -57,6 +57,8 @@ pub enum Op {
         /// Whether space may be given back.
         punch: bool,
     },
+    /// Tell the device that the range is not needed. It may refuse; if it does not, the range reads as zeroes afterwards.
+    Discard,
     /// Make everything written so far durable (fdatasync); the range is ignored.
     Flush,
 }
