@@ -5,7 +5,7 @@
 //!
 //! - [`Plan`] says what the writers do: a [`Pattern`], a block size, a rate or a depth, how many writers, and whether they
 //!   may write to the same places. [`Load::start`] starts them, one thread each.
-//! - [`GuestDisk`] is what a writer writes to: a drive's queue or memory ([`MemoryDisk`]).
+//! - [`GuestDisk`] is what a writer writes to: a drive's queue ([`QueueDisk`]), files that a tracker is told of ([`TrackedDisk`]), or memory ([`MemoryDisk`]).
 //! - At a rate the load is *open loop*: every request has an intended time that does not depend on how the ones before it
 //!   fared, and its latency counts from there. A disk that stands still for 50 ms is seen in every request that wanted
 //!   to be sent in those 50 ms, as it is by a guest's users. (Waiting for a slow answer before the next request is
@@ -25,8 +25,10 @@ mod memory;
 mod pace;
 mod pattern;
 mod plan;
+mod queue;
 mod reader;
 pub mod stamp;
+mod tracked;
 mod writer;
 
 pub use disk::{Done, GuestDisk, Refused};
@@ -38,5 +40,7 @@ pub use memory::{Fault, MemoryDisk, MemoryStore};
 pub use pace::TICK_NS;
 pub use pattern::Pattern;
 pub use plan::{Areas, Arrival, Plan};
+pub use queue::QueueDisk;
 pub use reader::{DirectFile, PIECE_BYTES, ReadAt};
 pub use stamp::WriteId;
+pub use tracked::TrackedDisk;
