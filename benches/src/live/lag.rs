@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use blkmirror_core::buffer::AlignedBuf;
 use blkmirror_core::engine::{Engine, EngineOptions};
 use blkmirror_core::mirror::{CopyModeChoice, MirrorOptions};
-use blkmirror_core::units::ByteRange;
+use blkmirror_core::units::{ByteRange, bytes_u64};
 use blkmirror_load::{GuestDisk, Histogram, QueueDisk, ReadAt, WriteId, stamp};
-use blkmirror_testkit::{KIB, MIB};
+use blkmirror_testkit::MIB;
 
 use super::options::Options;
 use super::report::Part;
@@ -24,7 +24,7 @@ use crate::targets::Bound;
 /// The disks.
 const DISK_BYTES: u64 = 64 * MIB;
 /// Bytes of a write.
-const BLOCK_BYTES: u64 = 4 * KIB;
+const BLOCK_BYTES: usize = 4096;
 /// The guest pauses so long, and up to twice as long, between two writes.
 const PAUSE: Duration = Duration::from_millis(4);
 /// How long anything may take.
@@ -43,11 +43,12 @@ pub fn measure(options: &Options) -> Result<Part> {
     let mut guest = QueueDisk::open(&drive, 1).context(|| "guest")?;
     let [_, mut target] = disks.readers()?;
     let mut lags = Histogram::<u64>::new(3).context(|| "histogram")?;
-    let mut buffer = AlignedBuf::new(BLOCK_BYTES as usize, BLOCK_BYTES as usize).context(|| "buffer")?;
+    let mut buffer = AlignedBuf::new(BLOCK_BYTES, 4096).context(|| "buffer")?;
     for number in 0..if options.quick { 100u64 } else { 1000 } {
         // Another chunk each time, and not in step with anything.
         let chaos = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let range = ByteRange::at(chaos % (DISK_BYTES / BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES);
+        let block = bytes_u64(BLOCK_BYTES);
+        let range = ByteRange::at(chaos % (DISK_BYTES / block) * block, block);
         std::thread::sleep(PAUSE + PAUSE.mul_f64((chaos % 1000) as f64 / 1000.0));
         let id = WriteId::new(0, number + 1);
         stamp::write(&mut buffer, SEED, id, range.start());
