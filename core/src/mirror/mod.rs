@@ -16,7 +16,9 @@
 //! | `activity` | who is at work: when a job is finished |
 //! | `sweep` | the cursor of the first pass, taken in order by all workers |
 //! | `copier` | one worker's part of a job as a state machine |
-//! | `coordinator` | the job's end: all copied, flush, verdict |
+//! | `coordinator` | the job's course: ready, switch-over, end |
+//! | `follow` | when the home looks, what it expects, when it escalates |
+//! | `doorbell` | how a guest write wakes a home that sleeps |
 //! | `limiter` | the speed limit, smooth |
 //! | `pace` | how much copiers may have in flight |
 //! | `policy` | what an error leads to |
@@ -24,6 +26,7 @@
 //! | `extents` | a list of extents in place of block status |
 //! | `progress` | counters, rate, time left |
 //! | `estimate` | rates, time left, how long a switch-over would stop the guest |
+//! | `pacer` | keeps the guest's p99 latency inside a budget |
 //! | `convergence` | whether the remainder still shrinks |
 #![forbid(unsafe_code)]
 
@@ -32,6 +35,7 @@ mod activity;
 mod convergence;
 mod coordinator;
 mod copier;
+mod doorbell;
 mod estimate;
 mod extents;
 mod follow;
@@ -41,6 +45,7 @@ mod marks;
 mod mutation;
 mod options;
 mod pace;
+mod pacer;
 mod policy;
 mod progress;
 mod share;
@@ -53,15 +58,17 @@ pub use activity::Activity;
 pub use convergence::{Convergence, Observation, Reason, Verdict as ConvergenceVerdict};
 pub use coordinator::{Act, Coordinator, End, Sight};
 pub use copier::{Copier, Step};
+pub use doorbell::Doorbell;
 pub use estimate::{Attempt, Effort, Estimate, Sample};
 pub use extents::ExtentMap;
-pub use follow::Follow;
+pub use follow::{Figures, Follow, Guest};
 pub use geometry::{DeviceShape, Geometry};
 pub use limiter::Limiter;
 pub use marks::Marks;
 pub use mutation::Mutation;
 pub use options::{CopyModeChoice, LatencyBudget, MirrorOptions, OnCopied, SyncMode};
 pub use pace::Pace;
+pub use pacer::{Budget, GuestLatency, Pacer, Tick};
 pub(crate) use policy::transient_backoff_ns;
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};

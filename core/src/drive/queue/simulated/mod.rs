@@ -214,7 +214,7 @@ impl Sim {
     /// Turns a queue and takes what it completed.
     fn turn(&mut self, line: usize) {
         let Line { core, ring, .. } = &mut self.lines[line];
-        let wait = core.sleep(ring.now_ns());
+        let wait = core.sleep(1, None, ring.now_ns());
         core.turn(ring, wait).unwrap();
         while let Some(done) = self.lines[line].core.pop() {
             let Some(asked) = self.lines[line].asked.remove(&done.tag) else {
@@ -301,7 +301,8 @@ impl Sim {
             Some((run, None)) => {
                 let range = share.geometry.granularity.bytes_of(run, DISK);
                 let content = self.disk.content();
-                *copying = Some((run, Some(content[bytes_usize(range.start())..bytes_usize(range.end())].to_vec())));
+                *copying =
+                    Some((run, Some(content[bytes_usize(range.start())..bytes_usize(range.end())].to_vec())));
             }
             Some((run, Some(data))) => {
                 let range = share.geometry.granularity.bytes_of(run, DISK);
@@ -339,7 +340,8 @@ impl Sim {
                 return;
             }
             if !self.step() {
-                let left: Vec<_> = self.lines.iter().map(|l| (l.core.in_flight(), l.ring.in_flight())).collect();
+                let left: Vec<_> =
+                    self.lines.iter().map(|l| (l.core.in_flight(), l.ring.in_flight())).collect();
                 return self.blame(format!("it hangs: {left:?}"));
             }
         }
