@@ -117,10 +117,15 @@ fn make(
 
 /// Checks that the devices may be used together.
 fn check(source: &Device, target: &Device) -> Result<()> {
-    if target.role() != Role::Target {
+    let opened_as = match target.role() {
+        Role::Target => None,
+        Role::Source => Some("a source"),
+        Role::Disk => Some("a guest's disk"),
+    };
+    if let Some(opened_as) = opened_as {
         return Err(Error::new(ErrorKind::InvalidArgument, "mirror to")
             .at(target.name())
-            .because("it was opened as a source; open it with Device::open_target"));
+            .because(format!("it was opened as {opened_as}; open it with Device::open_target")));
     }
     match source.overlaps_with(target) {
         Some(why) => Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why)),
