@@ -57,7 +57,7 @@ pub(crate) fn run(
 ) -> Outcome<()> {
     report.source = Some(course.source.display().to_string());
     report.target = Some(course.target.display().to_string());
-    let source = Device::open_target(&course.source, TargetOptions::default())?;
+    let source = Device::open_disk(&course.source)?;
     let target = Device::open_target(&course.target, TargetOptions::default())?;
     for device in [&source, &target] {
         report.notes.extend(device.notes().iter().map(|note| format!("{}: {note}", device.name())));

@@ -33,8 +33,7 @@ where
         File::create(path).unwrap().set_len(DISK).unwrap();
     }
     let [source, target] = paths.clone();
-    let drive =
-        Arc::new(Drive::new(Device::open_target(&source, TargetOptions::default()).unwrap()).unwrap());
+    let drive = Arc::new(Drive::new(Device::open_disk(&source).unwrap()).unwrap());
     let engine = Engine::start(EngineOptions::default()).unwrap();
     let ledger = Arc::new(Ledger::new(DISK, 4096, 11));
     let guest = {

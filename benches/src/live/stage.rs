@@ -54,8 +54,7 @@ impl Disks {
 
     /// A drive on the source.
     pub fn drive(&self) -> Result<Arc<Drive>> {
-        let device =
-            Device::open_target(self.source.path(), TargetOptions::default()).context(|| "source")?;
+        let device = Device::open_disk(self.source.path()).context(|| "source")?;
         Drive::new(device).map(Arc::new).context(|| "drive")
     }
 
