@@ -16,8 +16,9 @@ use blkmirror_core::engine::{
     Cancel, Completion, Engine, EngineOptions, EventKind, Job, Outcome as JobOutcome,
 };
 use blkmirror_core::mirror::{CopyMode, CopyModeChoice, MirrorOptions};
-use blkmirror_load::{DirectFile, Ledger, Load, Period, Plan, QueueDisk, Untouched};
+use blkmirror_load::{Arrival, DirectFile, Ledger, Load, Period, Plan, QueueDisk, Untouched};
 
+use crate::cpu::as_f64;
 use crate::exit::{Failure, Outcome};
 use crate::live_report::{LiveReport, PhaseReport};
 use crate::signals::Interrupts;
@@ -100,6 +101,7 @@ impl Run<'_> {
         self.load.cut();
         self.idle(self.course.time)?;
         self.phase("without a job", None)?;
+        self.note_a_slow_disk();
 
         let job = engine.mirror(drive, target, self.course.options.clone())?;
         let result = self.with_job(&job);
@@ -154,6 +156,20 @@ impl Run<'_> {
         match seen.first_error {
             Some(error) => Err(Failure::failed(format!("a guest's write failed: {error}"))),
             None => Ok(()),
+        }
+    }
+
+    /// Latencies of a disk that is slower than its writers only say how long it was watched.
+    fn note_a_slow_disk(&mut self) {
+        let (Arrival::Open { per_s }, Some(phase)) = (self.course.plan.arrival, self.report.phases.last())
+        else {
+            return;
+        };
+        if phase.writes_per_second < 0.95 * as_f64(per_s) {
+            self.report.notes.push(format!(
+                "without a job the disk took {:.0} of {per_s} writes/s: they pile up, and so do the latencies; lower --rate",
+                phase.writes_per_second
+            ));
         }
     }
 
