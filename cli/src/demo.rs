@@ -19,7 +19,7 @@ use crate::cpu::as_f64;
 use crate::exit::{Failure, Outcome};
 use crate::live::{self, Course};
 use crate::live_report::{self, LiveReport};
-use crate::output::{print, say_note};
+use crate::output::print;
 use crate::report::CopyReport;
 use crate::scratch::{attach_loop, make_place, make_source};
 use crate::signals::Interrupts;
@@ -77,24 +77,21 @@ fn demo(args: &DemoArgs, interrupts: &Interrupts) -> Outcome<()> {
     row("file to new file", &source, &target, &[], interrupts)?;
     remove(&target)?;
     row("file to preallocated file", &source, &target, &["--preallocate"], interrupts)?;
-    let files = live(args, &source, &target, interrupts)?;
+    live("file", args, &source, &target, interrupts)?;
 
     let from = attach_loop(&source, interrupts);
     let to = from.as_ref().and_then(|_| attach_loop(&target, interrupts));
     let looped = from.zip(to);
-    let mut devices = None;
     if let Some((from, to)) = &looped {
         print(&format!("\n{}", header()))?;
         row("block device to block device", from, to, &[], interrupts)?;
-        devices = Some(live(args, from, to, interrupts)?);
+        live("block device", args, from, to, interrupts)?;
     }
-    let reports: Vec<&LiveReport> = [Some(&files), devices.as_ref()].into_iter().flatten().collect();
-    reports.iter().flat_map(|report| &report.notes).for_each(|note| say_note(note));
     print(&what_next(looped.is_some()))
 }
 
-/// Mirrors the source while it is written to, and shows what the writers noticed.
-fn live(args: &DemoArgs, source: &Path, target: &Path, interrupts: &Interrupts) -> Outcome<LiveReport> {
+/// Mirrors the source, a `what`, while it is written to, and shows what the writers noticed.
+fn live(what: &str, args: &DemoArgs, source: &Path, target: &Path, interrupts: &Interrupts) -> Outcome<()> {
     let course = Course {
         source: source.into(),
         target: target.into(),
@@ -104,7 +101,6 @@ fn live(args: &DemoArgs, source: &Path, target: &Path, interrupts: &Interrupts) 
         time: args.time,
         patience: PATIENCE,
     };
-    let what = if source.starts_with("/dev") { "block device" } else { "file" };
     print(&format!(
         "\nnow the {what} is written to all the time, {} writes/s of 4 KiB, and mirrored to the other one\n\n{}",
         args.rate,
@@ -113,8 +109,10 @@ fn live(args: &DemoArgs, source: &Path, target: &Path, interrupts: &Interrupts) 
     let mut report = LiveReport::default();
     let mut tell = |phase: &_| print(&live_report::row(phase));
     let result = live::run(&course, interrupts, &mut report, &mut tell);
-    print(&format!("\n{}", report.ending()))?;
-    result.map(|()| report)
+    // A note is no failure, and a demo that says nothing on standard error has none.
+    let notes: String = report.notes.iter().map(|note| format!("note: {note}\n")).collect();
+    print(&format!("\n{}{notes}", report.ending()))?;
+    result
 }
 
 /// The size of the disk that fits, or none if nothing worthwhile does.
