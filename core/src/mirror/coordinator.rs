@@ -245,14 +245,13 @@ impl Coordinator {
             share.end_rounds();
         }
         let ready = share.status() == JobStatus::Ready;
-        if (ready && share.wants_completion() && self.fits(share, sight))
-            || (self.completes_itself && share.is_finished())
-        {
+        if self.may_switch_over(ready, share, sight) {
             if std::mem::take(&mut self.preflushed) || self.covers == Some(Self::written(share)) {
                 return self.close_gate(share, sight.now_ns);
             }
             return self.flush(share, Purpose::BeforeGate);
         }
+        self.preflushed = false;
         if !ready && !self.completes_itself && self.could_be_ready(share, sight) {
             return self.flush(share, Purpose::ToBeReady);
         }
@@ -276,6 +275,14 @@ impl Coordinator {
             && predicted > within_ns(max)
             && share.sweep_is_claimed()
             && sight.now_ns >= self.measure_at_ns
+    }
+
+    /// Whether the end is wanted, and the forecast of a switch-over fits.
+    fn may_switch_over(&self, ready: bool, share: &Share, sight: &Sight) -> bool {
+        if self.completes_itself {
+            return share.is_finished() || (self.max_pause_ns.is_some() && self.fits(share, sight));
+        }
+        ready && share.wants_completion() && self.fits(share, sight)
     }
 
     /// Whether guest requests are held so that the copiers gain on them: nothing else has helped, and the next step, to be

@@ -65,7 +65,9 @@ impl Wish {
     pub(super) const fn on_target(self, may_punch: bool) -> Option<Work> {
         match self {
             Self::Write(_) => Some(Work::Write { fua: false }),
-            Self::WriteZeroes(ZeroFlags { punch, .. }) => Some(Work::Zero { punch: punch && may_punch, fua: false }),
+            Self::WriteZeroes(ZeroFlags { punch, .. }) => {
+                Some(Work::Zero { punch: punch && may_punch, fua: false })
+            }
             Self::Read | Self::Discard | Self::Flush => None,
         }
     }
