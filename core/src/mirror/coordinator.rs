@@ -241,7 +241,7 @@ impl Coordinator {
         if !Self::follow_hold(share) || sight.now_ns < self.retry_at_ns || self.flush_covers.is_some() {
             return Act::Rest;
         }
-        if share.is_finished() {
+        if share.is_finished() || !share.awaits_round(sight.now_ns) {
             share.end_rounds();
         }
         let ready = share.status() == JobStatus::Ready;
@@ -314,7 +314,8 @@ impl Coordinator {
 
     /// Whether the forecast of a switch-over fits into the pause.
     fn fits(&self, share: &Share, sight: &Sight) -> bool {
-        if !share.sweep_is_claimed() {
+        // What failed under policy ignore may fail again, and no pause is long enough for that.
+        if !share.sweep_is_claimed() || share.awaits_round(sight.now_ns) {
             return false;
         }
         // Nothing to copy and nothing to flush.
