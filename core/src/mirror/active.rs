@@ -131,6 +131,7 @@ impl Share {
     }
 
     /// Nothing was sent to the target: the write goes to the source alone.
+    #[allow(clippy::needless_pass_by_value, reason = "taken, so that it is ended once")]
     pub fn cancel_active(&self, write: ActiveWrite) {
         self.dirty.mark_chunks(write.cleared);
         self.writers.release_by_guest(write.range);
@@ -141,6 +142,7 @@ impl Share {
     /// The guest is told the source's result alone (**The guest is not our hostage**); what the target lacks is dirty, and
     /// the policy for the target decides about the job.
     #[must_use = "a home that sleeps must be woken"]
+    #[allow(clippy::needless_pass_by_value, reason = "taken, so that it is ended once")]
     pub fn end_active(
         &self,
         write: ActiveWrite,

@@ -97,24 +97,35 @@ enum Purpose {
     BehindGate,
 }
 
-/// See the module.
+/// Where a job stands on its way; see the module's table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
+    /// Copiers run, or the job is held.
     Copying,
+    /// A flush of the target is under way.
     Flushing(Purpose),
+    /// The gate is closed, and guest requests are inside.
     Draining,
+    /// The gate is closed and quiet, and the rest is copied.
     Final,
+    /// All is copied and flushed.
     Sealed(Seal),
+    /// Cancelled or failed, and detached.
     Ending,
+    /// The verdict was given.
     Over,
 }
 
 /// The steps from "all copied and flushed" to the end, in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Seal {
+    /// The host was told that the job is pending.
     Announced,
+    /// The drive has moved.
     Moved,
+    /// The job is detached from the drive.
     Detached,
+    /// The gate is open.
     Opened,
 }
 
