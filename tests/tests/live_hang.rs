@@ -149,7 +149,7 @@ fn a_job_that_fails_beside_hanging_requests_lets_go_of_the_guest() {
     let control = scene.target.control();
     control.add_rule(Rule::on(Operation::Write, Effect::Stuck).within(0..MIB));
     control.add_rule(Rule::on(Operation::Write, Effect::Error(5)).within(2 * MIB..SIZE).after(20));
-    let outcome = job.wait_for(Duration::from_secs(10));
+    let outcome = job.wait_for(Duration::from_secs(2));
     // If every request of the guests hangs there is nobody left who could meet the error.
     if let Some(outcome) = outcome {
         assert_eq!(outcome.end, End::Failed);
