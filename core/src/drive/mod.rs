@@ -7,6 +7,7 @@
 //! | `follower` | the job as requests see it; how it is attached without missing a write |
 //! | `core` | what all handles of a drive share |
 //! | `tracker` | for hosts that do their own I/O: `begin` and `end` of each request |
+//! | `queue` | guest I/O through the library |
 //! | `latency` | how long requests take |
 //! | `per_thread` | where each thread looks first, and when it takes the time |
 //!
@@ -20,6 +21,7 @@ mod follower;
 mod gate;
 mod latency;
 mod per_thread;
+pub mod queue;
 mod tracker;
 
 use std::sync::Arc;

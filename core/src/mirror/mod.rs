@@ -62,6 +62,7 @@ pub use marks::Marks;
 pub use mutation::Mutation;
 pub use options::{CopyModeChoice, LatencyBudget, MirrorOptions, OnCopied, SyncMode};
 pub use pace::Pace;
+pub(crate) use policy::transient_backoff_ns;
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
 pub use share::{Bitmaps, Escalation, Failure, FailureCause, Notice, Share};

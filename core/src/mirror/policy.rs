@@ -72,7 +72,7 @@ pub(super) const fn is_no_space(errno: i32) -> bool {
 /// The kernel reissues EAGAIN for files and block devices by itself, but not always (QEMU met it on SCSI), and EINTR
 /// can come from network file systems.
 #[must_use]
-pub(super) fn transient_backoff_ns(errno: i32, tries: u8) -> Option<u64> {
+pub(crate) fn transient_backoff_ns(errno: i32, tries: u8) -> Option<u64> {
     let passing = matches!(errno, libc::EAGAIN | libc::EINTR);
     (passing && tries < TRANSIENT_TRIES).then(|| TRANSIENT_BACKOFF_NS << tries)
 }

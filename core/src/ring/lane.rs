@@ -42,6 +42,8 @@ pub(super) struct Job {
 pub(super) enum Work {
     /// Make a range read as zeroes.
     Zero(ByteRange, ZeroMode),
+    /// Give a range's space back.
+    Discard(ByteRange),
     /// fdatasync.
     Flush,
 }
@@ -147,6 +149,7 @@ fn serve(inbox: &Receiver<Job>, outbox: &SyncSender<Done>, ready: &AtomicUsize, 
 fn run(device: &Device, work: Work) -> std::result::Result<u64, i32> {
     match work {
         Work::Zero(range, mode) => device.write_zeroes(range, mode).map(|_| range.len()),
+        Work::Discard(range) => device.discard(range).map(|()| range.len()),
         Work::Flush => device.flush().map(|()| 0),
     }
     .map_err(|e| e.errno())

@@ -309,8 +309,8 @@ impl SimRing {
                 fail(faults.write_error, libc::EIO)?;
                 fail(faults.no_space, libc::ENOSPC)?;
             }
-            Op::Zero { .. } if faults.no_zeroing => return Err(libc::EOPNOTSUPP),
-            Op::Zero { .. } => {
+            Op::Zero { .. } | Op::Discard if faults.no_zeroing => return Err(libc::EOPNOTSUPP),
+            Op::Zero { .. } | Op::Discard => {
                 fail(faults.write_error, libc::EIO)?;
                 return Ok(len);
             }
@@ -354,7 +354,7 @@ impl SimRing {
                         state.bytes[disk_part].copy_from_slice(&self.memory[memory(buf)]);
                         state.holes[blocks_of(ByteRange::new(at, end))].fill(false);
                     }
-                    Op::Zero { .. } => state.bytes[disk_part].fill(0),
+                    Op::Zero { .. } | Op::Discard => state.bytes[disk_part].fill(0),
                     Op::Read(_) | Op::ReadHost(_) | Op::Flush => {}
                 }
             }

@@ -403,6 +403,7 @@ impl Ring for UringRing<'_> {
                 let mode = if punch { ZeroMode::Punch } else { ZeroMode::Keep };
                 return self.push_blocking(request.device, Work::Zero(request.range, mode), tag);
             }
+            Op::Discard => return self.push_blocking(request.device, Work::Discard(request.range), tag),
             Op::Flush => return self.push_blocking(request.device, Work::Flush, tag),
         };
         let (entry, held) = self.entry(&request, way, memory).ok_or(Full)?;

@@ -263,7 +263,7 @@ impl Copier {
             Op::Write(_) | Op::WriteThrough(_) | Op::WriteHost { .. } => {
                 (&mut self.flying.writes, &mut self.ready_writes)
             }
-            Op::Zero { .. } | Op::Flush => (&mut self.flying.zeroes, &mut self.ready_zeroes),
+            Op::Zero { .. } | Op::Discard | Op::Flush => (&mut self.flying.zeroes, &mut self.ready_zeroes),
         };
         *flying -= 1;
         queue.push_front(key);

@@ -1,0 +1,164 @@
+//! How a request ends: its parts, its mark, its answer.
+//!
+//! **Mark after, before the ack.** A request that may have changed the drive is marked when its source part has ended, well or
+//! not, with its pass still in hand, and before the host can pop its completion. Which job is told does not depend on which
+//! job there was when it began: one that attached meanwhile reads the drive as it was before, so it is told too.
+//!
+//! **The guest is not our hostage.** The completion has the drive's result alone. A target whose job is ending is not waited
+//! for; its memory stays taken until its request comes back.
+#![forbid(unsafe_code)]
+
+use super::GuestCompletion;
+use super::core::QueueCore;
+use super::phase::{Event, Phase};
+use super::request::{PartId, Request};
+use crate::error::Error;
+use crate::mirror::{Failure, FailureCause, Mutation, Side};
+
+impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
+    /// A part has ended.
+    pub(super) fn part_ended(&mut self, id: PartId, result: Result<(), i32>, now_ns: u64) {
+        self.close_part(id, result);
+        let event = match id.side {
+            Side::Source => Event::SourceEnded,
+            Side::Target => Event::TargetEnded,
+        };
+        self.happen(id.index, event, now_ns);
+        let left = self.table.get(id.index).is_some_and(|request| request.phase == Phase::TargetLeft);
+        if id.side == Side::Source && left && self.target_is_given_up(id.index) {
+            self.give_up(id.index, now_ns);
+        }
+    }
+
+    /// Notes how a part ended and leaves its seat.
+    fn close_part(&mut self, id: PartId, result: Result<(), i32>) {
+        let Some(part) = self.table.get(id.index).and_then(|request| request.part(id.side)) else { return };
+        part.result = part.result.or(Some(result));
+        if let Some(seat) = part.seat.take() {
+            self.seats.leave(seat);
+            self.targets -= usize::from(id.side == Side::Target);
+        }
+    }
+
+    /// Whether the job of a request's target is ending.
+    pub(super) fn target_is_given_up(&mut self, index: u32) -> bool {
+        let seat = self.table.get(index).and_then(|request| request.target.as_ref()?.seat);
+        let follower = seat.and_then(|seat| self.seats.get(seat)).and_then(|seat| seat.follower.as_ref());
+        follower.is_some_and(|follower| follower.share.is_ending())
+    }
+
+    /// When a job begins to end, whoever waits for its target alone is let go.
+    pub(super) fn give_up_targets(&mut self, now_ns: u64) {
+        if self.targets == 0 {
+            return;
+        }
+        let mut some = false;
+        for (_, seat) in self.seats.iter_mut() {
+            let ending = seat.follower.as_ref().is_some_and(|follower| follower.share.is_ending());
+            some |= ending && !seat.given_up;
+            seat.given_up |= ending;
+        }
+        if !some {
+            return;
+        }
+        for index in 0..self.table.places() {
+            let left = self.table.get(index).is_some_and(|request| request.phase == Phase::TargetLeft);
+            if left && self.target_is_given_up(index) {
+                self.give_up(index, now_ns);
+            }
+        }
+    }
+
+    /// Nobody waits for this target part any more.
+    fn give_up(&mut self, index: u32, now_ns: u64) {
+        let id = PartId { index, side: Side::Target };
+        let Some(part) = self.table.get(index).and_then(|request| request.target.as_mut()) else { return };
+        if part.in_ring {
+            let event = if part.uses_host_memory() { Event::GivenUpLent } else { Event::GivenUp };
+            self.happen(index, event, now_ns);
+            return;
+        }
+        self.ready.retain(|&part| part != id);
+        self.later.retain(|&(_, part)| part != id);
+        self.part_ended(id, Err(libc::ECANCELED), now_ns);
+    }
+
+    /// Marks what a request may have changed, and leaves the gate.
+    pub(super) fn settle(&mut self, index: u32, now_ns: u64) {
+        let unmarked = self.is_mutated(Mutation::FailedWriteUnmarked);
+        let Some(request) = self.table.get(index) else { return };
+        let (range, source) = (request.range, request.result(Side::Source));
+        let (active, pass, seat) = (request.active.take(), request.pass.take(), request.job_seat.take());
+        let target = request.result(Side::Target);
+        let skip = request.marked || (unmarked && source.is_err());
+        let mark = request.wish.changes() && !skip;
+        let follower = seat.and_then(|seat| self.seats.get(seat)?.follower.as_ref());
+        match (active, follower) {
+            (Some(active), Some(follower)) => {
+                if follower.share.end_active(active, source, target, now_ns) {
+                    follower.home.wake();
+                }
+                if mark {
+                    self.drive.written_beside(range, follower);
+                }
+            }
+            _ if mark => self.drive.written(range),
+            _ => {}
+        }
+        if let Some(seat) = seat {
+            self.seats.leave(seat);
+        }
+        if let Some(pass) = pass {
+            let ours = self.drive.leave(pass);
+            debug_assert!(ours, "a pass is given back once");
+        }
+    }
+
+    /// Puts the completion where the host finds it.
+    pub(super) fn answer(&mut self, index: u32, now_ns: u64) {
+        let Some(request) = self.table.get(index) else { return };
+        let result = request.result(Side::Source).map_err(|errno| error(request, errno));
+        let lent = request.lends_host_memory();
+        let mut buffer = request.buffer.take();
+        if lent {
+            // Only when the ring broke: the kernel may still use it, so it is never freed.
+            std::mem::forget(buffer.take());
+        }
+        self.drive.record_latency(now_ns.saturating_sub(request.accepted_ns));
+        self.answers.push_back(GuestCompletion { tag: request.tag, result, buffer });
+    }
+
+    /// Nothing of a request is left.
+    pub(super) fn forget(&mut self, index: u32) {
+        let Some(request) = self.table.remove(index) else { return };
+        if let Some(staging) = request.staging {
+            self.window.give_back(staging);
+        }
+    }
+
+    /// A request will not be completed by its ring any more.
+    pub(super) fn lose(&mut self, index: u32, errno: i32, now_ns: u64) {
+        let Some(request) = self.table.get(index) else { return };
+        let hangs = request.target.as_ref().is_some_and(|part| part.in_ring);
+        let (range, seat) = (request.range, request.job_seat);
+        for side in Self::SIDES {
+            if let Some(part) = request.part(side) {
+                part.result = part.result.or(Some(Err(errno)));
+            }
+        }
+        let follower = seat.and_then(|seat| self.seats.get(seat)?.follower.as_ref());
+        if let (true, Some(follower)) = (hangs, follower.filter(|follower| !follower.share.is_ending())) {
+            // The write may still land on the target, after whatever is copied there next: its job cannot be right any more.
+            let cause = FailureCause::Ring;
+            follower.share.fail(Failure { side: Side::Target, errno, range, cause });
+            follower.home.wake();
+        }
+        self.happen(index, Event::Lost, now_ns);
+    }
+}
+
+/// The error that the host is told.
+fn error(request: &Request, errno: i32) -> Error {
+    let error = Error::from_errno(request.wish.attempt(), errno);
+    if request.range.is_empty() { error } else { error.in_range(request.range) }
+}

@@ -1,0 +1,79 @@
+//! What a host may choose: for a queue, for a write, for zeroes. And the bounds of it.
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::MIB;
+
+/// The deepest queue: both parts of every request, and as many again that a dead target keeps, fit in one ring.
+const MAX_DEPTH: usize = 1024;
+/// The most staging memory; offsets in it are 32 bits wide, and nobody has use for more.
+const MAX_STAGING_BYTES: u64 = 1024 * MIB;
+
+/// What a queue is made with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QueueOptions {
+    /// Requests that are accepted and not yet popped at most, 1 to 1024.
+    pub depth: usize,
+    /// Memory for the stable copies that write-blocking needs, at most 1 GiB; rounded up to what the kernel maps. A write
+    /// that finds no room in it goes to the drive alone and is copied later.
+    pub staging_bytes: u64,
+    /// Keep an eventfd that is readable when there may be something to [`poll`](super::Queue::poll) for.
+    pub eventfd: bool,
+    /// The host promises that the data of a write does not change before its completion, so that write-blocking needs no
+    /// copy of it. The price: both sides are written from the host's memory, so while a target hangs the write does not
+    /// complete, even when its job has failed.
+    pub stable_buffers: bool,
+}
+
+impl Default for QueueOptions {
+    fn default() -> Self {
+        Self { depth: 128, staging_bytes: 4 * MIB, eventfd: true, stable_buffers: false }
+    }
+}
+
+impl QueueOptions {
+    /// Refuses what is out of bounds.
+    pub(super) fn check(&self) -> Result<()> {
+        let wrong = |why: String| Err(Error::new(ErrorKind::InvalidArgument, "make a queue").because(why));
+        if !(1..=MAX_DEPTH).contains(&self.depth) {
+            return wrong(format!("a depth of {} is not possible; choose 1 to {MAX_DEPTH}", self.depth));
+        }
+        if self.staging_bytes > MAX_STAGING_BYTES {
+            let (asked, most) = (self.staging_bytes, MAX_STAGING_BYTES);
+            return wrong(format!("{asked} bytes of staging memory are too many; choose up to {most}"));
+        }
+        Ok(())
+    }
+}
+
+/// How a write is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WriteFlags {
+    /// The data is durable when the write completes (forced unit access).
+    pub fua: bool,
+}
+
+/// How zeroes are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ZeroFlags {
+    /// Space may be given back.
+    pub punch: bool,
+    /// The zeroes are durable when the request completes.
+    pub fua: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_bounded_queues_are_made() {
+        assert!(QueueOptions::default().check().is_ok());
+        for depth in [0, MAX_DEPTH + 1, usize::MAX] {
+            let text = QueueOptions { depth, ..QueueOptions::default() }.check().unwrap_err().to_string();
+            assert!(text.contains("1 to 1024") && text.contains(&depth.to_string()), "{text}");
+        }
+        assert!(QueueOptions { staging_bytes: u64::MAX, ..QueueOptions::default() }.check().is_err());
+        assert!(QueueOptions { staging_bytes: 0, ..QueueOptions::default() }.check().is_ok());
+    }
+}

@@ -1,0 +1,275 @@
+//! The queue that a host holds: the logic, its ring, the thread that they belong to.
+//!
+//! The ring is made by the first call that needs it, on the thread that makes it, because the kernel ties a ring to its
+//! thread. So a host may make all its queues in one place and hand each to its thread. The eventfd is there from the start,
+//! so that it can be put into the host's event loop before.
+//!
+//! An eventfd says "there may be something to poll for", never "a request has completed": it also becomes readable when
+//! the gate opens and when a job comes or ends. The loop is: wait until it is readable, read it, [`Queue::poll`], then
+//! [`Queue::pop`] until nothing comes.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::ThreadId;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::core::{QueueCore, ZEROES_BYTES};
+use super::request::Wish;
+use super::{GuestCompletion, QueueOptions, Rejected, WriteFlags, ZeroFlags};
+use crate::buffer::GuestBuffer;
+use crate::device::Device;
+use crate::drive::Drive;
+use crate::drive::core::DriveCore;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ring::uring::{OwnedRing, UringOptions};
+use crate::ring::{Ring, Wait, monotonic_ns};
+use crate::units::ByteRange;
+
+/// How long a wait for several completions lets them gather once there is one.
+const BATCH_NS: u64 = 100_000;
+/// How long the end of a queue waits for requests under way.
+const PATIENCE_NS: u64 = 300_000_000;
+/// The unit of memory that guests use for their disks, whatever the disk is.
+const SECTOR_BYTES: u64 = 512;
+/// How often it looks meanwhile.
+const LOOK_NS: u64 = 20_000_000;
+
+/// A queue of guest requests to a drive. It belongs to the thread that uses it first.
+///
+/// Nothing is sent before [`submit`](Self::submit), [`poll`](Self::poll) or [`wait`](Self::wait). Completions come in any
+/// order, and an order between requests is the host's to make, as with any disk.
+///
+/// When it is dropped with requests under way, it waits a little; what does not come back then is marked as written, and its
+/// memory is never freed.
+#[derive(Debug)]
+pub struct Queue {
+    /// The drive.
+    drive: Arc<DriveCore<Device>>,
+    /// What the host chose.
+    options: QueueOptions,
+    /// Readable when there may be something to poll for.
+    eventfd: Option<OwnedFd>,
+    /// What exists since the first use.
+    running: Option<Box<Running>>,
+}
+
+/// A queue that is in use.
+#[derive(Debug)]
+struct Running {
+    /// Whose it is.
+    thread: ThreadId,
+    /// The logic; before the ring, for it must be gone first.
+    core: QueueCore<Device>,
+    /// The ring.
+    ring: OwnedRing,
+}
+
+impl Drive {
+    /// A queue for one of the host's threads. It costs nothing but the eventfd before it is used.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] when the options are out of bounds; out of descriptors.
+    pub fn queue(&self, options: QueueOptions) -> Result<Queue> {
+        options.check()?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let make = || eventfd(0, flags).map_err(|e| Error::from_io("make an eventfd for a queue", e));
+        let eventfd = options.eventfd.then(make).transpose()?;
+        Ok(Queue { drive: Arc::clone(self.core()), options, eventfd, running: None })
+    }
+}
+
+impl Queue {
+    /// Reads `buffer.len()` bytes at `offset` into `buffer`. `tag` comes back with the completion.
+    ///
+    /// # Errors
+    /// Not accepted, and there will be no completion: not aligned to [`Drive::align_bytes`] in offset, length or memory; past the
+    /// drive's end; the queue is full; another thread's queue; the ring could not be made.
+    pub fn read(
+        &mut self,
+        offset: u64,
+        buffer: impl Into<GuestBuffer>,
+        tag: u64,
+    ) -> std::result::Result<(), Rejected> {
+        let buffer = buffer.into();
+        self.accept(Wish::Read, ByteRange::at(offset, buffer.len()), Some(buffer), tag)
+    }
+
+    /// Writes `buffer` at `offset`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); the drive is read-only.
+    pub fn write(
+        &mut self,
+        offset: u64,
+        buffer: impl Into<GuestBuffer>,
+        flags: WriteFlags,
+        tag: u64,
+    ) -> std::result::Result<(), Rejected> {
+        let buffer = buffer.into();
+        self.accept(Wish::Write(flags), ByteRange::at(offset, buffer.len()), Some(buffer), tag)
+    }
+
+    /// Makes `range` read as zeroes; written as data where the device knows no better.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_zeroes(
+        &mut self,
+        range: ByteRange,
+        flags: ZeroFlags,
+        tag: u64,
+    ) -> std::result::Result<(), Rejected> {
+        self.accept(Wish::WriteZeroes(flags), range, None, tag)
+    }
+
+    /// Says that `range` is not needed any more. A device that cannot make use of that changes nothing and succeeds.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn discard(&mut self, range: ByteRange, tag: u64) -> std::result::Result<(), Rejected> {
+        self.accept(Wish::Discard, range, None, tag)
+    }
+
+    /// Makes every write durable that completed before this call.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn flush(&mut self, tag: u64) -> std::result::Result<(), Rejected> {
+        self.accept(Wish::Flush, ByteRange::default(), None, tag)
+    }
+
+    /// Sends what was accepted, without looking for completions.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] on another thread; the ring could not be made, or broke: then every request has completed
+    /// with an error.
+    pub fn submit(&mut self) -> Result<()> {
+        let Running { core, ring, .. } = self.running("submit requests")?;
+        let before = core.answers();
+        core.submit(ring.ring())?;
+        if core.answers() > before {
+            // It ended without the ring, so nothing else makes the eventfd readable.
+            core.wake();
+        }
+        Ok(())
+    }
+
+    /// Sends what was accepted and collects what has completed, without sleeping.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn poll(&mut self) -> Result<()> {
+        let Running { core, ring, .. } = self.running("poll a queue")?;
+        core.turn(ring.ring(), Wait::POLL)?;
+        if core.due_ns().is_some() {
+            // A host that sleeps on the eventfd alone must come back: nothing else says that the time has come.
+            core.wake();
+        }
+        Ok(())
+    }
+
+    /// Sends what was accepted and sleeps until `min_completions` completions can be popped, no request is under way, or the
+    /// time is over; `None` is for ever.
+    ///
+    /// Requests that wait for the gate are under way, too.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn wait(&mut self, min_completions: usize, timeout: Option<Duration>) -> Result<()> {
+        let Running { core, ring, .. } = self.running("wait for completions")?;
+        let ring = ring.ring();
+        let deadline_ns = timeout
+            .map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).saturating_add(monotonic_ns()));
+        core.turn(ring, Wait::POLL)?;
+        loop {
+            let missing = min_completions.saturating_sub(core.answers()).min(core.in_flight());
+            let now_ns = ring.now_ns();
+            if missing == 0 || deadline_ns.is_some_and(|at_ns| at_ns <= now_ns) {
+                return Ok(());
+            }
+            let due_ns = core.due_ns().into_iter().chain(deadline_ns).min();
+            let timeout_ns = due_ns.map(|at_ns| at_ns.saturating_sub(now_ns));
+            core.turn(ring, Wait { completions: missing, batch_ns: BATCH_NS, timeout_ns })?;
+        }
+    }
+
+    /// Takes a completion that [`poll`](Self::poll) or [`wait`](Self::wait) collected.
+    pub fn pop(&mut self) -> Option<GuestCompletion> {
+        self.running.as_mut()?.core.pop()
+    }
+
+    /// Readable when there may be something to [`poll`](Self::poll) for; `None` if the host chose none.
+    #[must_use]
+    pub fn eventfd(&self) -> Option<BorrowedFd<'_>> {
+        self.eventfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Requests that were accepted and have not completed.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.running.as_ref().map_or(0, |running| running.core.in_flight())
+    }
+
+    /// Takes a request.
+    fn accept(
+        &mut self,
+        wish: Wish,
+        range: ByteRange,
+        buffer: Option<GuestBuffer>,
+        tag: u64,
+    ) -> std::result::Result<(), Rejected> {
+        match self.running(wish.attempt()) {
+            Ok(Running { core, .. }) => core.accept(wish, range, buffer, tag, monotonic_ns()),
+            Err(error) => Err(Rejected { error, buffer }),
+        }
+    }
+
+    /// The ring and the logic, made now if this is the first use.
+    fn running(&mut self, attempt: &'static str) -> Result<&mut Running> {
+        let thread = std::thread::current().id();
+        let running = match self.running.take() {
+            Some(running) => running,
+            None => Box::new(self.start(thread)?),
+        };
+        let ours = running.thread == thread;
+        let running = self.running.insert(running);
+        if !ours {
+            return Err(Error::new(ErrorKind::WrongState, attempt)
+                .because("a queue belongs to the thread that used it first; make one for each thread"));
+        }
+        Ok(running)
+    }
+
+    /// Makes the ring on this thread.
+    fn start(&self, thread: ThreadId) -> Result<Running> {
+        let bytes = self.options.staging_bytes + u64::from(ZEROES_BYTES);
+        let mut ring = OwnedRing::new(UringOptions::new(bytes))?;
+        if let Some(eventfd) = &self.eventfd {
+            ring.register_eventfd(eventfd.as_fd())?;
+        }
+        let mut core = QueueCore::new(Arc::clone(&self.drive), self.options, ring.ring())?;
+        // A device may take less than whole sectors of memory, but the one after a pivot may not.
+        let limits = self.drive.place();
+        core.memory_align_bytes = limits.device.limits().memory_align_bytes.max(SECTOR_BYTES);
+        Ok(Running { thread, core, ring })
+    }
+}
+
+/// What was not sent is dropped; what is under way is waited for a little.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Self { core, ring, .. } = self;
+        core.lose_unsent();
+        let deadline_ns = monotonic_ns().saturating_add(PATIENCE_NS);
+        // Another thread cannot use the ring: that is an error, and ends this at once.
+        while core.is_busy() && monotonic_ns() < deadline_ns {
+            let wait = Wait { completions: 1, batch_ns: 0, timeout_ns: Some(LOOK_NS) };
+            if core.turn(ring.ring(), wait).is_err() {
+                return;
+            }
+        }
+    }
+}
