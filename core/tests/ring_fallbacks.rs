@@ -51,7 +51,7 @@ fn all_limits() -> Vec<(&'static str, UringLimits)> {
 }
 
 /// Runs `body` on a ring for each of them, on a thread of its own, as in the engine.
-fn on_every_ring(body: impl Fn(&mut UringRing<'_>) + Sync) {
+fn on_every_ring(body: impl Fn(&mut UringRing) + Sync) {
     for (since, limits) in all_limits() {
         let options = UringOptions { limits, ..UringOptions::new(2 * MIB) };
         let run = || {
@@ -84,7 +84,7 @@ fn content() -> Vec<u8> {
 
 /// Waits for one completion and takes it.
 #[track_caller]
-fn next(ring: &mut UringRing<'_>) -> Completion {
+fn next(ring: &mut UringRing) -> Completion {
     let start = Instant::now();
     loop {
         if let Some(completion) = ring.pop() {
@@ -98,18 +98,18 @@ fn next(ring: &mut UringRing<'_>) -> Completion {
 
 /// Sends a request and waits for its end.
 #[track_caller]
-fn ask(ring: &mut UringRing<'_>, device: DeviceSlot, range: ByteRange, op: Op) -> Result<u64, i32> {
+fn ask(ring: &mut UringRing, device: DeviceSlot, range: ByteRange, op: Op) -> Result<u64, i32> {
     ring.push(Request { device, range, op }, Tag(u64::MAX)).unwrap();
     next(ring).result
 }
 
 /// Copies source to target with several requests in flight, as a copier would.
-fn copy(ring: &mut UringRing<'_>, source: DeviceSlot, target: DeviceSlot) {
+fn copy(ring: &mut UringRing, source: DeviceSlot, target: DeviceSlot) {
     let place = |piece: u64| {
         let start = u32::try_from(piece % DEPTH * PIECE).unwrap();
         (ByteRange::at(piece * PIECE, PIECE), BufRange { start, len: u32::try_from(PIECE).unwrap() })
     };
-    let read = |ring: &mut UringRing<'_>, piece: u64| {
+    let read = |ring: &mut UringRing, piece: u64| {
         let (range, buf) = place(piece);
         ring.push(Request { device: source, range, op: Op::Read(buf) }, Tag(piece * 2)).unwrap();
     };
@@ -133,7 +133,7 @@ fn copy(ring: &mut UringRing<'_>, source: DeviceSlot, target: DeviceSlot) {
 }
 
 /// The two files of a copy, on the ring.
-fn attach(ring: &mut UringRing<'_>, dir: &Path) -> (DeviceSlot, DeviceSlot) {
+fn attach(ring: &mut UringRing, dir: &Path) -> (DeviceSlot, DeviceSlot) {
     let source = Device::open_source(&dir.join("source")).unwrap();
     let target = Device::open_target(&dir.join("target"), TargetOptions::default()).unwrap();
     (ring.attach(&Arc::new(source)).unwrap(), ring.attach(&Arc::new(target)).unwrap())

@@ -8,28 +8,33 @@
 //! thread and loses all the gain (see `device::Limits::max_request_bytes`, which the mirror logic obeys). Reads and writes
 //! are never linked: links switch off the batching of completions.
 //!
-//! The memory is safe from the kernel because the [`Region`] outlives the ring: [`with_ring`] owns both, cancels what is
-//! left at the end, and rather leaks the region than unmaps it under a request that does not come back.
+//! The memory is safe from the kernel because a ring owns both and ends in one way only (`own`): what is left is cancelled,
+//! and the memory is rather leaked than unmapped under a request that does not come back.
 #![allow(unsafe_code)]
 
 mod entry;
 mod flight;
+mod own;
 mod setup;
+mod wake;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::ThreadId;
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
-use io_uring::{CompletionQueue, EnterFlags, SubmissionQueue, Submitter, opcode, squeue};
-use rustix::event::{EventfdFlags, eventfd};
+use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, opcode, squeue};
 
 use self::entry::Way;
 use self::flight::{Flights, Held};
+use self::own::{Kernel, Sentinel};
+pub use self::own::{OwnedRing, with_ring};
 pub use self::setup::Setup;
+use self::wake::EventWake;
 use super::lane::{self, Job, LANE_DEPTH, Lane, Work};
 use super::{Completion, DeviceSlot, Full, Op, Request, Ring, Tag, Wait, Wake, monotonic_ns};
 use crate::buffer::{BufRange, HostMemory, Region};
@@ -48,8 +53,8 @@ const WAKE_KEY: u64 = u64::MAX;
 const CANCEL_KEY: u64 = u64::MAX - 1;
 /// A sleep without a timeout is one of an hour.
 const LONGEST_SLEEP_NS: u64 = 3_600_000_000_000;
-/// How long the end of a ring waits for cancelled requests before it leaks their memory.
-const CANCEL_PATIENCE_NS: u64 = 300_000_000;
+/// How often a poll goes back to the kernel for completions that it held back; each time it takes twenty or more.
+const MAX_AGAIN: u32 = MAX_IN_FLIGHT / 20 + 1;
 
 /// What a ring is made with.
 #[derive(Clone, Copy, Debug)]
@@ -82,17 +87,6 @@ impl UringOptions {
     }
 }
 
-/// The eventfd behind [`Wake`].
-#[derive(Debug)]
-struct EventWake(OwnedFd);
-
-impl Wake for EventWake {
-    fn wake(&self) {
-        // It fails only when the counter is full, and then the ring is being woken already.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-}
-
 /// A device on the ring. Each has a lane of its own: one that hangs holds up nobody else's.
 #[derive(Debug)]
 struct Attached {
@@ -111,18 +105,18 @@ enum Memory {
     Host(HostMemory),
 }
 
-/// A running io_uring. Made by [`with_ring`].
-pub struct UringRing<'r> {
-    /// Where requests are queued.
-    sq: SubmissionQueue<'r>,
-    /// Where completions arrive.
-    cq: CompletionQueue<'r>,
-    /// The system calls; it knows the registered ring descriptor, so there is only this one.
-    submitter: Submitter<'r>,
+/// A running io_uring with its copy memory. It belongs to the thread that made it. Made by [`with_ring`] and [`OwnedRing`].
+pub struct UringRing {
+    /// The queues and the system calls. Gone before anything that the kernel may touch: see `own`.
+    kernel: ManuallyDrop<Kernel>,
+    /// Who made it, and alone may enter it.
+    thread: ThreadId,
     /// How the ring was set up.
     setup: Setup,
     /// The copy memory.
-    region: &'r Region,
+    region: ManuallyDrop<Region>,
+    /// Tells when the kernel has let go of everything.
+    sentinel: Sentinel,
     /// Attached devices by slot, each with a thread for what blocks.
     devices: Vec<Option<Attached>>,
     /// What is in flight, by the key that the kernel carries.
@@ -141,66 +135,7 @@ pub struct UringRing<'r> {
     enters: u64,
 }
 
-/// Makes copy memory and a ring on this thread and lends them to `body`.
-///
-/// # Errors
-/// When memory is short, or io_uring is missing, forbidden or too old; the text says which and what to do.
-pub fn with_ring<T>(options: UringOptions, body: impl FnOnce(&mut UringRing<'_>) -> T) -> Result<T> {
-    let region = Region::new(options.memory_bytes)?;
-    let (mut io, mut setup) = setup::build(SQ_ENTRIES, MAX_IN_FLIGHT * 2, options.limits)?;
-    let (outcome, drained) = {
-        let (mut submitter, sq, cq) = io.split();
-        let slots = setup.register(&mut submitter, &region, MAX_DEVICES, options.limits)?;
-        // Not O_NONBLOCK: io_uring would complete the read with EAGAIN instead of waiting for a wake-up.
-        let fd = eventfd(0, EventfdFlags::CLOEXEC)
-            .map_err(|e| Error::from_io("create an eventfd for the ring", e))?;
-        let mut ring = UringRing {
-            sq,
-            cq,
-            submitter,
-            setup,
-            region: &region,
-            devices: (0..slots).map(|_| None).collect(),
-            flights: Flights::new(MAX_IN_FLIGHT),
-            lanes_ready: Arc::default(),
-            refused: VecDeque::with_capacity(LANE_DEPTH),
-            wake: Arc::new(EventWake(fd)),
-            wake_count: Box::new(AtomicU64::new(0)),
-            wake_armed: false,
-            enters: 0,
-        };
-        // A first call, so that a filter which forbids it speaks now and not in the middle of a job.
-        ring.try_enter()?;
-        // The memory must be safe from the kernel before this function is left, also by a panic.
-        let outcome = catch_unwind(AssertUnwindSafe(|| body(&mut ring)));
-        let drained = ring.cancel_all();
-        if !drained {
-            ring.leave_behind();
-        }
-        (outcome, drained)
-    };
-    drop(io);
-    if !drained {
-        std::mem::forget(region);
-    }
-    Ok(outcome.unwrap_or_else(|panic| resume_unwind(panic)))
-}
-
-impl UringRing<'_> {
-    /// One call without work; the error says what to do when it is forbidden.
-    fn try_enter(&mut self) -> Result<()> {
-        // SAFETY: nothing is submitted, nothing is waited for, and there is no argument.
-        let done = unsafe { self.submitter.enter::<libc::sigset_t>(0, 0, 0, None) };
-        done.map(drop).map_err(setup::refused)
-    }
-
-    /// Requests are left that may come back at any time or never: what they may touch is never given back. The devices
-    /// stay open and locked with them, so that no later job can meet a late write.
-    fn leave_behind(&mut self) {
-        std::mem::forget(std::mem::take(&mut self.wake_count));
-        std::mem::forget(std::mem::take(&mut self.devices));
-    }
-
+impl UringRing {
     /// How the ring was set up.
     #[must_use]
     pub fn setup(&self) -> &Setup {
@@ -240,16 +175,16 @@ impl UringRing<'_> {
 
     /// Queues an entry, submitting first if the queue is full.
     fn queue(&mut self, entry: &squeue::Entry) -> std::result::Result<(), Full> {
-        if self.sq.is_full() {
-            self.sq.sync();
+        if self.kernel.sq.is_full() {
+            self.kernel.sq.sync();
             if self.call_enter(Wait::POLL).is_err() {
                 return Err(Full);
             }
-            self.sq.sync();
+            self.kernel.sq.sync();
         }
-        // SAFETY: the entry's buffer lies in the region (or is the wake counter), which `with_ring` keeps mapped until
-        // the request has completed or for ever; its device is registered and held open by `devices`.
-        unsafe { self.sq.push(entry) }.map_err(|_| Full)
+        // SAFETY: the entry's buffer lies in the region (or is the wake counter), which stays mapped until the
+        // request has completed or for ever (`own`), or is the host's, who promised the same; its device is registered and held open by `devices`.
+        unsafe { self.kernel.sq.push(entry) }.map_err(|_| Full)
     }
 
     /// Keeps one read of the eventfd under way, so that a wake-up ends a sleep in the ring.
@@ -257,14 +192,19 @@ impl UringRing<'_> {
         if self.wake_armed {
             return;
         }
-        let fd = Fd(self.wake.0.as_fd().as_raw_fd());
+        let fd = Fd(self.wake.ring_fd().as_raw_fd());
         let entry = opcode::Read::new(fd, self.wake_count.as_ptr().cast(), 8).build().user_data(WAKE_KEY);
         self.wake_armed = self.queue(&entry).is_ok();
     }
 
     /// The system call.
     fn call_enter(&mut self, wait: Wait) -> Result<()> {
-        let to_submit = u32::try_from(self.sq.len()).unwrap_or(u32::MAX);
+        // A registered descriptor is another ring's on another thread, and the kernel would refuse anyway.
+        if !self.is_mine() {
+            return Err(Error::new(ErrorKind::WrongState, "run the io_uring")
+                .because("a ring belongs to the thread that made it"));
+        }
+        let to_submit = u32::try_from(self.kernel.sq.len()).unwrap_or(u32::MAX);
         // Without a timeout of its own, a wait for a batch ends at the batch's time even with nothing there (Linux 6.18,
         // measured: one empty return for each full one), so there always is one.
         let timeout_ns = wait.timeout_ns.unwrap_or(LONGEST_SLEEP_NS);
@@ -280,12 +220,12 @@ impl UringRing<'_> {
             flags |= EnterFlags::NO_IOWAIT;
         }
         // The kernel counts what was taken off the queue as still there until it is told, and would not sleep.
-        self.cq.sync();
+        self.kernel.cq.sync();
         self.enters += 1;
         let want = u32::try_from(want).unwrap_or(u32::MAX);
         // SAFETY: the argument is the kernel's io_uring_getevents_arg (SubmitArgs is transparent around it) as EXT_ARG
         // says, and the timespec it points to lives to the end of this function.
-        let done = unsafe { self.submitter.enter(to_submit, want, flags.bits(), Some(&args)) };
+        let done = unsafe { self.kernel.submitter.enter(to_submit, want, flags.bits(), Some(&args)) };
         match done.map_err(|e| (e.raw_os_error().unwrap_or(0), e)) {
             Ok(_) => Ok(()),
             // The time is over, a signal came, or the kernel is short of memory or of room for completions: all of
@@ -295,43 +235,28 @@ impl UringRing<'_> {
         }
     }
 
+    /// Takes what the kernel held back. A call runs only some of the completions that are ready (20 in Linux 6.18), and a
+    /// host was told of them once: it sleeps on its eventfd, so none may stay behind.
+    fn collect_held_back(&mut self) -> Result<()> {
+        for _ in 0..MAX_AGAIN {
+            if !self.setup.tells_more || !self.kernel.sq.taskrun() {
+                break;
+            }
+            self.call_enter(Wait::POLL)?;
+        }
+        Ok(())
+    }
+
     /// Takes a completion off the queue; `None` for those that were not a request.
     fn take_cqe(&mut self) -> Option<(u32, i32)> {
         loop {
-            let cqe = self.cq.next()?;
+            let cqe = self.kernel.cq.next()?;
             match cqe.user_data() {
                 WAKE_KEY => self.wake_armed = false,
                 CANCEL_KEY => {}
                 key => return Some((u32::try_from(key).ok()?, cqe.result())),
             }
         }
-    }
-
-    /// Cancels what is in flight and waits a little; `true` when nothing is left that could touch the memory.
-    fn cancel_all(&mut self) -> bool {
-        let deadline = monotonic_ns() + CANCEL_PATIENCE_NS;
-        let mut asked = false;
-        while self.flights.in_kernel() > 0 || self.wake_armed {
-            if !asked {
-                let cancel =
-                    opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(CANCEL_KEY);
-                asked = self.queue(&cancel).is_ok();
-                // On kernels before 5.19 the cancel of everything is unknown; a wake-up ends the read at least.
-                self.wake.wake();
-            }
-            self.sq.sync();
-            if self.call_enter(Wait { completions: 1, batch_ns: 0, timeout_ns: Some(20_000_000) }).is_err() {
-                return false;
-            }
-            self.cq.sync();
-            while let Some((key, _)) = self.take_cqe() {
-                self.flights.finish(key);
-            }
-            if monotonic_ns() > deadline {
-                return self.flights.in_kernel() == 0 && !self.wake_armed;
-            }
-        }
-        true
     }
 
     /// Queues a blocking request on its device's lane.
@@ -361,7 +286,7 @@ impl UringRing<'_> {
     }
 }
 
-impl Ring for UringRing<'_> {
+impl Ring for UringRing {
     type Device = Device;
 
     fn attach(&mut self, device: &Arc<Device>) -> Result<DeviceSlot> {
@@ -373,7 +298,8 @@ impl Ring for UringRing<'_> {
             )));
         };
         let fd = device.as_fd().as_raw_fd();
-        self.submitter
+        self.kernel
+            .submitter
             .register_files_update(u32::from(slot), &[fd])
             .map_err(|e| Error::from_io("register a device with the io_uring", e).at(device.name()))?;
         let lane = Lane::new(self.waker(), Arc::clone(&self.lanes_ready));
@@ -383,7 +309,7 @@ impl Ring for UringRing<'_> {
 
     fn detach(&mut self, slot: DeviceSlot) {
         // It fails only for slots outside the table; then there is nothing to take back.
-        let _ = self.submitter.register_files_update(u32::from(slot.0), &[-1]);
+        let _ = self.kernel.submitter.register_files_update(u32::from(slot.0), &[-1]);
         if let Some(entry) = self.devices.get_mut(usize::from(slot.0)) {
             *entry = None;
         }
@@ -415,15 +341,16 @@ impl Ring for UringRing<'_> {
 
     fn enter(&mut self, wait: Wait) -> Result<()> {
         self.arm_wake();
-        self.sq.sync();
+        self.kernel.sq.sync();
         // What a lane finished does not pass through the ring, so it must not be slept over. The thread counts the result
         // before it wakes, so either it is seen here or the wake-up ends the sleep.
         let awake =
             self.lanes_ready.load(Ordering::Acquire) > 0 || !self.refused.is_empty() || !self.wake_armed;
         let wait = if awake { Wait::POLL } else { wait };
         self.call_enter(wait)?;
-        self.sq.sync();
-        self.cq.sync();
+        self.collect_held_back()?;
+        self.kernel.sq.sync();
+        self.kernel.cq.sync();
         Ok(())
     }
 
@@ -491,7 +418,7 @@ impl Ring for UringRing<'_> {
     }
 }
 
-impl fmt::Debug for UringRing<'_> {
+impl fmt::Debug for UringRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UringRing")
             .field("setup", &self.setup)

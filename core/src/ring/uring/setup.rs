@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{IoUring, Submitter};
 use rustix::process::{Resource, getrlimit};
@@ -64,12 +65,20 @@ pub struct Setup {
     pub min_wait: bool,
     /// A sleep in the ring can be kept out of the iowait statistics (6.15).
     pub no_iowait: bool,
+    /// The ring says when completions are ready that it has not shown yet (5.19).
+    pub tells_more: bool,
     /// Why the memory is not registered, if it is not.
     pub buffer_refused: Option<String>,
 }
 
 /// Builds a ring with the best flags that the kernel takes.
-pub(super) fn build(entries: u32, cq_entries: u32, limits: UringLimits) -> Result<(IoUring, Setup)> {
+///
+/// `tell_more`: the ring says when completions are ready that it has not shown yet (5.19), for a host on an eventfd.
+pub(super) fn build(
+    (entries, cq_entries): (u32, u32),
+    limits: UringLimits,
+    tell_more: bool,
+) -> Result<(IoUring, Setup)> {
     let mut last = io::Error::from_raw_os_error(libc::ENOSYS);
     for rung in LADDER.into_iter().skip(limits.skip_rungs.min(LADDER.len() - 1)) {
         let mut builder = IoUring::builder();
@@ -80,11 +89,18 @@ pub(super) fn build(entries: u32, cq_entries: u32, limits: UringLimits) -> Resul
         if rung.coop {
             builder.setup_coop_taskrun().setup_submit_all();
         }
+        let tells_more = tell_more && (rung.single || rung.coop);
+        if tells_more {
+            builder.setup_taskrun_flag();
+        }
         if rung.no_array {
             builder.setup_no_sqarray();
         }
         match builder.build(entries) {
-            Ok(ring) => return accept(ring, rung, limits),
+            Ok(ring) => {
+                let (ring, setup) = accept(ring, rung, limits)?;
+                return Ok((ring, Setup { tells_more, ..setup }));
+            }
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = e,
             Err(e) => return Err(refused(e)),
         }
@@ -155,18 +171,20 @@ pub(super) fn refused(e: io::Error) -> Error {
 
 impl Setup {
     /// Registers the devices' table, the copy memory and the ring's descriptor, as far as the kernel allows. Returns how
-    /// many devices the table holds.
+    /// many devices the table holds; after them comes `sentinel`, for as long as the ring lives.
     pub(super) fn register(
         &mut self,
         submitter: &mut Submitter<'_>,
         region: &Region,
-        devices: usize,
+        (devices, sentinel): (usize, BorrowedFd<'_>),
         limits: UringLimits,
     ) -> Result<usize> {
         // The kernel counts the table against the limit on open files, whether its slots are in use or not.
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let devices = devices.min(usize::try_from(files).unwrap_or(usize::MAX));
-        submitter.register_files(&vec![-1; devices]).map_err(refused)?;
+        let devices = devices.min(usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(1));
+        let mut table = vec![-1; devices];
+        table.push(sentinel.as_raw_fd());
+        submitter.register_files(&table).map_err(refused)?;
         if !limits.no_fixed_buffer {
             self.register_memory(submitter, region);
         }
@@ -177,7 +195,7 @@ impl Setup {
     /// Registers the copy memory as one buffer; without that every request looks its pages up.
     fn register_memory(&mut self, submitter: &Submitter<'_>, region: &Region) {
         let memory = libc::iovec { iov_base: region.as_ptr().cast(), iov_len: region.len() };
-        // SAFETY: the region stays mapped until the ring is gone (`with_ring` drops them in this order or leaks it).
+        // SAFETY: the region stays mapped until the ring is gone (`own` drops them in this order or leaks it).
         match unsafe { submitter.register_buffers(&[memory]) } {
             Ok(()) => self.fixed_buffer = true,
             Err(e) => self.buffer_refused = Some(why_not_registered(&e)),
