@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use blkmirror_core::buffer::BufRange;
 use blkmirror_core::device::{Device, TargetOptions};
+use blkmirror_core::drive::{Admission, Drive, IoKind};
 use blkmirror_core::engine::{Engine, EngineOptions, MirrorOptions, Outcome, TargetState};
 use blkmirror_core::ring::uring::{UringOptions, with_ring};
 use blkmirror_core::ring::{Op, Request, Ring, Tag, Wait};
@@ -137,6 +138,45 @@ fn workers_allocate_nothing_per_request() {
             assert!(many <= few + threads, "{workers} workers, zero detection {zero_detect}: {few}, {many}");
         }
     }
+}
+
+/// Tracked requests, also those that end on another thread than they began on.
+#[test]
+fn begin_and_end_of_a_tracked_request_allocate_nothing() {
+    let _one = alone();
+    let dir = scratch();
+    files(dir.path(), 8 * MIB);
+    let drive = Drive::new(Device::open_source(&dir.path().join("source")).unwrap()).unwrap();
+    let tracker = drive.tracker();
+    let counted = |from: u64| {
+        let pass = |start: u64| {
+            let Ok(Admission::Go(token)) = tracker.begin(ByteRange::at(start, KIB), IoKind::Write) else {
+                unreachable!("nobody closes the gate");
+            };
+            token
+        };
+        // What a thread keeps for itself is made with its first request.
+        tracker.end(pass(0), Ok(())).unwrap();
+        OURS.set(false);
+        COUNTING.store(true, Ordering::Relaxed);
+        let tokens = [0; 64].map(|_| pass(from));
+        for round in 0..10_000 {
+            tracker.end(pass(round % 1000 * KIB), Ok(())).unwrap();
+        }
+        COUNTING.store(false, Ordering::Relaxed);
+        OURS.set(true);
+        tokens
+    };
+    ALLOCATIONS.store(0, Ordering::Relaxed);
+    let tokens = std::thread::scope(|scope| scope.spawn(|| counted(KIB)).join().unwrap());
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), 0);
+    tracker.end(tokens[0], Ok(())).unwrap();
+    OURS.set(false);
+    COUNTING.store(true, Ordering::Relaxed);
+    let ended = tokens[1..].iter().all(|token| tracker.end(*token, Ok(())).is_ok());
+    COUNTING.store(false, Ordering::Relaxed);
+    OURS.set(true);
+    assert!(ended && ALLOCATIONS.load(Ordering::Relaxed) == 0);
 }
 
 /// The engine's threads in this process, by their names. A worker's name counts once: a thread that the kernel makes for its

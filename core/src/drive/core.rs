@@ -1,7 +1,7 @@
 //! What all handles of a drive share: the gate, the device it stands on, the job that follows it, its latencies.
 //!
-//! The I/O path takes no lock: it passes the gate, reads atomics and borrows the follower. The lock in here is for what
-//! happens rarely: attaching, closing and opening the gate, new queues, hosts that wait for the gate.
+//! The I/O path takes no lock: it passes the gate, reads atomics and borrows the follower. The lock in here is for
+//! what happens rarely: attaching, closing and opening the gate, new queues, hosts that wait for the gate.
 //!
 //! Generic over the device, so that the simulator turns this very code.
 #![forbid(unsafe_code)]
@@ -126,8 +126,8 @@ impl<D> DriveCore<D> {
 
     // ---- requests ----
 
-    /// A guest's write of `range` has completed, whatever its result: tells the job. Called before its pass is given back and
-    /// before the guest hears of it (*Mark after, before the ack*; this is the one place).
+    /// A guest's write of `range` has completed, whatever its result: tells the job. Called before its pass is given
+    /// back and before the guest hears of it (*Mark after, before the ack*; this is the one place).
     #[inline]
     pub(crate) fn written(&self, range: ByteRange) {
         self.attached.after_write(|follower| {
@@ -137,8 +137,8 @@ impl<D> DriveCore<D> {
         });
     }
 
-    /// The same for a write that `follower` knows of already, because it went to both sides: another job may have attached
-    /// while it was under way.
+    /// The same for a write that `follower` knows of already, because it went to both sides: another job may have
+    /// attached while it was under way.
     pub(crate) fn written_beside(&self, range: ByteRange, follower: &Arc<Follower<D>>) {
         self.attached.after_write(|current| {
             if !std::ptr::eq(current, Arc::as_ptr(follower)) && current.share.guest_wrote(range) {
@@ -148,20 +148,16 @@ impl<D> DriveCore<D> {
     }
 
     /// Gives a pass back, after [`written`](Self::written). `false`, and nothing was changed: it was not inside.
+    ///
+    /// With the gate closed, the job may be waiting for this, and its home is woken. That is a hint only: who closes
+    /// the gate must look for himself from time to time, because a pass may come back in the very instant of closing.
     #[inline]
     pub(crate) fn leave(&self, pass: Pass) -> bool {
         let ours = self.gate.leave(pass);
-        self.has_left();
-        ours
-    }
-
-    /// Somebody has left: with the gate closed, the job may be waiting for that. A hint only: who closes the gate must look for
-    /// himself from time to time, because a pass may be given back in the instant of closing.
-    #[inline]
-    pub(super) fn has_left(&self) {
         if self.gate.is_closed() {
             self.wake_home();
         }
+        ours
     }
 
     /// Wakes the home of the job.
@@ -186,8 +182,8 @@ impl<D> DriveCore<D> {
 
     // ---- jobs ----
 
-    /// Attaches a job. *Tracked from birth*: when this returns, every write that ends later is recorded, and every write that ended
-    /// unrecorded is visible to this thread's reads; the initial fill is decided after it.
+    /// Attaches a job. *Tracked from birth*: when this returns, every write that ends later is recorded, and every
+    /// write that ended unrecorded is visible to this thread's reads; the initial fill is decided after it.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when one is attached already.
@@ -203,8 +199,8 @@ impl<D> DriveCore<D> {
         Ok(())
     }
 
-    /// Detaches the job, if there is one. Its state is freed when the last request that is being marked is done with it, and
-    /// when the queues have looked.
+    /// Detaches the job, if there is one. Its state is freed when the last request that is being marked is done with
+    /// it, and when the queues have looked.
     pub(crate) fn detach(&self) {
         let wakers = self.lock();
         self.attached.detach();

@@ -2,9 +2,9 @@
 //!
 //! # Memory order
 //!
-//! *Tracked from birth.* A job attaches, and only then decides anything from the drive's data. A request that ends looks for
-//! the job after its write has completed. Neither waits for the other; what must not be is that the request finds no job
-//! *and* the job reads the data as they were before the write:
+//! *Tracked from birth.* A job attaches, and only then decides anything from the drive's data. A request that ends
+//! looks for the job after its write has completed. Neither waits for the other; what must not be is that the request
+//! finds no job *and* the job reads the data as they were before the write:
 //!
 //! ```text
 //! request:  W  the guest's write reaches the device       job:  P  publishes the follower
@@ -12,24 +12,25 @@
 //!           F  looks for a follower, sees none                  D  reads the data
 //! ```
 //!
-//! This is the same picture as a bit against a copier (see `bitmap/sync.rs`): with a sequentially consistent fence on either side, if F does
-//! not see P, then W is visible to D. The job's side is rare and has a real fence. The request's side has what
-//! `fence_before_test` is: nothing on x86-64, where whoever learns of a write's end through the kernel has that write visible to
-//! everybody before its next load, and a real fence elsewhere. A tracker's `end` has a locked instruction before it
-//! besides ([`Gate::start_leaving`](super::Gate::start_leaving)), which covers a host that writes by plain stores into mapped memory.
+//! This is the same picture as a bit against a copier (see `bitmap/sync.rs`): with a sequentially consistent fence on
+//! either side, if F does not see P, then W is visible to D. The job's side is rare and has a real fence. The
+//! request's side has what `fence_before_test` is: nothing on x86-64, where whoever learns of a write's end through
+//! the kernel has that write visible to everybody before its next load, and a real fence elsewhere. Writes by plain
+//! stores into mapped memory are the one case that it leaves to the author of the write, see there.
 //!
-//! *Mark after, before the ack.* [`Attached::after_write`] comes after the completion and before the pass is given back, and so before
-//! the guest hears of it. A request that began before the job attached, and ends after it, is marked like any other.
+//! *Mark after, before the ack.* [`Attached::after_write`] comes after the completion and before the pass is given
+//! back, and so before the guest hears of it. A request that began before the job attached, and ends after it, is
+//! marked like any other.
 //!
-//! *Behind the gate.* Both the look and the mark are made with the pass in hand. So with the gate closed and quiet nobody is between the two:
-//! every write that ever completed was marked with the follower that is attached.
+//! *Behind the gate.* Both the look and the mark are made with the pass in hand. So with the gate closed and quiet
+//! nobody is between the two: every write that ever completed was marked with the follower that is attached.
 //!
 //! # Why `ArcSwap`
 //!
-//! A request needs the job's state for some nanoseconds, while another thread may detach the job and free it. A shared counter would bounce between cores;
-//! a copy kept by each thread would keep a finished job's memory for as long as a thread sleeps. `ArcSwap` lends
-//! without counting: [`Attached::detach`] settles what is lent at that moment by counting it then, so a job is freed when
-//! its last lender's call returns, a bounded time.
+//! A request needs the job's state for some nanoseconds, while another thread may detach the job and free it. A
+//! shared counter would bounce between cores; a copy kept by each thread would keep a finished job's memory for as
+//! long as a thread sleeps. `ArcSwap` lends without counting: [`Attached::detach`] settles what is lent at that
+//! moment by counting it then, so a job is freed when its last lender's call returns, a bounded time.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -63,14 +64,15 @@ impl<T> Default for Attached<T> {
 }
 
 impl<T> Attached<T> {
-    /// Attaches: when this returns, every write that ends later finds the follower, and every write whose end did not find it is
-    /// visible to this thread's reads. The caller sees to it that one is attached at a time.
+    /// Attaches: when this returns, every write that ends later finds the follower, and every write whose end did not
+    /// find it is visible to this thread's reads. The caller sees to it that one is attached at a time.
     pub fn attach(&self, follower: Arc<T>) {
         self.current.store(Some(follower));
         full_fence();
     }
 
-    /// Detaches. Calls of [`after_write`](Self::after_write) that are under way on other threads may still hold the follower until they return.
+    /// Detaches. Calls of [`after_write`](Self::after_write) that are under way on other threads may still hold the
+    /// follower until they return.
     pub fn detach(&self) {
         self.current.store(None);
     }
@@ -81,7 +83,8 @@ impl<T> Attached<T> {
         self.current.load().as_ref().map(Arc::clone)
     }
 
-    /// Calls `mark` with the follower, if there is one, after a write has completed and before its author hears of it.
+    /// Calls `mark` with the follower, if there is one, after a write has completed and before its author hears of
+    /// it.
     #[inline]
     pub fn after_write(&self, mark: impl FnOnce(&T)) {
         fence_before_test();
@@ -121,8 +124,8 @@ mod published {
     }
 }
 
-/// The same for the model checker, which cannot look inside `ArcSwap`: a number with acquire and release order, as weak as
-/// the real pointer is to its readers, and a list that is only ever added to.
+/// The same for the model checker, which cannot look inside `ArcSwap`: a number with acquire and release order, as
+/// weak as the real pointer is to its readers, and a list that is only ever added to.
 #[cfg(loom)]
 mod published {
     use std::sync::{Arc, Mutex, PoisonError};

@@ -1,40 +1,48 @@
 //! The gate of a drive: lets requests in, knows who is inside, and can be closed.
 //!
 //! A request takes a *pass* before it is sent to the device and gives it back after it completed, was marked in the
-//! bitmaps of a job, and before its author hears of it. With the gate closed and every pass back, no request is under way and
-//! none will be before it is opened: the moment in which "nothing is dirty" is final (*Zero is decided behind the
-//! gate*) and the drive may be moved to another device.
+//! bitmaps of a job, and before its author hears of it. With the gate closed and every pass back, no request is under
+//! way and none will be before it is opened: the moment in which "nothing is dirty" is final (*Zero is decided behind
+//! the gate*) and the drive may be moved to another device.
 //!
 //! # How
 //!
-//! A fixed table of slots; a slot's word holds its state (free, busy, leaving) and a sequence number that each use changes. A pass is a slot's
-//! number and that sequence number, so a pass that is given back twice, or was never given out, is told
-//! from a good one, and the gate is not harmed by it. The table is cut into shards, and a thread starts its search in its own: threads
-//! meet on a cache line only when a request ends on another thread than it began on.
+//! A fixed table of slots. A slot holds two numbers: the last pass that was given out (`taken`) and the last one that
+//! came back (`left`); it is free when they are equal. Who enters takes a free slot by a compare-exchange of `taken`;
+//! who leaves writes `left`, which costs a plain store. A pass is a slot's number and the number that was taken, so
+//! one that is given back twice, or was never given out, is told from a good one. The table is cut into shards, and a
+//! thread starts its search in its own: threads meet on a cache line only when a request ends on another thread than
+//! it began on.
 //!
 //! # Memory order
 //!
-//! *Closed and quiet.* Who enters writes the slot, then reads the flag; who closes writes the flag, then reads the slots (Dekker).
-//! All four are sequentially consistent, so there is one order of them all. If who enters reads "open", that read comes before the
-//! write of the flag, so his slot was busy before any look at it that follows the closing: the look sees it. If he reads
-//! "closed", he gives the slot back and stays outside. A look that sees a slot busy that is only being tried errs on the safe side.
-//! On x86-64 this is one `lock cmpxchg` and plain loads on the side of the requests.
+//! *Closed and quiet.* Who enters writes `taken`, then reads the flag; who closes writes the flag, then reads `taken`
+//! (Dekker). All four are sequentially consistent, so there is one order of them all. If who enters reads "open",
+//! that read comes before the write of the flag, so his `taken` was there before any look that follows the closing,
+//! and the look sees it. If he reads "closed", he gives the slot back and stays outside. A look that sees a slot
+//! being tried errs on the safe side. On x86-64 this costs requests one `lock cmpxchg` and plain loads.
 //!
-//! *What was done inside is seen.* Giving back stores the slot with release order, the look loads it with acquire order: whoever sees the gate
-//! quiet sees every mark that was made inside. A slot that was taken and given back several times keeps this, because taking it is a
-//! read-modify-write with acquire order, and so what one user released the next one passes on.
+//! *What was done inside is seen.* `left` is stored with release order, and a look loads it with acquire order:
+//! whoever sees the gate quiet sees every mark that was made inside. A slot that was used several times keeps this,
+//! because who takes it has loaded `left` with acquire order before he released his `taken`.
 //!
-//! *What was done behind the closed gate is seen.* Opening stores the flag with release order. Who reads "open" and got it from a store before the
-//! closing has his slot busy before the look, see above, so there was no quiet; who got it from the opening sees the pivot.
+//! *What was done behind the closed gate is seen.* The flag is opened with release order. Who reads "open" from
+//! before the closing was inside before the look, see above, so there was no quiet; who reads it from the opening
+//! sees the pivot.
 //!
-//! *Ending is claimed first.* [`Gate::start_leaving`] makes the slot "leaving" in one compare-exchange: of two threads that end the same pass,
-//! one marks and gives back, the other is told so and has changed nothing.
+//! *Ended twice.* The second ending finds `left` equal to its own number, or `taken` moved on, and has changed
+//! nothing. Only two threads that end one pass within the same few nanoseconds may both be believed: they then mark
+//! the same range and write the same number. One of them that is held up just before that store, until the slot was
+//! used again, writes an old number. That can make a free slot look busy, never a busy one free, because `left`
+//! becomes equal to the number of who is inside only by his own pass. So a host's mistake costs a slot, as if the
+//! pass were lost; it never makes the gate quiet too soon. An atomic claim of the ending would tell the two apart, at
+//! 7 ns for every request of every correct host.
 //!
 //! # A pass that is never given back
 //!
-//! Its slot stays busy for as long as the drive lives. The gate is never quiet again, so every switch-over runs into its time
-//! limit, opens the gate and says so; requests go on as before, and nothing hangs. A host that loses them again and again runs out of passes after
-//! [`PASSES`], and is told [`Enter::Full`] from then on.
+//! Its slot stays busy for as long as the drive lives. The gate is never quiet again, so every switch-over runs into
+//! its time limit, opens the gate and says so; requests go on as before, and nothing hangs. A host that loses them
+//! again and again runs out of passes after [`PASSES`], and is told [`Enter::Full`] from then on.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::AtomicU64 as Counter;
@@ -51,18 +59,8 @@ const SLOTS: usize = if cfg!(loom) { 1 } else { 64 };
 
 /// The bits of a pass that are the slot's number.
 const INDEX_BITS: u32 = PASSES.trailing_zeros();
-/// A slot's state, the low bits of its word: nobody's.
-const FREE: u64 = 0;
-/// A request is inside.
-const BUSY: u64 = 1;
-/// A request has completed and is being marked.
-const LEAVING: u64 = 2;
-/// All bits of the state.
-const STATE: u64 = 3;
-/// What a use of a slot adds to its word.
-const NEXT_USE: u64 = STATE + 1;
-/// The bits of a sequence number: what a pass has room for beside the slot's number.
-const SEQUENCE: u64 = u64::MAX >> INDEX_BITS;
+/// The bits of a slot's number of uses that a pass has room for.
+const USE: u64 = u64::MAX >> INDEX_BITS;
 
 /// The right to be inside the gate: a slot and which use of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -79,6 +77,15 @@ pub enum Enter {
     Full,
 }
 
+/// Room for one request at a time.
+#[derive(Debug)]
+struct Slot {
+    /// The last pass that was given out.
+    taken: AtomicU64,
+    /// The last pass that came back.
+    left: AtomicU64,
+}
+
 /// Slots that the same threads mostly use, away from the cache lines of others.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -86,7 +93,7 @@ struct Shard {
     /// Where to look first; a hint.
     next: Counter,
     /// The slots.
-    slots: [AtomicU64; SLOTS],
+    slots: [Slot; SLOTS],
 }
 
 /// The gate; see the module.
@@ -108,11 +115,13 @@ impl Gate {
     /// An open gate with nobody inside.
     #[must_use]
     pub fn new() -> Self {
-        // Sequence numbers start elsewhere in each gate, so that a pass of one means nothing to another.
-        static GATES: Counter = Counter::new(1);
-        let start = GATES.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) & !STATE;
-        let shard =
-            |_| Shard { next: Counter::new(0), slots: std::array::from_fn(|_| AtomicU64::new(start | FREE)) };
+        // Numbers start elsewhere in each slot of each gate, so that a pass of one means nothing to another.
+        static SLOTS_MADE: Counter = Counter::new(1);
+        let slot = |_| {
+            let start = SLOTS_MADE.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            Slot { taken: AtomicU64::new(start), left: AtomicU64::new(start) }
+        };
+        let shard = |_| Shard { next: Counter::new(0), slots: std::array::from_fn(slot) };
         Self { closed: AtomicU64::new(0), shards: (0..SHARDS).map(shard).collect() }
     }
 
@@ -126,59 +135,41 @@ impl Gate {
         let own = per_thread::shard(SHARDS);
         for distance in 0..SHARDS {
             let shard = (own + distance) & (SHARDS - 1);
-            if let Some((slot, word)) = self.shards[shard].take() {
-                return self.enter_with(shard, slot, word);
+            if let Some((slot, taken)) = self.shards[shard].take() {
+                return self.enter_with(shard, slot, taken);
             }
         }
         Enter::Full
     }
 
-    /// The second half of entering: looks at the flag, with `slot` busy; `word` is what it held before.
+    /// The second half of entering: looks at the flag, with the slot taken.
     #[inline]
-    fn enter_with(&self, shard: usize, slot: usize, word: u64) -> Enter {
+    fn enter_with(&self, shard: usize, slot: usize, taken: u64) -> Enter {
         fence_of_model();
         if self.closed.load(Ordering::SeqCst) == 0 {
             let index = (shard * SLOTS + slot) as u64;
-            return Enter::In(Pass(((word / NEXT_USE) & SEQUENCE) << INDEX_BITS | index));
+            return Enter::In(Pass((taken & USE) << INDEX_BITS | index));
         }
-        // Nobody got the pass, so the sequence number may be used again.
-        self.shards[shard].slots[slot].store(word, Ordering::Release);
+        self.shards[shard].slots[slot].left.store(taken, Ordering::Release);
         Enter::Closed
     }
 
-    /// Claims the ending of `pass`: of all who try, one gets `true`, and must [finish](Self::finish_leaving).
-    ///
-    /// `false`: this pass is not inside; it was given back before, or is none of this gate's.
+    /// Whether `pass` is inside: not given back yet, and given out by this gate.
     #[inline]
     #[must_use]
-    pub fn start_leaving(&self, pass: Pass) -> bool {
-        let slot = self.slot(pass);
-        let word = slot.load(Ordering::Relaxed);
-        word & STATE == BUSY
-            && (word / NEXT_USE) & SEQUENCE == pass.0 >> INDEX_BITS
-            && slot.compare_exchange(word, word - BUSY + LEAVING, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    pub fn is_inside(&self, pass: Pass) -> bool {
+        self.slot(pass).holds(pass).is_some()
     }
 
-    /// Gives back a pass whose ending was [claimed](Self::start_leaving), after everything that must be seen behind the
-    /// closed gate.
-    #[inline]
-    pub fn finish_leaving(&self, pass: Pass) {
-        let slot = self.slot(pass);
-        // Nobody else writes a slot that is leaving.
-        let word = slot.load(Ordering::Relaxed);
-        slot.store((word - (word & STATE)).wrapping_add(NEXT_USE), Ordering::Release);
-    }
-
-    /// Gives back a pass, after everything that must be seen behind the closed gate. `false`, and nothing was changed: it
-    /// was not inside.
+    /// Gives back a pass, after everything that must be seen behind the closed gate. `false`, and nothing was
+    /// changed: it was not inside.
     #[inline]
     #[must_use]
     pub fn leave(&self, pass: Pass) -> bool {
-        let ours = self.start_leaving(pass);
-        if ours {
-            self.finish_leaving(pass);
-        }
-        ours
+        let slot = self.slot(pass);
+        let Some(taken) = slot.holds(pass) else { return false };
+        slot.left.store(taken, Ordering::Release);
+        true
     }
 
     /// Closes the gate: nobody comes in any more; who is inside stays until he leaves.
@@ -212,29 +203,43 @@ impl Gate {
         self.shards.iter().enumerate().all(|(number, shard)| number == missed || shard.is_quiet())
     }
 
-    /// The slot of a pass, whatever its sequence number.
+    /// The slot of a pass, whatever its number of uses.
     #[inline]
-    fn slot(&self, pass: Pass) -> &AtomicU64 {
+    fn slot(&self, pass: Pass) -> &Slot {
         // The remainder of a power of two: always inside the table, so a forged pass does no harm.
         let index = usize::try_from(pass.0 % PASSES as u64).unwrap_or(0);
         &self.shards[index / SLOTS].slots[index % SLOTS]
     }
 }
 
+impl Slot {
+    /// The number in `taken`, if it is that of `pass` and has not come back.
+    #[inline]
+    fn holds(&self, pass: Pass) -> Option<u64> {
+        // Relaxed: who was given the pass knows of its taking by whatever way the pass came to him.
+        let taken = self.taken.load(Ordering::Relaxed);
+        let ours = taken & USE == pass.0 >> INDEX_BITS && self.left.load(Ordering::Relaxed) != taken;
+        ours.then_some(taken)
+    }
+}
+
 impl Shard {
-    /// Makes a free slot busy; which one, and what it held before.
+    /// Takes a free slot; which one, and the number that was taken.
     #[inline]
     fn take(&self) -> Option<(usize, u64)> {
         let first = usize::try_from(self.next.load(Ordering::Relaxed)).unwrap_or(0);
         for distance in 0..SLOTS {
             let index = (first + distance) % SLOTS;
             let slot = &self.slots[index];
-            let word = slot.load(Ordering::Relaxed);
-            let free = word & STATE == FREE;
-            if free && slot.compare_exchange(word, word | BUSY, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+            let before = slot.left.load(Ordering::Acquire);
+            let taken = before.wrapping_add(1);
+            // Not free, or lost to another thread: the next one.
+            if slot.taken.load(Ordering::Relaxed) == before
+                && slot.taken.compare_exchange(before, taken, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+            {
                 // Two threads may overwrite each other's hint, and both then look a little longer.
                 self.next.store((index as u64 + 1) % SLOTS as u64, Ordering::Relaxed);
-                return Some((index, word));
+                return Some((index, taken));
             }
         }
         None
@@ -242,12 +247,15 @@ impl Shard {
 
     /// Whether none of the slots is taken.
     fn is_quiet(&self) -> bool {
-        self.slots.iter().all(|slot| slot.load(Ordering::SeqCst) & STATE == FREE)
+        self.slots.iter().all(|slot| {
+            let taken = slot.taken.load(Ordering::SeqCst);
+            slot.left.load(Ordering::Acquire) == taken
+        })
     }
 }
 
-/// The model checker knows one order of all sequentially consistent *fences* only, and takes such loads and stores for
-/// weaker ones. So under it a fence stands where the order of the four accesses is what counts.
+/// The model checker knows one order of all sequentially consistent *fences* only, and takes such loads and stores
+/// for weaker ones. So under it a fence stands where the order of the four accesses is what counts.
 #[inline(always)]
 fn fence_of_model() {
     #[cfg(loom)]
@@ -285,12 +293,11 @@ mod tests {
     #[test]
     fn a_pass_that_is_ended_twice_or_comes_from_elsewhere_changes_nothing() {
         let (gate, other) = (Gate::new(), Gate::new());
-        let first = pass(&gate);
-        assert!(!other.leave(first));
-        assert!(gate.start_leaving(first));
-        assert!(!gate.start_leaving(first) && !gate.leave(first) && !gate.is_quiet());
-        gate.finish_leaving(first);
-        assert!(!gate.leave(first));
+        let (first, elsewhere) = (pass(&gate), pass(&other));
+        assert!(!other.leave(first) && !gate.leave(elsewhere) && !other.is_quiet());
+        assert!(gate.is_inside(first) && !other.is_inside(first) && !gate.is_quiet());
+        assert!(gate.leave(first));
+        assert!(!gate.leave(first) && !gate.is_inside(first) && gate.is_quiet());
         let passes: Vec<_> = (0..PASSES).map(|_| pass(&gate)).collect();
         assert!(!passes.contains(&first) && !gate.leave(first));
         for forged in [0, 1, first.0 + 1, first.0 ^ (1 << 63), u64::MAX] {

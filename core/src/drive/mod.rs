@@ -1,5 +1,5 @@
-//! The disk as the guest sees it: requests pass through it, a job hangs on it, and after a switch-over it stands on the
-//! target.
+//! The disk as the guest sees it: requests pass through it, a job hangs on it, and after a switch-over it stands on
+//! the target.
 //!
 //! | file | idea |
 //! |---|---|
@@ -11,9 +11,9 @@
 //! | `latency` | how long requests take |
 //! | `per_thread` | where each thread looks first, and when it takes the time |
 //!
-//! What it may assume: a host tells it of every write, through a queue or a tracker. What others may rely on: *Tracked from
-//! birth* (`follower`), *Mark after, before the ack* (`core`, `written`), and that a gate that is closed and quiet means that no
-//! request is under way (`gate`).
+//! What it may assume: a host tells it of every write, through a queue or a tracker. What others may rely on:
+//! *Tracked from birth* (`follower`), *Mark after, before the ack* (`core`, `written`), and that a gate that is
+//! closed and quiet means that no request is under way (`gate`).
 #![forbid(unsafe_code)]
 
 mod core;
@@ -22,6 +22,8 @@ mod gate;
 mod latency;
 mod per_thread;
 pub mod queue;
+#[cfg(test)]
+mod tests;
 mod tracker;
 
 use std::sync::Arc;
@@ -35,11 +37,13 @@ pub(crate) use self::core::DriveCore;
 pub(crate) use self::follower::Follower;
 use crate::device::{Device, Role};
 use crate::error::{Error, ErrorKind, Result};
+use crate::mirror::Share;
+use crate::ring::Wake;
 
 /// A guest's disk.
 ///
-/// Queues and trackers of it, and a job that runs on it, live on when this handle is dropped; [`close`](Self::close) refuses while a
-/// job runs.
+/// Queues and trackers of it, and a job that runs on it, live on when this handle is dropped; [`close`](Self::close)
+/// refuses while a job runs.
 #[derive(Debug)]
 pub struct Drive {
     /// The shared part.
@@ -96,6 +100,15 @@ impl Drive {
     #[must_use]
     pub fn latencies_with_job(&self) -> LatencyCounts {
         self.core.latencies(true).snapshot()
+    }
+
+    /// Lets `share` follow the drive without an engine, for the benchmark of what tracking costs.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when a job follows already.
+    #[doc(hidden)]
+    pub fn follow_for_benchmark(&self, share: Arc<Share>, target: Device, home: Arc<dyn Wake>) -> Result<()> {
+        self.core.attach(Arc::new(Follower { share, target: Arc::new(target), home }))
     }
 
     /// The shared part, for queues and jobs.

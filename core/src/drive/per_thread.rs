@@ -1,5 +1,5 @@
-//! What each thread keeps for itself, so that requests of two threads do not meet on a cache line: where it looks first
-//! in sharded tables, and when it reads the clock.
+//! What each thread keeps for itself, so that requests of two threads do not meet on a cache line: where it looks
+//! first in sharded tables, and when it reads the clock.
 //!
 //! It is shared by all drives of the process. Nothing depends on its values but speed, so a thread that is being torn
 //! down does without.
@@ -10,16 +10,57 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The shard of a thread that has not asked yet.
 const NONE: usize = usize::MAX;
-/// One request in this many has its time taken; a power of two.
-pub(super) const SAMPLE_ONE_IN: u64 = 8;
+/// One request in this many has its time taken.
+const ONE_IN: u64 = 8;
+/// The same for a thread whose requests come faster than [`FAST_NS`] one after the other: there are enough of them.
+const ONE_IN_FAST: u64 = 64;
+/// See [`ONE_IN_FAST`].
+const FAST_NS: u64 = 2_000;
 /// The step of a linear congruential generator with the period 2^64 (Knuth's MMIX).
 const STEP: (u64, u64) = (6_364_136_223_846_793_005, 1_442_695_040_888_963_407);
 
 thread_local! {
     /// This thread's shard.
     static SHARD: Cell<usize> = const { Cell::new(NONE) };
-    /// This thread's chance.
-    static CHANCE: Cell<u64> = const { Cell::new(0) };
+    /// Which requests of this thread have their time taken.
+    static SAMPLER: Sampler = const {
+        Sampler {
+            chance: Cell::new(0),
+            one_in: Cell::new(ONE_IN),
+            requests: Cell::new(0),
+            last_ns: Cell::new(0),
+        }
+    };
+}
+
+/// Which requests of a thread have their time taken.
+struct Sampler {
+    /// The state of the generator.
+    chance: Cell<u64>,
+    /// How many requests one is chosen from; a power of two.
+    one_in: Cell<u64>,
+    /// Requests since one was chosen last.
+    requests: Cell<u64>,
+    /// When that was.
+    last_ns: Cell<u64>,
+}
+
+impl Sampler {
+    /// See [`sampled_ns`].
+    #[inline]
+    fn draw(&self, now_ns: impl FnOnce() -> u64) -> u64 {
+        let next = self.chance.get().wrapping_mul(STEP.0).wrapping_add(STEP.1);
+        self.chance.set(next);
+        self.requests.set(self.requests.get() + 1);
+        if (next >> 32) & (self.one_in.get() - 1) != 0 {
+            return 0;
+        }
+        let now_ns = now_ns();
+        let took_ns = now_ns.saturating_sub(self.last_ns.replace(now_ns));
+        let fast = took_ns < self.requests.replace(0) * FAST_NS;
+        self.one_in.set(if fast { ONE_IN_FAST } else { ONE_IN });
+        now_ns
+    }
 }
 
 /// The shard of this thread among `count`, a power of two. Threads get them in turn.
@@ -38,17 +79,12 @@ fn first_shard() -> usize {
     shard
 }
 
-/// Whether this request is one whose time is taken.
+/// The time now if this request is one whose time is taken, else 0.
 ///
 /// By chance and not each eighth: a thread that serves eight disks in turn would measure one of them only.
 #[inline]
-pub(super) fn is_sampled() -> bool {
-    let draw = |chance: &Cell<u64>| {
-        let next = chance.get().wrapping_mul(STEP.0).wrapping_add(STEP.1);
-        chance.set(next);
-        next >> (64 - SAMPLE_ONE_IN.trailing_zeros())
-    };
-    CHANCE.try_with(draw).is_ok_and(|drawn| drawn == 0)
+pub(super) fn sampled_ns(now_ns: impl FnOnce() -> u64) -> u64 {
+    SAMPLER.try_with(|sampler| sampler.draw(now_ns)).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -56,12 +92,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_request_in_eight_is_sampled_also_of_each_disk_in_turn() {
-        let mut of_disk = [0_u32; 8];
-        for request in 0..80_000 {
-            of_disk[request % 8] += u32::from(is_sampled());
+    fn one_request_in_eight_is_sampled_also_of_each_disk_in_turn_and_fewer_when_they_are_many() {
+        for (apart_ns, expected) in [(10_000, 1000..1500), (100, 100..250)] {
+            let mut of_disk = [0_u32; 8];
+            for request in 0..80_000_u64 {
+                let sampled = sampled_ns(|| (request + 1) * apart_ns) != 0;
+                of_disk[usize::try_from(request % 8).unwrap()] += u32::from(sampled);
+            }
+            assert!(of_disk.iter().all(|count| expected.contains(count)), "{of_disk:?}");
         }
-        assert!(of_disk.iter().all(|&count| (1000..1500).contains(&count)), "{of_disk:?}");
     }
 
     #[test]
