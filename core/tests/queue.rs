@@ -1,4 +1,3 @@
-#![cfg(any())]
 //! Queues on the real ring: files and loop devices, event loops, threads, and what a request costs.
 #![allow(unsafe_code, reason = "a global allocator, and memory of the host's, cannot be had without")]
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on; the exemption misses its helpers")]
@@ -13,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use blkmirror_core::buffer::{AlignedBuf, GuestBuffer};
-use blkmirror_core::device::Device;
+use blkmirror_core::device::{Device, TargetOptions};
 use blkmirror_core::drive::Drive;
 use blkmirror_core::drive::queue::{GuestCompletion, Queue, QueueOptions, WriteFlags, ZeroFlags};
 use blkmirror_core::units::{ByteRange, MIB};
@@ -89,7 +88,7 @@ impl Disk {
 
     /// A drive on it.
     fn drive(&self) -> Drive {
-        Drive::new(Device::open_disk(&self.path()).unwrap()).unwrap()
+        Drive::new(Device::open_target(&self.path(), TargetOptions::default()).unwrap()).unwrap()
     }
 
     /// What it holds.
@@ -380,7 +379,7 @@ fn a_queue_that_is_dropped_with_requests_under_way_lets_its_device_go() {
 /// A disk that nobody holds can be opened exclusively; the kernel may need a moment.
 fn assert_free(path: &Path) {
     let deadline = Instant::now() + Duration::from_secs(2);
-    while let Err(e) = Device::open_disk(path) {
+    while let Err(e) = Device::open_target(path, TargetOptions::default()) {
         assert!(Instant::now() < deadline, "{e}");
         std::thread::sleep(Duration::from_millis(5));
     }

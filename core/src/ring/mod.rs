@@ -57,8 +57,7 @@ pub enum Op {
         /// Whether space may be given back.
         punch: bool,
     },
-    /// Say that the range is not needed any more: where the device can, its space is given back and it reads as zeroes;
-    /// else EOPNOTSUPP, and nothing has changed.
+    /// Tell the device that the range is not needed. It may refuse; if it does not, the range reads as zeroes afterwards.
     Discard,
     /// Make everything written so far durable (fdatasync); the range is ignored.
     Flush,

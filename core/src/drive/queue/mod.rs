@@ -32,10 +32,12 @@ mod admit;
 mod core;
 mod end;
 mod options;
-//OWNED mod owned;
+mod owned;
 mod part;
 mod phase;
 mod request;
+#[cfg(test)]
+mod real;
 mod seats;
 #[cfg(test)]
 mod simulated;
@@ -43,7 +45,7 @@ mod simulated;
 use std::fmt;
 
 pub use options::{QueueOptions, WriteFlags, ZeroFlags};
-//OWNED pub use owned::Queue;
+pub use owned::Queue;
 
 use crate::buffer::GuestBuffer;
 use crate::error::{Error, Result};
