@@ -128,6 +128,15 @@ impl LatencyCounts {
         Self { buckets: self.buckets.iter().zip(&earlier.buckets).map(difference).collect() }
     }
 
+    /// Gives `f` each latency and how often it was counted after `earlier`, without allocating.
+    pub(crate) fn for_each_since(&self, earlier: &Self, mut f: impl FnMut(u64, u64)) {
+        for (bucket, (now, then)) in self.buckets.iter().zip(&earlier.buckets).enumerate() {
+            if now > then {
+                f(middle_ns(bucket).min(LONGEST_NS), now - then);
+            }
+        }
+    }
+
     /// How many requests were counted.
     #[must_use]
     pub fn count(&self) -> u64 {

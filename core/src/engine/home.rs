@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use super::job::JobCore;
-use crate::drive::DriveCore;
-use crate::mirror::{Act, Coordinator, End, Follow, MirrorOptions};
+use crate::drive::{DriveCore, LatencyCounts};
+use crate::mirror::{Act, Coordinator, End, Follow, Guest, GuestLatency, MirrorOptions};
 
 /// The home's part of a job.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(super) struct Home<D> {
     drive: Arc<DriveCore<D>>,
     /// Where the drive may move.
     target: Arc<D>,
+    /// What the guest's requests took with a job, at the last time that stock was taken, and now.
+    latencies: [LatencyCounts; 2],
     /// The gate is closed by this job.
     holds_gate: bool,
     /// The job is detached from the drive.
@@ -29,11 +31,14 @@ pub(super) struct Home<D> {
 impl<D> Home<D> {
     /// The home's part of a job that is attached to `drive`.
     pub(super) fn new(options: &MirrorOptions, drive: Arc<DriveCore<D>>, target: Arc<D>) -> Self {
+        let before = latency_since(&drive.latencies(false).snapshot(), &LatencyCounts::default());
+        let with_job = drive.latencies(true).snapshot();
         Self {
             coordinator: Coordinator::new(options),
-            follow: Follow::new(options),
+            follow: Follow::new(options, &before),
             drive,
             target,
+            latencies: [with_job.clone(), with_job],
             holds_gate: false,
             detached: false,
         }
@@ -42,6 +47,20 @@ impl<D> Home<D> {
     /// Whether nobody is inside the drive's gate; asked only while this job holds it closed.
     pub(super) fn gate_is_quiet(&self, core: &JobCore) -> bool {
         self.holds_gate && core.share.sees_quiet(|missed| self.drive.is_quiet(missed))
+    }
+
+    /// Takes stock if it is time.
+    pub(super) fn take_stock(&mut self, core: &JobCore, now_ns: u64) {
+        if !self.follow.is_due(&core.share, now_ns) {
+            return;
+        }
+        let [last, now] = &mut self.latencies;
+        self.drive.latencies(true).snapshot_into(now);
+        let guest = Guest { latency: latency_since(now, last), waits: !self.drive.is_quiet(false) };
+        self.latencies.swap(0, 1);
+        if self.follow.tick(&core.share, self.coordinator.missed(), &guest, now_ns) {
+            core.wake_all();
+        }
     }
 
     /// Carries out what needs no ring. `false` when the drive refused to move, which is a bug: the job fails.
@@ -87,6 +106,13 @@ impl<D> Home<D> {
         self.open_gate();
         core.conclude(if core.share.is_cancelled() { End::Cancelled } else { End::Failed }, now_ns);
     }
+}
+
+/// Latencies counted after `earlier`, as the pacer takes them.
+fn latency_since(now: &LatencyCounts, earlier: &LatencyCounts) -> GuestLatency {
+    let mut latency = GuestLatency::new();
+    now.for_each_since(earlier, |ns, count| latency.record(ns, u32::try_from(count).unwrap_or(u32::MAX)));
+    latency
 }
 
 impl<D> Drop for Home<D> {

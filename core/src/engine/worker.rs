@@ -130,7 +130,7 @@ impl<D> Part<D> {
     fn coordinate<R: Ring<Device = D>>(&mut self, ring: &mut R, id: usize) {
         let Some(home) = &mut self.home else { return };
         let core = &self.core;
-        home.follow.tick(&core.share, home.coordinator.missed(), ring.now_ns());
+        home.take_stock(core, ring.now_ns());
         loop {
             let now_ns = ring.now_ns();
             let sight = home.follow.sight(now_ns, home.gate_is_quiet(core));

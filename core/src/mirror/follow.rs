@@ -13,8 +13,9 @@ use super::active::CopyMode;
 use super::convergence::{Convergence, Observation, Verdict};
 use super::coordinator::{Sight, within_ns};
 use super::estimate::{Effort, Estimate, Sample};
-use super::options::{CopyModeChoice, MirrorOptions};
+use super::options::{CopyModeChoice, LatencyBudget, MirrorOptions};
 use super::pace::Pace;
+use super::pacer::{Budget, GuestLatency, Pacer, Tick};
 use super::share::{Escalation, Notice, Share};
 
 /// How often stock is taken while there is work.
@@ -96,6 +97,15 @@ impl Figures {
     }
 }
 
+/// What the home knows of the guest's requests when it takes stock.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// How long those took that ended since the last time.
+    pub latency: GuestLatency,
+    /// Whether some are under way.
+    pub waits: bool,
+}
+
 /// The home's view of a job; see the module.
 #[derive(Debug)]
 pub struct Follow {
@@ -103,6 +113,8 @@ pub struct Follow {
     estimate: Estimate,
     /// Whether the remainder shrinks.
     convergence: Convergence,
+    /// How fast the copiers may go for the guest's sake; `None` = as fast as they can.
+    pacer: Option<Pacer>,
     /// Copy mode auto, and there is a step left to take.
     may_escalate: bool,
     /// How long guest requests may be held.
@@ -118,10 +130,16 @@ pub struct Follow {
 }
 
 impl Follow {
-    /// The view of a job with these options.
+    /// The view of a job with these options; `before` is what the guest's requests took before it.
     #[must_use]
-    pub fn new(options: &MirrorOptions) -> Self {
+    pub fn new(options: &MirrorOptions, before: &GuestLatency) -> Self {
+        let budget = match options.latency_budget {
+            LatencyBudget::Off => None,
+            LatencyBudget::Absolute(time) => Some(Budget::AbsoluteNs(to_ns(Some(time)))),
+            LatencyBudget::Baseline(times) => Some(Budget::Baseline(times)),
+        };
         Self {
+            pacer: budget.map(|budget| Pacer::new(budget, Some(before))),
             estimate: Estimate::new(),
             convergence: Convergence::new(),
             may_escalate: options.copy_mode == CopyModeChoice::Auto,
@@ -140,12 +158,16 @@ impl Follow {
         Sight { now_ns, gate_is_quiet, predicted_pause_ns, flush_ns: self.flush_ns }
     }
 
-    /// Takes stock if it is time.
-    pub fn tick(&mut self, share: &Share, missed: u32, now_ns: u64) {
+    /// Whether it is time to take stock. The home is awake from here on.
+    #[must_use]
+    pub fn is_due(&self, share: &Share, now_ns: u64) -> bool {
         share.disarm_doorbell();
-        if now_ns < self.tick_at_ns {
-            return;
-        }
+        now_ns >= self.tick_at_ns
+    }
+
+    /// Takes stock; `true` when the copiers may go faster than before, so that those who sleep must be woken.
+    #[must_use]
+    pub fn tick(&mut self, share: &Share, missed: u32, guest: &Guest, now_ns: u64) -> bool {
         self.tick_at_ns = now_ns + TICK_NS;
         let progress = share.progress();
         let left_bytes = share.left_bytes() + progress.in_flight_bytes;
@@ -158,6 +180,17 @@ impl Follow {
         });
         share.figures.publish(&self.estimate);
         self.converge(share, missed, left_bytes, now_ns);
+        self.set_pace(share, guest, progress.in_flight_bytes, now_ns)
+    }
+
+    /// Makes room for the guest; `true` when the copiers may go faster than before.
+    fn set_pace(&mut self, share: &Share, guest: &Guest, copying_bytes: u64, now_ns: u64) -> bool {
+        let Some(pacer) = &mut self.pacer else { return false };
+        let before = share.pace();
+        let pace =
+            pacer.tick(&Tick { now_ns, guest: &guest.latency, guest_waits: guest.waits, copying_bytes });
+        share.set_pace(pace);
+        pace.in_flight_bytes > before.in_flight_bytes
     }
 
     /// What slows the copiers down.

@@ -24,6 +24,7 @@
 //! | `extents` | a list of extents in place of block status |
 //! | `progress` | counters, rate, time left |
 //! | `estimate` | rates, time left, how long a switch-over would stop the guest |
+//! | `pacer` | keeps the guest's p99 latency inside a budget |
 //! | `convergence` | whether the remainder still shrinks |
 #![forbid(unsafe_code)]
 
@@ -41,6 +42,7 @@ mod marks;
 mod mutation;
 mod options;
 mod pace;
+mod pacer;
 mod policy;
 mod progress;
 mod share;
@@ -55,7 +57,7 @@ pub use coordinator::{Act, Coordinator, End, Sight};
 pub use copier::{Copier, Step};
 pub use estimate::{Attempt, Effort, Estimate, Sample};
 pub use extents::ExtentMap;
-pub use follow::Follow;
+pub use follow::{Figures, Follow, Guest};
 pub use geometry::{DeviceShape, Geometry};
 pub use limiter::Limiter;
 pub use marks::Marks;
@@ -63,6 +65,7 @@ pub use mutation::Mutation;
 pub use options::{CopyModeChoice, LatencyBudget, MirrorOptions, OnCopied, SyncMode};
 pub use pace::Pace;
 pub(crate) use policy::transient_backoff_ns;
+pub use pacer::{Budget, GuestLatency, Pacer, Tick};
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
 pub use share::{Bitmaps, Escalation, Failure, FailureCause, Notice, Share};

@@ -17,12 +17,12 @@ pub struct Pace {
 impl Pace {
     /// No bound but the buffers.
     pub const FULL: Self = Self { in_flight_bytes: u64::MAX, request_bytes: u64::MAX };
-    /// Nothing new is begun.
-    pub const STILL: Self = Self { in_flight_bytes: 0, request_bytes: UNIT_BYTES };
+    /// Hold still: begin nothing, end what is on its way.
+    pub const HOLD: Self = Self { in_flight_bytes: 0, request_bytes: 64 * KIB };
 
     /// Both in one word, in units of 4 KiB; a half that is all ones has no bound.
     #[must_use]
-    pub(super) fn pack(self) -> u64 {
+    pub(crate) fn pack(self) -> u64 {
         let half = |bytes: u64| {
             if bytes == u64::MAX {
                 u64::from(u32::MAX)
@@ -35,7 +35,7 @@ impl Pace {
 
     /// From the word.
     #[must_use]
-    pub(super) fn unpack(word: u64) -> Self {
+    pub(crate) fn unpack(word: u64) -> Self {
         let half = |units: u64| if units == u64::from(u32::MAX) { u64::MAX } else { units * UNIT_BYTES };
         Self { in_flight_bytes: half(word >> 32), request_bytes: half(word & u64::from(u32::MAX)) }
     }
@@ -63,7 +63,7 @@ mod tests {
     fn a_pace_fits_in_a_word() {
         for pace in [
             Pace::FULL,
-            Pace::STILL,
+            Pace::HOLD,
             Pace { in_flight_bytes: 256 * KIB, request_bytes: 64 * KIB },
             Pace { in_flight_bytes: u64::MAX, request_bytes: 1024 * KIB },
         ] {
@@ -77,6 +77,6 @@ mod tests {
         assert_eq!([0, 1].map(|w| pace(256).of_worker(w, 2, 1024 * KIB)), [256 * KIB, 0]);
         assert_eq!([0, 1].map(|w| pace(4096).of_worker(w, 2, 1024 * KIB)), [2048 * KIB; 2]);
         assert_eq!([0, 1].map(|w| Pace::FULL.of_worker(w, 2, 1024 * KIB)), [u64::MAX; 2]);
-        assert_eq!([0, 1].map(|w| Pace::STILL.of_worker(w, 2, 1024 * KIB)), [0; 2]);
+        assert_eq!([0, 1].map(|w| Pace::HOLD.of_worker(w, 2, 1024 * KIB)), [0; 2]);
     }
 }

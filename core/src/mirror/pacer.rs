@@ -1,0 +1,323 @@
+//! Keeps the guest's p99 latency inside a budget by what the copiers may have on their way.
+//!
+//! The home worker calls [`Pacer::tick`] every 10 to 20 ms with the guest's latencies since the last tick and the bytes
+//! that the copiers have on their way; the [`Pace`] that comes back holds for all workers until the next tick. Nothing is
+//! assumed of the disks: paces are rungs of a ladder (`ladder`), and the guest's requests tell which is too fast.
+//!
+//! - The budget is a latency that at most one guest request in a hundred may exceed. Requests over it are counted as
+//!   long as the pace stays the same, and the count decides (`evidence`), not the p99 of a few requests.
+//! - Too many: down, by more rungs the worse it is. The rung that failed is not tried again for a while, twice as long
+//!   every time, so that a steady load gets a steady pace instead of a saw tooth.
+//! - Few enough: up by one, or by two when there was next to none.
+//! - A guest that sends nothing (`activity`) has no latency: full speed. When it comes back, the last pace that it had is
+//!   where it goes on; that is why it is kept.
+//! - The baseline (`baseline`) is what the guest had before the job, or what it has while the copiers hold still in a
+//!   probe: at once if nothing is known, then every 10 s, because loads change, and earlier when the request rate has
+//!   changed or the slowest pace still is too fast.
+//! - A budget that the guest misses by itself cannot be kept by any pace. Then a quarter more than the baseline holds.
+#![forbid(unsafe_code)]
+
+mod activity;
+mod baseline;
+mod evidence;
+mod guest;
+mod ladder;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+pub use guest::GuestLatency;
+
+use super::estimate::{to_f64, to_u64};
+use super::pace::Pace;
+use activity::{Activity, Load};
+use baseline::{Baseline, Probe, Settling};
+use evidence::{Evidence, Finding};
+use ladder::Rung;
+
+/// Time between probes while the guest is at work and the copiers are held back.
+const PROBE_EVERY_NS: u64 = 10_000_000_000;
+/// The same while the baseline is made of few requests.
+const PROBE_POOR_NS: u64 = 3_000_000_000;
+/// The least time between probes that something calls for.
+const PROBE_SOON_NS: u64 = 1_000_000_000;
+/// How long a rung that failed is not tried again, the first time.
+const RETRY_NS: u64 = 500_000_000;
+/// How long at most.
+const RETRY_MAX_NS: u64 = 16_000_000_000;
+/// The part of the budget above the baseline that is aimed at: the rest is for probes of faster paces and for errors of
+/// the baseline.
+const AIM: f64 = 0.85;
+/// A multiple below this is taken as this: no copy is free.
+const LEAST_MULTIPLE: f64 = 1.1;
+/// What holds, as a multiple of the baseline, when the guest misses the budget by itself.
+const LEAST_OVER_BASELINE: f64 = 1.25;
+
+/// The latency that one guest request in a hundred may exceed while a job runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// None: full speed always.
+    Off,
+    /// So many nanoseconds.
+    AbsoluteNs(u64),
+    /// So many times the guest's p99 without the job.
+    Baseline(f64),
+}
+
+/// What happened since the last tick.
+#[derive(Clone, Copy, Debug)]
+pub struct Tick<'a> {
+    /// Now.
+    pub now_ns: u64,
+    /// The guest's requests that ended since the last tick.
+    pub guest: &'a GuestLatency,
+    /// Whether the guest has requests on their way now: without any that end it is idle only if it waits for none.
+    pub guest_waits: bool,
+    /// Bytes that the copiers have on their way now.
+    pub copying_bytes: u64,
+}
+
+/// A rung that was too fast.
+#[derive(Clone, Copy, Debug)]
+struct Ceiling {
+    /// Which.
+    rung: Rung,
+    /// Not to be tried before this time.
+    until_ns: u64,
+    /// How long it was not to be tried.
+    wait_ns: u64,
+}
+
+/// What calls for a probe before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// The guest's load changed.
+    OtherLoad,
+    /// The slowest pace is too fast, so the baseline may be wrong.
+    Bottom,
+    /// The last probe found another baseline; one probe may be odd.
+    Again,
+}
+
+/// Decides the pace of one job.
+#[derive(Clone, Debug)]
+pub struct Pacer {
+    /// What is to be kept.
+    budget: Budget,
+    /// The pace while the guest is at work.
+    rung: Rung,
+    /// What the guest has without copying.
+    baseline: Baseline,
+    /// Whether the guest is at work.
+    activity: Activity,
+    /// Whether it was, at the last tick.
+    was_idle: bool,
+    /// How much it sends.
+    load: Load,
+    /// Requests counted under this rung.
+    evidence: Evidence,
+    /// The last change of pace, while it has not shown.
+    settling: Option<Settling>,
+    /// A rung not to be tried.
+    ceiling: Option<Ceiling>,
+    /// The probe that runs.
+    probe: Option<Probe>,
+    /// When the last one ended.
+    probed_ns: Option<u64>,
+    /// The least time until the next one that something calls for.
+    probe_soon_ns: u64,
+    /// What calls for one.
+    wanted: Option<Wanted>,
+    /// Ticks since the rung was changed, for the duty cycle.
+    ticks: u64,
+}
+
+impl Pacer {
+    /// A pacer; `before` are the guest's latencies before the job, if the drive has seen any.
+    #[must_use]
+    pub fn new(budget: Budget, before: Option<&GuestLatency>) -> Self {
+        Self {
+            budget,
+            rung: Rung::FIRST,
+            baseline: Baseline::new(before),
+            activity: Activity::default(),
+            was_idle: true,
+            load: Load::default(),
+            evidence: Evidence::default(),
+            settling: None,
+            ceiling: None,
+            probe: None,
+            probed_ns: None,
+            probe_soon_ns: PROBE_SOON_NS,
+            wanted: None,
+            ticks: 0,
+        }
+    }
+
+    /// Takes in what happened since the last tick, and says how it goes on.
+    pub fn tick(&mut self, tick: &Tick<'_>) -> Pace {
+        let Tick { now_ns, guest, guest_waits, copying_bytes } = *tick;
+        if self.budget == Budget::Off {
+            return Pace::FULL;
+        }
+        self.activity.note(now_ns, guest.count(), guest_waits);
+        if self.activity.is_idle(now_ns) {
+            self.was_idle = true;
+            self.probe = None;
+            return Pace::FULL;
+        }
+        if self.was_idle {
+            self.was_idle = false;
+            // What is known from before the job is as good as a probe now.
+            self.probed_ns = self.probed_ns.or(self.baseline.p99_ns().map(|_| now_ns));
+            self.load.interrupt();
+            self.settle(now_ns);
+        }
+        if let Some(probe) = &mut self.probe {
+            let Some(seen) = probe.tick(now_ns, guest, copying_bytes) else { return Pace::HOLD };
+            self.probed(now_ns, &seen);
+        } else if self.load.changed(now_ns, guest.count()) && matches!(self.budget, Budget::Baseline(_)) {
+            self.wanted = Some(Wanted::OtherLoad);
+        }
+        if self.wants_probe(now_ns) {
+            self.probe = Some(Probe::new(
+                now_ns,
+                self.baseline.p99_ns().is_none() || self.wanted == Some(Wanted::OtherLoad),
+            ));
+            return Pace::HOLD;
+        }
+        self.weigh(now_ns, guest, copying_bytes);
+        let works = self.rung.works(self.ticks);
+        self.ticks += 1;
+        if works { self.rung.pace() } else { Pace::HOLD }
+    }
+
+    /// The latency that one request in a hundred may exceed, as it is aimed at; `None` while the baseline is unknown.
+    #[must_use]
+    pub fn limit_ns(&self) -> Option<u64> {
+        let baseline = self.baseline.p99_ns().map(to_f64);
+        let limit = match self.budget {
+            Budget::Off => return None,
+            Budget::AbsoluteNs(ns) => to_f64(ns).max(baseline.unwrap_or(0.0) * LEAST_OVER_BASELINE),
+            Budget::Baseline(multiple) => baseline? * (1.0 + (multiple.max(LEAST_MULTIPLE) - 1.0) * AIM),
+        };
+        Some(to_u64(limit))
+    }
+
+    /// Whether the guest holds the copiers back now, so that their rate is not what they are able to.
+    #[must_use]
+    pub fn is_holding_back(&self) -> bool {
+        self.budget != Budget::Off && !self.was_idle && (self.probe.is_some() || self.rung < Rung::TOP)
+    }
+
+    /// Takes in what a probe saw.
+    fn probed(&mut self, now_ns: u64, seen: &GuestLatency) {
+        self.probe = None;
+        self.probed_ns = Some(now_ns);
+        self.load.measured();
+        let wanted = self.wanted.take();
+        let is_other = self.baseline.learn(seen, wanted == Some(Wanted::OtherLoad));
+        if is_other {
+            self.ceiling = None;
+            self.probe_soon_ns = PROBE_SOON_NS;
+        } else if matches!(wanted, Some(Wanted::OtherLoad | Wanted::Bottom)) {
+            // Probes that find nothing new cost copying for nothing, so they become rarer.
+            self.probe_soon_ns = (self.probe_soon_ns * 2).min(PROBE_EVERY_NS);
+        }
+        if is_other || wanted == Some(Wanted::OtherLoad) {
+            self.wanted = Some(Wanted::Again);
+        }
+        self.settle(now_ns);
+    }
+
+    /// Whether it is time for a probe.
+    fn wants_probe(&self, now_ns: u64) -> bool {
+        if self.probe.is_some() {
+            return false;
+        }
+        let is_relative = matches!(self.budget, Budget::Baseline(_));
+        let age_ns = self.probed_ns.map_or(u64::MAX, |then| now_ns.saturating_sub(then));
+        let every_ns = if self.baseline.is_poor() { PROBE_POOR_NS } else { PROBE_EVERY_NS };
+        (is_relative && self.baseline.p99_ns().is_none())
+            || (is_relative && self.rung < Rung::TOP && age_ns >= every_ns)
+            || (self.wanted.is_some() && age_ns >= self.probe_soon_ns)
+    }
+
+    /// Weighs the requests of a tick, and goes up or down.
+    fn weigh(&mut self, now_ns: u64, guest: &GuestLatency, copying_bytes: u64) {
+        let Some(limit_ns) = self.limit_ns() else { return };
+        if !self.has_settled(now_ns, copying_bytes) {
+            return;
+        }
+        self.evidence.count(guest.count(), guest.over(limit_ns));
+        // Half a duty cycle tells nothing about all of it.
+        if !self.ticks.is_multiple_of(self.rung.cycle_ticks()) {
+            return;
+        }
+        match self.evidence.finding(now_ns, self.baseline.allowed_share(limit_ns)) {
+            Finding::Unclear => {}
+            Finding::TooMuch(share) => self.slow_down(now_ns, share),
+            Finding::Room => self.speed_up(now_ns),
+        }
+    }
+
+    /// The rung failed: so large a share of the requests was over the limit.
+    fn slow_down(&mut self, now_ns: u64, share: f64) {
+        if self.rung == Rung::BOTTOM {
+            self.wanted = self.wanted.or(Some(Wanted::Bottom));
+            self.evidence = Evidence::since(now_ns);
+            return;
+        }
+        let failed = self.rung;
+        let again = self.ceiling.filter(|c| c.rung == failed);
+        let wait_ns = again.map_or(RETRY_NS, |c| (c.wait_ns * 2).min(RETRY_MAX_NS));
+        self.ceiling = Some(Ceiling { rung: failed, until_ns: now_ns.saturating_add(wait_ns), wait_ns });
+        let rungs = match share {
+            s if s > 0.3 => 6,
+            s if s > 0.1 => 4,
+            s if s > 0.04 => 2,
+            _ => 1,
+        };
+        self.change(now_ns, failed.down(rungs));
+    }
+
+    /// There is room: a faster rung, unless it failed lately.
+    fn speed_up(&mut self, now_ns: u64) {
+        if self.ceiling.is_some_and(|c| self.rung >= c.rung) {
+            self.ceiling = None;
+        }
+        let next = self.rung.up(if self.evidence.is_far_below() { 2 } else { 1 });
+        let next = match self.ceiling {
+            Some(c) if now_ns < c.until_ns => next.min(c.rung.down(1)),
+            Some(c) => next.min(c.rung),
+            None => next,
+        };
+        if next > self.rung {
+            self.change(now_ns, next);
+        }
+    }
+
+    /// Goes to another rung.
+    fn change(&mut self, now_ns: u64, rung: Rung) {
+        self.rung = rung;
+        self.settle(now_ns);
+    }
+
+    /// Begins to wait until the pace shows.
+    fn settle(&mut self, now_ns: u64) {
+        self.settling = Some(Settling::new(now_ns));
+        self.ticks = 0;
+    }
+
+    /// Whether what the guest's requests took comes from this pace.
+    fn has_settled(&mut self, now_ns: u64, copying_bytes: u64) -> bool {
+        let Some(settling) = &mut self.settling else { return true };
+        if settling.is_over(now_ns, copying_bytes, self.rung.pace()) {
+            self.settling = None;
+            self.evidence = Evidence::since(now_ns);
+            self.ticks = 0;
+        }
+        false
+    }
+}

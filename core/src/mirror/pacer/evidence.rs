@@ -1,0 +1,131 @@
+//! What counts of requests over the limit prove about the share of such requests.
+//!
+//! The p99 is inside the budget when at most one request in a hundred takes longer. How many of `n` did is a number with
+//! noise of its own; the question is whether it could be chance. Waiting times come in runs (one long queue delays many
+//! requests), so a strong proof is asked for when it must be quick, and a plain count does after a second.
+#![forbid(unsafe_code)]
+
+use crate::mirror::estimate::to_f64;
+
+/// The share of requests that may take longer than the limit, if the guest alone has none.
+pub(super) const SHARE: f64 = 0.01;
+/// Sigmas that a quick decision to slow down asks for.
+const QUICK_SIGMAS: f64 = 3.0;
+/// Sigmas that a decision to speed up asks for, 200 requests without one over the limit.
+const ROOM_SIGMAS: f64 = 1.2;
+/// To speed up, no more than this part of the allowed share may be used up.
+const ROOM: f64 = 0.6;
+/// No faster pace before this time, because the queue in front of the disk needs time to show.
+const ROOM_NS: u64 = 60_000_000;
+/// After this time, and so many requests, the plain count decides.
+const PLAIN_NS: u64 = 1_000_000_000;
+/// Requests for that.
+const PLAIN_COUNT: f64 = 2000.0;
+/// Next to none.
+const FAR_SHARE: f64 = 0.001;
+/// Requests needed to say so.
+const FAR_COUNT: f64 = 1000.0;
+/// When more were counted than this, the old ones weigh half.
+const FORGET_COUNT: f64 = 100_000.0;
+
+/// What is proved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Finding {
+    /// Nothing yet.
+    Unclear,
+    /// The budget is exceeded; so large a share of the requests is over the limit.
+    TooMuch(f64),
+    /// A faster pace may be tried.
+    Room,
+}
+
+/// Requests counted under one pace and one limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Evidence {
+    /// When counting began.
+    since_ns: u64,
+    /// Requests.
+    requests: f64,
+    /// How many were over the limit.
+    over: f64,
+}
+
+impl Evidence {
+    /// Begins to count.
+    pub(super) fn since(now_ns: u64) -> Self {
+        Self { since_ns: now_ns, ..Self::default() }
+    }
+
+    /// Counts requests.
+    pub(super) fn count(&mut self, requests: u64, over: f64) {
+        if self.requests > FORGET_COUNT {
+            self.requests /= 2.0;
+            self.over /= 2.0;
+        }
+        self.requests += to_f64(requests);
+        self.over += over;
+    }
+
+    /// How long it has been counting.
+    pub(super) fn age_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.since_ns)
+    }
+
+    /// Whether next to no request was over the limit, and that of many.
+    pub(super) fn is_far_below(&self) -> bool {
+        self.requests >= FAR_COUNT && self.over <= FAR_SHARE * self.requests
+    }
+
+    /// What it proves, if so large a share is allowed.
+    pub(super) fn finding(&self, now_ns: u64, share: f64) -> Finding {
+        let allowed = share * self.requests;
+        let age_ns = self.age_ns(now_ns);
+        let plain = age_ns >= PLAIN_NS && self.requests >= PLAIN_COUNT && self.over > allowed;
+        if plain || sigmas(self.over - 0.5, allowed) >= QUICK_SIGMAS {
+            return Finding::TooMuch(self.over / self.requests.max(1.0));
+        }
+        let little = self.over <= ROOM * allowed && sigmas(self.over + 0.5, allowed) <= -ROOM_SIGMAS;
+        if little && age_ns >= ROOM_NS { Finding::Room } else { Finding::Unclear }
+    }
+}
+
+/// How far `seen` lies above what was expected on average, in sigmas of a Poisson distribution: the signed root of the
+/// deviance, which is right for small counts too.
+pub(super) fn sigmas(seen: f64, expected: f64) -> f64 {
+    if expected <= 0.0 {
+        return 0.0;
+    }
+    let seen = seen.max(0.0);
+    let log = if seen > 0.0 { seen * (seen / expected).ln() } else { 0.0 };
+    (2.0 * (log - (seen - expected)).max(0.0)).sqrt().copysign(seen - expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `over` of `requests` prove after `ms`.
+    fn finding(requests: u64, over: f64, ms: u64) -> Finding {
+        let mut e = Evidence::since(0);
+        e.count(requests, over);
+        e.finding(ms * 1_000_000, SHARE)
+    }
+
+    #[test]
+    fn few_requests_prove_little() {
+        assert_eq!(finding(0, 0.0, 100), Finding::Unclear);
+        assert_eq!(finding(50, 1.0, 100), Finding::Unclear, "2 % of 50 are chance");
+        assert_eq!(finding(50, 0.0, 100), Finding::Unclear, "so is nothing of 50");
+        assert_eq!(finding(200, 0.0, 100), Finding::Room);
+        assert!(matches!(finding(5, 3.0, 10), Finding::TooMuch(_)), "three of five are not");
+        assert!(matches!(finding(300, 12.0, 10), Finding::TooMuch(_)));
+    }
+
+    #[test]
+    fn many_requests_decide_near_the_limit() {
+        assert_eq!(finding(30_000, 280.0, 1000), Finding::Unclear);
+        assert!(matches!(finding(30_000, 310.0, 1000), Finding::TooMuch(_)));
+        assert_eq!(finding(3000, 15.0, 100), Finding::Room);
+        assert_eq!(finding(3000, 15.0, 40), Finding::Unclear, "too soon");
+    }
+}
