@@ -157,7 +157,11 @@ fn every_kind_of_request_does_what_it_says() {
             one(&mut queue).unwrap();
             let content = disk.content();
             let at = usize::try_from(start).unwrap();
-            assert!(content[at..at + 4096].iter().all(|&b| b == 0) && content[at - 1] == 7 && content[at + 4096] == 7);
+            assert!(
+                content[at..at + 4096].iter().all(|&b| b == 0)
+                    && content[at - 1] == 7
+                    && content[at + 4096] == 7
+            );
         }
         queue.discard(ByteRange::at(MIB, MIB), 1).unwrap();
         one(&mut queue).unwrap();
@@ -209,7 +213,8 @@ fn what_cannot_be_done_is_refused_in_words_and_given_back() {
     };
     let mut memory = filled(8192, 1);
     // SAFETY: the memory lives to the end of this test, and no request with it is accepted.
-    let mut raw = |at: usize, len: usize| unsafe { GuestBuffer::from_raw(memory.as_mut_ptr().wrapping_add(at), len) };
+    let mut raw =
+        |at: usize, len: usize| unsafe { GuestBuffer::from_raw(memory.as_mut_ptr().wrapping_add(at), len) };
     refused(100, filled(4096, 1).into(), "multiples of 512 bytes");
     refused(MIB, filled(4096, 1).into(), "ends at 1048576 bytes");
     refused(u64::MAX - 511, filled(4096, 1).into(), "ends at 1048576 bytes");
@@ -354,7 +359,9 @@ fn a_queue_that_is_dropped_with_requests_under_way_lets_its_device_go() {
             let drive = disk.drive();
             let mut queue = drive.queue(QueueOptions::default()).unwrap();
             let mut queue = std::thread::spawn(move || {
-                (0..64).for_each(|n| queue.write(n * 65536, filled(65536, 1), WriteFlags::default(), n).unwrap());
+                (0..64).for_each(|n| {
+                    queue.write(n * 65536, filled(65536, 1), WriteFlags::default(), n).unwrap()
+                });
                 (64..100).for_each(|n| queue.flush(n).unwrap());
                 queue.submit().unwrap();
                 queue.write(0, filled(4096, 2), WriteFlags::default(), 100).unwrap();

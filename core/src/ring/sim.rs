@@ -8,13 +8,18 @@
 //! One thread turns all workers: [`SimRing::due_ns`] says when a ring has something to do, and whoever drives the
 //! simulation moves the clock to the earliest ([`World::advance_to`]). The same seed gives the same run.
 
+mod disk;
+
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use disk::FlushPoint;
+pub use disk::SimDisk;
+
 use super::{Completion, DeviceSlot, Full, Op, Request, Ring, Tag, Wait, Wake};
 use crate::buffer::{BufRange, HostMemory};
-use crate::device::{Extent, ExtentKind};
+use crate::device::Extent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{ByteRange, bytes_u64, bytes_usize};
 
@@ -62,26 +67,6 @@ struct WorldState {
     chance: u64,
     /// What goes wrong.
     faults: Faults,
-}
-
-/// A disk in memory.
-#[derive(Debug)]
-pub struct SimDisk {
-    /// Bytes, and which blocks are holes.
-    state: Mutex<DiskState>,
-}
-
-/// The inside of a [`SimDisk`].
-#[derive(Debug)]
-struct DiskState {
-    /// Content.
-    bytes: Vec<u8>,
-    /// Blocks that were never written or were punched.
-    holes: Vec<bool>,
-    /// How many writes and zeroings it took.
-    writes: u64,
-    /// How many of them the last successful flush began after.
-    flushed: u64,
 }
 
 /// Takes a lock whose holder cannot have left anything half done.
@@ -135,64 +120,6 @@ impl World {
     }
 }
 
-impl SimDisk {
-    /// A disk that is one hole.
-    #[must_use]
-    pub fn new(bytes: u64) -> Arc<Self> {
-        let state = DiskState {
-            bytes: vec![0; bytes_usize(bytes)],
-            holes: vec![true; bytes_usize(bytes.div_ceil(BLOCK))],
-            writes: 0,
-            flushed: 0,
-        };
-        Arc::new(Self { state: Mutex::new(state) })
-    }
-
-    /// Writes as somebody outside the simulation, at once.
-    pub fn poke(&self, at: u64, data: &[u8]) {
-        let mut state = lock(&self.state);
-        let start = bytes_usize(at);
-        state.bytes[start..start + data.len()].copy_from_slice(data);
-        let touched = ByteRange::at(at, bytes_u64(data.len()));
-        state.holes[blocks_of(touched)].fill(false);
-    }
-
-    /// Its content.
-    #[must_use]
-    pub fn content(&self) -> Vec<u8> {
-        lock(&self.state).bytes.clone()
-    }
-
-    /// How many writes and zeroings requests made.
-    #[must_use]
-    pub fn writes(&self) -> u64 {
-        lock(&self.state).writes
-    }
-
-    /// How many writes the last flush covers.
-    #[must_use]
-    pub fn flushed(&self) -> u64 {
-        lock(&self.state).flushed
-    }
-
-    /// Cuts the end off.
-    pub fn shrink_to(&self, bytes: u64) {
-        lock(&self.state).bytes.truncate(bytes_usize(bytes));
-    }
-
-    /// Block status.
-    fn status(&self, offset: u64) -> Extent {
-        let state = lock(&self.state);
-        let first = bytes_usize(offset / BLOCK);
-        let hole = state.holes.get(first).copied().unwrap_or(true);
-        let run = state.holes.iter().skip(first).take_while(|&&h| h == hole).count();
-        let end = bytes_u64(first + run) * BLOCK;
-        let end = end.min(bytes_u64(state.bytes.len())).max(offset + 1);
-        let kind = if hole { ExtentKind::Zero } else { ExtentKind::Data };
-        Extent { range: ByteRange::new(offset, end), kind }
-    }
-}
-
 /// The blocks that a range touches.
 fn blocks_of(range: ByteRange) -> std::ops::Range<usize> {
     bytes_usize(range.start() / BLOCK)..bytes_usize(range.end().div_ceil(BLOCK))
@@ -213,6 +140,8 @@ struct Pending {
     fate: std::result::Result<u64, i32>,
     /// Which blocks are transferred at completion instead of at submission.
     late: u64,
+    /// Of a flush: what it is to make durable.
+    flush: Option<FlushPoint>,
 }
 
 impl PartialEq for Pending {
@@ -255,6 +184,8 @@ pub struct SimRing {
     pending: BinaryHeap<Pending>,
     /// Requests that will never come back; they count as in flight.
     stuck: usize,
+    /// Requests that come back when their disk is alive again.
+    parked: Vec<Pending>,
     /// Completions to be popped.
     done: std::collections::VecDeque<Completion>,
     /// For ties.
@@ -275,6 +206,7 @@ impl SimRing {
             devices: vec![None; 16],
             pending: BinaryHeap::new(),
             stuck: 0,
+            parked: Vec::new(),
             done: std::collections::VecDeque::new(),
             serial: 0,
             sleeps_until: Some(0),
@@ -285,7 +217,8 @@ impl SimRing {
     /// When this ring has something to do; `None` = not before somebody wakes it.
     #[must_use]
     pub fn due_ns(&self) -> Option<u64> {
-        if self.wake.0.load(Ordering::Acquire) || !self.done.is_empty() {
+        let revived = |pending: &Pending| !self.is_dead(pending.request.device);
+        if self.wake.0.load(Ordering::Acquire) || !self.done.is_empty() || self.parked.iter().any(revived) {
             return Some(0);
         }
         self.pending.peek().map(|p| p.at_ns).into_iter().chain(self.sleeps_until).min()
@@ -296,9 +229,18 @@ impl SimRing {
         self.devices.get(usize::from(slot.0)).cloned().flatten()
     }
 
+    /// Whether the disk behind a slot does not answer.
+    fn is_dead(&self, slot: DeviceSlot) -> bool {
+        self.disk(slot).is_some_and(|disk| disk.is_dead())
+    }
+
+    /// What goes wrong on the disk behind a slot.
+    fn faults(&self, slot: DeviceSlot) -> Faults {
+        self.disk(slot).and_then(|disk| lock(&disk.state).faults).unwrap_or_else(|| self.world.faults())
+    }
+
     /// Decides how a request will end.
-    fn fate(&self, request: &Request) -> std::result::Result<u64, i32> {
-        let faults = self.world.faults();
+    fn fate(&self, request: &Request, faults: &Faults) -> std::result::Result<u64, i32> {
         let world = &self.world;
         let len = request.range.len();
         let fail = |per_mille, errno| if world.happens(per_mille) { Err(errno) } else { Ok(()) };
@@ -349,12 +291,22 @@ impl SimRing {
                     Op::WriteHost { memory, .. } => {
                         memory.copy_out_at(bytes_u64(offset), &mut state.bytes[disk_part]);
                         state.holes[blocks_of(ByteRange::new(at, end))].fill(false);
+                        state.touched(ByteRange::new(at, end));
                     }
                     Op::Write(buf) | Op::WriteThrough(buf) => {
                         state.bytes[disk_part].copy_from_slice(&self.memory[memory(buf)]);
                         state.holes[blocks_of(ByteRange::new(at, end))].fill(false);
+                        state.touched(ByteRange::new(at, end));
                     }
-                    Op::Zero { .. } | Op::Discard => state.bytes[disk_part].fill(0),
+                    Op::Zero { .. } | Op::Discard => {
+                        state.bytes[disk_part].fill(0);
+                        state.touched(ByteRange::new(at, end));
+                        let whole =
+                            end - at == BLOCK && !matches!(pending.request.op, Op::Zero { punch: false });
+                        if whole {
+                            state.holes[blocks_of(ByteRange::new(at, end))].fill(true);
+                        }
+                    }
                     Op::Read(_) | Op::ReadHost(_) | Op::Flush => {}
                 }
             }
@@ -362,6 +314,10 @@ impl SimRing {
         }
         if at_completion && !matches!(pending.request.op, Op::Read(_) | Op::ReadHost(_) | Op::Flush) {
             state.writes += 1;
+            let durable = matches!(pending.request.op, Op::WriteThrough(_) | Op::WriteHost { fua: true, .. });
+            if durable && pending.fate.is_ok() {
+                state.write_through(range);
+            }
         }
         range.len()
     }
@@ -369,20 +325,38 @@ impl SimRing {
     /// Completes what is due.
     fn collect(&mut self) {
         let now_ns = self.world.now_ns();
+        for mut pending in std::mem::take(&mut self.parked) {
+            if self.is_dead(pending.request.device) {
+                self.parked.push(pending);
+            } else {
+                pending.at_ns = pending.at_ns.max(now_ns);
+                self.pending.push(pending);
+            }
+        }
         while self.pending.peek().is_some_and(|p| p.at_ns <= now_ns) {
             let Some(pending) = self.pending.pop() else { return };
-            let done = self.transfer(&pending, true);
-            if let (Op::Flush, Ok(_), Some(disk)) =
-                (pending.request.op, pending.fate, self.disk(pending.request.device))
-            {
-                lock(&disk.state).flushed = pending.late;
+            if self.is_dead(pending.request.device) {
+                self.parked.push(pending);
+            } else {
+                self.complete(pending);
             }
-            let result = match (pending.request.op, pending.fate) {
-                (Op::Read(_) | Op::ReadHost(_), Ok(_)) => Ok(done),
-                (_, fate) => fate,
-            };
-            self.done.push_back(Completion { tag: pending.tag, result });
         }
+    }
+
+    /// A request ends.
+    fn complete(&mut self, pending: Pending) {
+        let done = self.transfer(&pending, true);
+        let Pending { request, tag, fate, late, flush, .. } = pending;
+        if let (Some(point), Ok(_), Some(disk)) = (flush, fate, self.disk(request.device)) {
+            let mut state = lock(&disk.state);
+            state.flushed = late;
+            state.flushed_at(point);
+        }
+        let result = match (request.op, fate) {
+            (Op::Read(_) | Op::ReadHost(_), Ok(_)) => Ok(done),
+            (_, fate) => fate,
+        };
+        self.done.push_back(Completion { tag, result });
     }
 }
 
@@ -405,18 +379,25 @@ impl Ring for SimRing {
         if self.in_flight() >= DEPTH {
             return Err(Full);
         }
-        let fate = self.fate(&request);
-        if self.world.happens(self.world.faults().stuck) {
+        let faults = self.faults(request.device);
+        let fate = self.fate(&request, &faults);
+        if self.world.happens(faults.stuck) {
             self.stuck += 1;
             return Ok(());
         }
         self.serial += 1;
-        let at_ns = self.world.now_ns() + 1_000 + self.world.pick(400_000);
+        let disk = self.disk(request.device);
+        let at_ns = match &disk {
+            Some(disk) => lock(&disk.state).completes_at(&self.world, request.range.len()),
+            None => self.world.now_ns(),
+        };
         let mut late = self.world.pick(u64::MAX);
-        if let (Op::Flush, Some(disk)) = (request.op, self.disk(request.device)) {
-            late = lock(&disk.state).writes;
+        let mut flush = None;
+        if let (Op::Flush, Some(disk)) = (request.op, disk) {
+            let state = lock(&disk.state);
+            (late, flush) = (state.writes, Some(state.flush_point()));
         }
-        let pending = Pending { at_ns, serial: self.serial, request, tag, fate, late };
+        let pending = Pending { at_ns, serial: self.serial, request, tag, fate, late, flush };
         self.transfer(&pending, false);
         self.pending.push(pending);
         Ok(())
@@ -439,7 +420,7 @@ impl Ring for SimRing {
     }
 
     fn in_flight(&self) -> usize {
-        self.pending.len() + self.stuck + self.done.len()
+        self.pending.len() + self.parked.len() + self.stuck + self.done.len()
     }
 
     fn now_ns(&self) -> u64 {

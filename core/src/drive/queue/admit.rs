@@ -121,7 +121,8 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         // Zeroes need no memory, and data that stands still no copy, if the target can take it from where it is.
         let align_bytes = share.geometry.align_bytes;
         let stable = self.options.stable_buffers;
-        let Some(memory) = memory.filter(|m| !(stable && m.is_aligned_to(SAFE_ALIGN_BYTES, align_bytes))) else {
+        let Some(memory) = memory.filter(|m| !(stable && m.is_aligned_to(SAFE_ALIGN_BYTES, align_bytes)))
+        else {
             return Some(Both { active, staging: None, work, seat });
         };
         let len = u32::try_from(memory.len()).unwrap_or(u32::MAX);

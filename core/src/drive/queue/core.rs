@@ -155,8 +155,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
 
     /// Why a request cannot be taken.
     fn check(&self, wish: Wish, range: ByteRange, buffer: Option<&GuestBuffer>) -> Result<()> {
-        let refuse =
-            |kind, why: String| Err(Error::new(kind, wish.attempt()).in_range(range).because(why));
+        let refuse = |kind, why: String| Err(Error::new(kind, wish.attempt()).in_range(range).because(why));
         if let Some(errno) = self.broken {
             let why = "its ring broke; make a new queue";
             return Err(Error::from_errno(wish.attempt(), errno).because(why));
@@ -186,7 +185,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
             return refuse(ErrorKind::InvalidArgument, "its buffer has another length".to_owned());
         }
         if range.len() > MAX_DATA_BYTES && wish.has_data() {
-            return refuse(ErrorKind::InvalidArgument, format!("send at most {MAX_DATA_BYTES} bytes at once"));
+            return refuse(
+                ErrorKind::InvalidArgument,
+                format!("send at most {MAX_DATA_BYTES} bytes at once"),
+            );
         }
         let memory_align = self.memory_align_bytes;
         if buffer.is_some_and(|buffer| !buffer.memory().is_aligned_to(memory_align, align)) {
@@ -318,7 +320,9 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
                 self.part_ended(id, Err(libc::ECANCELED), ring.now_ns());
                 continue;
             }
-            let Some(part) = self.table.get(id.index).and_then(|request| request.part(id.side)) else { continue };
+            let Some(part) = self.table.get(id.index).and_then(|request| request.part(id.side)) else {
+                continue;
+            };
             let Some(seat) = part.seat.and_then(|seat| self.seats.get(seat)) else { continue };
             if ring.push(part.request(seat.slot, zeroes), id.tag()).is_ok() {
                 part.in_ring = true;

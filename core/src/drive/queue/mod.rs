@@ -35,9 +35,9 @@ mod options;
 mod owned;
 mod part;
 mod phase;
-mod request;
 #[cfg(test)]
 mod real;
+mod request;
 mod seats;
 #[cfg(test)]
 mod simulated;

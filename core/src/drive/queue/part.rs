@@ -246,7 +246,8 @@ mod tests {
         // Less than a block each time, or EAGAIN each time: repeated a bounded number of times.
         for result in [Ok(100), Err(libc::EAGAIN), Err(libc::EINTR)] {
             let mut p = part(Work::Write { fua: false });
-            let tries = (0..100).take_while(|_| matches!(p.ended(result, &judge()), Next::At(at) if at > 1000));
+            let tries =
+                (0..100).take_while(|_| matches!(p.ended(result, &judge()), Next::At(at) if at > 1000));
             assert_eq!(tries.count(), 10, "{result:?}");
             assert!(p.result.is_some_and(|r| r.is_err()));
         }

@@ -115,7 +115,12 @@ mod tests {
     ];
 
     /// Follows every way through the table; calls `end` with the events, settlements and answers of each.
-    fn walk(phase: Phase, way: &mut Vec<Event>, counts: (u32, u32), end: &mut impl FnMut(&[Event], u32, u32)) {
+    fn walk(
+        phase: Phase,
+        way: &mut Vec<Event>,
+        counts: (u32, u32),
+        end: &mut impl FnMut(&[Event], u32, u32),
+    ) {
         assert!(way.len() < 8, "the table has a circle: {way:?}");
         if phase == Phase::Over {
             return end(way, counts.0, counts.1);
@@ -124,7 +129,10 @@ mod tests {
         let mut some = false;
         for (event, s) in steps {
             some = true;
-            assert!(!s.answer || s.settle || counts.0 > 0 || way.is_empty(), "an answer before the mark: {way:?}");
+            assert!(
+                !s.answer || s.settle || counts.0 > 0 || way.is_empty(),
+                "an answer before the mark: {way:?}"
+            );
             way.push(event);
             walk(s.phase, way, (counts.0 + u32::from(s.settle), counts.1 + u32::from(s.answer)), end);
             way.pop();

@@ -159,7 +159,8 @@ fn write_blocking_leaves_both_sides_equal_wherever_nothing_is_dirty() {
         let mut clean = 0;
         for chunk in 0..follower.share.dirty.chunks() {
             if !follower.share.dirty.test(Chunk(chunk)) {
-                let range = follower.share.geometry.granularity.bytes_of(ChunkRange::new(chunk, chunk + 1), DISK);
+                let range =
+                    follower.share.geometry.granularity.bytes_of(ChunkRange::new(chunk, chunk + 1), DISK);
                 let part = bytes_usize(range.start())..bytes_usize(range.end());
                 assert!(disk[part.clone()] == target[part], "chunk {chunk}");
                 clean += 1;

@@ -1,8 +1,8 @@
 //! The protocol broken on purpose, rings that break, queues that are dropped.
 #![forbid(unsafe_code)]
 
-use super::runs::life;
 use super::super::core::ZEROES_BYTES;
+use super::runs::life;
 use super::*;
 use crate::ring::Wait;
 
@@ -67,7 +67,10 @@ fn what_waits_for_a_closed_gate_goes_on_when_it_opens() {
 fn a_full_queue_refuses_and_takes_again_what_was_popped() {
     let mut sim = blocking(4, QueueOptions { depth: 3, ..Recipe::default().options });
     let flush = |sim: &mut Sim, tag| {
-        sim.lines[0].core.accept(Wish::Flush, ByteRange::default(), None, tag, 1).map_err(|r| r.error.to_string())
+        sim.lines[0]
+            .core
+            .accept(Wish::Flush, ByteRange::default(), None, tag, 1)
+            .map_err(|r| r.error.to_string())
     };
     (0..3).for_each(|tag| flush(&mut sim, tag).unwrap());
     assert!(flush(&mut sim, 9).unwrap_err().contains("3 requests"));
@@ -97,7 +100,11 @@ fn a_ring_that_breaks_ends_every_request_once_and_marks_it() {
             // What the drive had done already has succeeded.
             errors += u64::from(done.result.is_err());
             if request.wish.changes() {
-                sim.model.ended(request.range, done.tag, done.result.is_ok() && request.wish != Wish::Discard);
+                sim.model.ended(
+                    request.range,
+                    done.tag,
+                    done.result.is_ok() && request.wish != Wish::Discard,
+                );
             }
         }
         let refused = core.accept(Wish::Flush, ByteRange::default(), None, 1, 1).unwrap_err();

@@ -301,7 +301,8 @@ impl Sim {
             Some((run, None)) => {
                 let range = share.geometry.granularity.bytes_of(run, DISK);
                 let content = self.disk.content();
-                *copying = Some((run, Some(content[bytes_usize(range.start())..bytes_usize(range.end())].to_vec())));
+                *copying =
+                    Some((run, Some(content[bytes_usize(range.start())..bytes_usize(range.end())].to_vec())));
             }
             Some((run, Some(data))) => {
                 let range = share.geometry.granularity.bytes_of(run, DISK);
@@ -339,7 +340,8 @@ impl Sim {
                 return;
             }
             if !self.step() {
-                let left: Vec<_> = self.lines.iter().map(|l| (l.core.in_flight(), l.ring.in_flight())).collect();
+                let left: Vec<_> =
+                    self.lines.iter().map(|l| (l.core.in_flight(), l.ring.in_flight())).collect();
                 return self.blame(format!("it hangs: {left:?}"));
             }
         }

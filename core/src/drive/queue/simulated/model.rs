@@ -79,7 +79,8 @@ impl Model {
             own.ended = Some(now);
             let sent = own.sent;
             if whole {
-                for v in block.iter_mut().filter(|v| v.gone.is_none() && v.ended.is_some_and(|at| at < sent)) {
+                for v in block.iter_mut().filter(|v| v.gone.is_none() && v.ended.is_some_and(|at| at < sent))
+                {
                     v.gone = Some(now);
                 }
             }

@@ -30,7 +30,11 @@ fn switch_over(sim: &mut Sim) {
     assert!(sim.drive.is_quiet(false), "the gate does not become quiet");
     let ready = sim.job.as_ref().is_some_and(|job| !job.follower.share.is_ending());
     if ready {
-        while sim.job.as_ref().is_some_and(|job| job.copying.is_some() || !job.follower.share.dirty.is_clean()) {
+        while sim
+            .job
+            .as_ref()
+            .is_some_and(|job| job.copying.is_some() || !job.follower.share.dirty.is_clean())
+        {
             sim.copy();
         }
         sim.check_target();
