@@ -212,7 +212,7 @@ impl JobCore {
     }
 
     /// The outcome, once the verdict is there.
-    fn outcome(&self) -> Option<Outcome> {
+    pub(super) fn outcome(&self) -> Option<Outcome> {
         let &(end, at_ns, _) = self.verdict.get()?;
         let complete = end == End::Completed;
         let mut progress = self.share.progress();

@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 mod core_set;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) mod crew;
 mod event;
 mod home;
 mod job;

@@ -224,6 +224,12 @@ impl SimDisk {
         }
     }
 
+    /// Its size.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.look(|bytes| bytes_u64(bytes.len()))
+    }
+
     /// How many writes and zeroings requests made.
     #[must_use]
     pub fn writes(&self) -> u64 {
