@@ -89,7 +89,7 @@ fn every_write_that_ends_under_a_job_is_marked_whatever_its_result_and_no_read_i
 fn a_home_that_sleeps_is_woken_by_the_first_mark() {
     let (drive, (follower, home)) = (drive(), follower());
     drive.attach(Arc::clone(&follower)).unwrap();
-    follower.share.arm_doorbell();
+    follower.share.doorbell.arm();
     for _ in 0..3 {
         let token = begin(&drive, 0, IoKind::Write);
         end(&drive, token).unwrap();

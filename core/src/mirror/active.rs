@@ -23,7 +23,6 @@ use std::sync::atomic::Ordering;
 use super::mutation::Mutation;
 use super::policy::Side;
 use super::share::{FailureCause, Share};
-use crate::bitmap::sync::full_fence;
 use crate::units::{ByteRange, ChunkRange};
 
 /// How guest writes are followed now.
@@ -84,7 +83,7 @@ impl Share {
             false => range,
         };
         self.note_rewritten(range);
-        self.dirty.mark(range) > 0 && self.rings_doorbell()
+        self.dirty.mark(range) > 0 && self.doorbell.is_mine_to_ring()
     }
 
     /// What an extent list, or the layer's holes, said of these chunks at the start does not hold any more.
@@ -153,7 +152,7 @@ impl Share {
         if late {
             self.writers.release_by_guest(range);
         }
-        let mut wake = marks && self.dirty.mark(range) > 0 && self.rings_doorbell();
+        let mut wake = marks && self.dirty.mark(range) > 0 && self.doorbell.is_mine_to_ring();
         if !late {
             self.writers.release_by_guest(range);
         }
@@ -164,26 +163,5 @@ impl Share {
             wake = true;
         }
         wake
-    }
-
-    /// The job's home is going to sleep until a chunk turns dirty. It must look at the bitmap after this, and not sleep if
-    /// something is dirty.
-    pub fn arm_doorbell(&self) {
-        self.doorbell.store(true, Ordering::SeqCst);
-        full_fence();
-    }
-
-    /// The job's home is awake: writes need not wake it.
-    pub fn disarm_doorbell(&self) {
-        self.doorbell.store(false, Ordering::Relaxed);
-    }
-
-    /// After a bit was set: whether the home sleeps and this caller is the one to wake it.
-    ///
-    /// The home arms, then looks at the bits; a writer sets a bit, then looks whether it is armed. With a full fence on both
-    /// sides one of them sees the other.
-    fn rings_doorbell(&self) -> bool {
-        full_fence();
-        self.doorbell.load(Ordering::Relaxed) && self.doorbell.swap(false, Ordering::AcqRel)
     }
 }

@@ -161,7 +161,7 @@ impl Follow {
     /// Whether it is time to take stock. The home is awake from here on.
     #[must_use]
     pub fn is_due(&self, share: &Share, now_ns: u64) -> bool {
-        share.disarm_doorbell();
+        share.doorbell.disarm();
         now_ns >= self.tick_at_ns
     }
 
@@ -262,11 +262,11 @@ impl Follow {
         if now_ns < since + QUIET_NS {
             return Some(now_ns + LOOK_NS);
         }
-        share.arm_doorbell();
+        share.doorbell.arm();
         if share.is_finished() {
             return Some(now_ns + LONGEST_SLEEP_NS);
         }
-        share.disarm_doorbell();
+        share.doorbell.disarm();
         Some(now_ns)
     }
 }

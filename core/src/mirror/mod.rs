@@ -16,7 +16,9 @@
 //! | `activity` | who is at work: when a job is finished |
 //! | `sweep` | the cursor of the first pass, taken in order by all workers |
 //! | `copier` | one worker's part of a job as a state machine |
-//! | `coordinator` | the job's end: all copied, flush, verdict |
+//! | `coordinator` | the job's course: ready, switch-over, end |
+//! | `follow` | when the home looks, what it expects, when it escalates |
+//! | `doorbell` | how a guest write wakes a home that sleeps |
 //! | `limiter` | the speed limit, smooth |
 //! | `pace` | how much copiers may have in flight |
 //! | `policy` | what an error leads to |
@@ -33,6 +35,7 @@ mod activity;
 mod convergence;
 mod coordinator;
 mod copier;
+mod doorbell;
 mod estimate;
 mod extents;
 mod follow;
@@ -55,6 +58,7 @@ pub use activity::Activity;
 pub use convergence::{Convergence, Observation, Reason, Verdict as ConvergenceVerdict};
 pub use coordinator::{Act, Coordinator, End, Sight};
 pub use copier::{Copier, Step};
+pub use doorbell::Doorbell;
 pub use estimate::{Attempt, Effort, Estimate, Sample};
 pub use extents::ExtentMap;
 pub use follow::{Figures, Follow, Guest};

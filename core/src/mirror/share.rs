@@ -7,6 +7,7 @@ use crossbeam_queue::ArrayQueue;
 
 use super::active::CopyMode;
 use super::activity::Activity;
+use super::doorbell::Doorbell;
 use super::follow::Figures;
 use super::geometry::Geometry;
 use super::limiter::Limiter;
@@ -211,7 +212,7 @@ pub struct Share {
     /// The host has chosen the copy mode while the job ran.
     pub(super) mode_is_chosen: AtomicBool,
     /// The home sleeps until a chunk turns dirty.
-    pub(super) doorbell: AtomicBool,
+    pub(crate) doorbell: Doorbell,
     /// How much copiers may have in flight.
     pace: AtomicU64,
     /// Rates and forecasts, as the home sees them.
@@ -276,7 +277,7 @@ impl Share {
             write_blocking: AtomicBool::new(options.copy_mode == CopyModeChoice::WriteBlocking),
             braking: AtomicBool::new(false),
             mode_is_chosen: AtomicBool::new(false),
-            doorbell: AtomicBool::new(false),
+            doorbell: Doorbell::default(),
             pace: AtomicU64::new(Pace::FULL.pack()),
             figures: Figures::default(),
             active_bytes: AtomicU64::new(0),

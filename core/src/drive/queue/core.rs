@@ -35,6 +35,8 @@ pub(super) const ZEROES_BYTES: u32 = 256 << 10;
 const MAX_DATA_BYTES: u64 = GIB;
 /// How soon to try again what finds neither a pass nor room in the ring, should nothing complete before.
 const ROOM_NS: u64 = 100_000;
+/// How long a sleep for several completions lets them gather once there is one.
+const BATCH_NS: u64 = 100_000;
 /// How often one turn goes back to the ring for what follows from its completions.
 const ROUNDS: usize = 8;
 
@@ -230,10 +232,11 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         self.later.iter().map(|&(at_ns, _)| at_ns).chain(self.retry_ns).min()
     }
 
-    /// How to sleep until something happens, from `now_ns` on.
-    pub(crate) fn sleep(&self, now_ns: u64) -> Wait {
-        let timeout_ns = self.due_ns().map(|at_ns| at_ns.saturating_sub(now_ns));
-        Wait { completions: 1, batch_ns: 0, timeout_ns }
+    /// How to sleep from `now_ns` on, until so many completions are there, something else happens, or the deadline.
+    pub(crate) fn sleep(&self, completions: usize, deadline_ns: Option<u64>, now_ns: u64) -> Wait {
+        let until_ns = self.due_ns().into_iter().chain(deadline_ns).min();
+        let timeout_ns = until_ns.map(|at_ns| at_ns.saturating_sub(now_ns));
+        Wait { completions, batch_ns: BATCH_NS, timeout_ns }
     }
 
     /// Wakes this queue's own thread, so that its eventfd is readable.

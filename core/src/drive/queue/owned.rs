@@ -28,8 +28,6 @@ use crate::ring::uring::{OwnedRing, UringOptions};
 use crate::ring::{Ring, Wait, monotonic_ns};
 use crate::units::ByteRange;
 
-/// How long a wait for several completions lets them gather once there is one.
-const BATCH_NS: u64 = 100_000;
 /// How long the end of a queue waits for requests under way.
 const PATIENCE_NS: u64 = 300_000_000;
 /// The unit of memory that guests use for their disks, whatever the disk is.
@@ -190,9 +188,7 @@ impl Queue {
             if missing == 0 || deadline_ns.is_some_and(|at_ns| at_ns <= now_ns) {
                 return Ok(());
             }
-            let due_ns = core.due_ns().into_iter().chain(deadline_ns).min();
-            let timeout_ns = due_ns.map(|at_ns| at_ns.saturating_sub(now_ns));
-            core.turn(ring, Wait { completions: missing, batch_ns: BATCH_NS, timeout_ns })?;
+            core.turn(ring, core.sleep(missing, deadline_ns, now_ns))?;
         }
     }
 

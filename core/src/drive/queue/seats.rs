@@ -93,11 +93,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Seats<D> {
         self.target = old[1].filter(|&seat| self.get(seat).is_some_and(same));
         self.home = old[0].filter(|&seat| self.get(seat).is_some_and(|s| Arc::ptr_eq(&s.device, device)));
         for seat in old.into_iter().flatten() {
-            if self.home != Some(seat) && self.target != Some(seat) {
-                if let Some(Some(left)) = self.seats.get_mut(seat) {
-                    left.current = false;
-                    self.untidy = true;
-                }
+            let stays = self.home == Some(seat) || self.target == Some(seat);
+            if let (false, Some(Some(left))) = (stays, self.seats.get_mut(seat)) {
+                left.current = false;
+                self.untidy = true;
             }
         }
         self.tidy(ring);

@@ -76,7 +76,7 @@ fn a_full_queue_refuses_and_takes_again_what_was_popped() {
     assert!(flush(&mut sim, 9).unwrap_err().contains("3 requests"));
     let Line { core, ring, .. } = &mut sim.lines[0];
     while core.answers() < 3 {
-        core.turn(ring, core.sleep(0)).unwrap();
+        core.turn(ring, core.sleep(1, None, 0)).unwrap();
         sim.world.advance_to(sim.world.now_ns() + 10_000);
     }
     assert!(flush(&mut sim, 9).is_err(), "a completion that was not popped takes room");

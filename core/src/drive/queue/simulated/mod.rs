@@ -79,6 +79,10 @@ struct Sim {
     failures: u64,
     /// Requests that went well.
     successes: u64,
+    /// How often the drive moved.
+    moves: u64,
+    /// Writes that reached a target from a queue or a copier.
+    target_writes: u64,
     mutation: Option<Mutation>,
     policy: ErrorPolicy,
     /// The first thing that was wrong.
@@ -157,6 +161,8 @@ impl Sim {
             next_tag: 1,
             failures: 0,
             successes: 0,
+            moves: 0,
+            target_writes: 0,
             mutation: recipe.mutation,
             policy: recipe.policy,
             wrong: None,
@@ -214,7 +220,7 @@ impl Sim {
     /// Turns a queue and takes what it completed.
     fn turn(&mut self, line: usize) {
         let Line { core, ring, .. } = &mut self.lines[line];
-        let wait = core.sleep(ring.now_ns());
+        let wait = core.sleep(1, None, ring.now_ns());
         core.turn(ring, wait).unwrap();
         while let Some(done) = self.lines[line].core.pop() {
             let Some(asked) = self.lines[line].asked.remove(&done.tag) else {
@@ -279,6 +285,7 @@ impl Sim {
             (0..self.world.pick(8)).for_each(|_| _ = self.step());
         }
         self.drive.detach();
+        self.target_writes += job.follower.target.writes();
     }
 
     /// The copier does one thing: claims a chunk and makes it clean, reads it, or writes it.

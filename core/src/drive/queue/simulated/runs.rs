@@ -40,6 +40,8 @@ fn switch_over(sim: &mut Sim) {
         sim.check_target();
         if let Some(job) = sim.job.take() {
             sim.drive.detach();
+            sim.target_writes += job.follower.target.writes();
+            sim.moves += 1;
             sim.drive.pivot(Arc::clone(&job.follower.target), true).unwrap();
             sim.disk = Arc::clone(&job.follower.target);
         }
@@ -80,12 +82,16 @@ pub(super) fn life(recipe: &Recipe, steps: u64) -> Result<Sim, String> {
 
 #[test]
 fn requests_end_once_and_targets_are_equal_where_clean() {
-    let (mut successes, mut failures) = (0, 0);
+    let (mut successes, mut failures, mut moves, mut target_writes) = (0, 0, 0, 0);
     for seed in seeds() {
         let sim = life(&Recipe { seed, faults: PASSING, ..Recipe::default() }, 700).unwrap();
         successes += sim.successes;
         failures += sim.failures;
+        moves += sim.moves;
+        target_writes += sim.target_writes;
     }
+    assert!(moves > seeds().end / 2, "the drive moved {moves} times");
+    assert!(target_writes > 5 * seeds().end, "{target_writes} writes went to both sides");
     assert!(successes > 50 * seeds().end, "{successes} requests went well");
     assert!(failures * 100 < successes, "{failures} requests failed on disks with passing errors only");
 }
