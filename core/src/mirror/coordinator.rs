@@ -263,6 +263,7 @@ impl Coordinator {
     /// Tells the host when the job is held, once nothing is under way, and when it goes on; whether it runs.
     fn follow_hold(share: &Share) -> bool {
         match (share.is_held(), share.status()) {
+            _ if share.is_starting() => {}
             (true, JobStatus::Paused | JobStatus::Standby) => {}
             (true, _) if share.is_still() => {
                 share.turn(Turn::Hold);

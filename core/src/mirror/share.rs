@@ -212,7 +212,7 @@ pub struct Share {
     /// The host has chosen the copy mode while the job ran.
     pub(super) mode_is_chosen: AtomicBool,
     /// The home sleeps until a chunk turns dirty.
-    pub(crate) doorbell: Doorbell,
+    pub doorbell: Doorbell,
     /// How much copiers may have in flight.
     pace: AtomicU64,
     /// Rates and forecasts, as the home sees them.
@@ -297,6 +297,12 @@ impl Share {
     /// The job is being started: nothing is done before every worker has its part.
     pub fn hold(&self) {
         self.command.fetch_or(flag::STARTING, Ordering::AcqRel);
+    }
+
+    /// Whether some worker has not got its part yet.
+    #[must_use]
+    pub(super) fn is_starting(&self) -> bool {
+        self.commanded(flag::STARTING)
     }
 
     /// Every worker has its part.
