@@ -35,6 +35,8 @@ pub use tracker::{Admission, IoKind, Token, Tracker};
 
 pub(crate) use self::core::DriveCore;
 pub(crate) use self::follower::Follower;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use self::per_thread::{act_as, start_anew};
 use crate::device::{Device, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::Share;

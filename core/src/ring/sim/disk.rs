@@ -224,6 +224,12 @@ impl SimDisk {
         }
     }
 
+    /// Whether the block at `offset` was never written or was punched.
+    #[must_use]
+    pub fn is_hole(&self, offset: u64) -> bool {
+        lock(&self.state).holes.get(bytes_usize(offset / BLOCK)).copied().unwrap_or(true)
+    }
+
     /// Its size.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
