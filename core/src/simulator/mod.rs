@@ -54,6 +54,12 @@ pub fn run(seed: u64, mutation: Option<Mutation>) -> Result<Story, String> {
         Simulation::new(recipe.clone(), mutation).map_err(|wrong| tell(&wrong, String::new()))?;
     simulation.run().map_err(|(simulation, wrong)| {
         let story = simulation.story;
-        tell(&wrong, format!("after {} steps, at {} ns", story.steps, story.time_ns))
+        let events = &simulation.watch.last_events;
+        let events: Vec<_> = events.iter().rev().take(20).rev().map(|event| format!("{event:?}")).collect();
+        let events = events.join("\n");
+        tell(
+            &wrong,
+            format!("after {} steps, at {} ns; the last events:\n{events}", story.steps, story.time_ns),
+        )
     })
 }

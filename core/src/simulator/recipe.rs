@@ -147,7 +147,7 @@ impl Recipe {
             bytes,
             granularity: Granularity::new(granularity).unwrap_or(Granularity::DEFAULT),
             workers: bytes_usize(1 + c.pick(3)),
-            window_bytes: one(c, &[128 << 10, 512 << 10, 2 << 20]),
+            window_bytes: one(c, &[256 << 10, 512 << 10, 2 << 20]),
             first,
             options,
             guests: Self::guests(c),

@@ -35,6 +35,8 @@ pub(super) struct Watch {
     was_sealed: bool,
     /// Events of this job.
     events: u64,
+    /// The events of the run, and when they were seen.
+    pub(super) last_events: Vec<(u64, EventKind)>,
     /// The last time at which a guest request had a reason to wait.
     excused_ns: u64,
 }
@@ -60,7 +62,10 @@ impl Simulation {
             return Err(Wrong::new("a job that was cancelled by force is not over after a second"));
         }
         if self.host.mended.is_some_and(|at_ns| now_ns > at_ns + END_NS) {
-            return Err(Wrong::new(format!("nothing is broken, and the job does not end: {status}")));
+            return Err(Wrong::new(format!(
+                "nothing is broken, and the job does not end: {:#?}",
+                self.live.as_ref().map(|live| live.job.query())
+            )));
         }
         if self.world.pick(CHUNKS_EVERY) == 0 { self.check_clean(false) } else { Ok(()) }
     }
@@ -120,6 +125,7 @@ impl Simulation {
                 EventKind::Overflow(lost) => lost,
                 _ => 1,
             };
+            self.watch.last_events.push((self.world.now_ns(), event.what));
             match event.what {
                 EventKind::Ready => self.story.ready += 1,
                 EventKind::SwitchOverMissed { .. } => self.story.missed += 1,
@@ -223,7 +229,8 @@ impl Simulation {
             live.source.set_dead(false);
             live.target.set_dead(false);
         }
-        self.watch = Watch { excused_ns: now_ns, ..Watch::default() };
+        let last_events = std::mem::take(&mut self.watch.last_events);
+        self.watch = Watch { excused_ns: now_ns, last_events, ..Watch::default() };
         let more = self.jobs < self.recipe.jobs;
         self.host.job_is_over(now_ns, more);
         Ok(())
