@@ -14,7 +14,7 @@ help:
 	@echo 'make test    the tests alone'
 	@echo 'make loom    models of what threads share without locks, every interleaving'
 	@echo 'make soak    the long tests too, and 1000 seeds of every simulated run, in release mode'
-	@echo 'make bench   the bitmap, and the comparison with fio, QEMU and dd (takes a while; best on an idle machine)'
+	@echo 'make bench   the bitmap, the comparison with fio, QEMU and dd, and live mirroring (takes a while; best on an idle machine)'
 	@echo 'make demo    copy scratch disks, verify, and show how fast it was'
 	@echo 'make man     show the manual page'
 	@echo 'make tools   install what the tests need and this machine lacks (root, apt)'
@@ -74,6 +74,7 @@ soak: build
 bench: build
 	$(CARGO) bench --locked --bench bitmap
 	$(CARGO) bench --locked --bench compare
+	$(CARGO) bench --locked --bench live
 
 demo:
 	$(CARGO) run --locked --release -p blkmirror -- demo

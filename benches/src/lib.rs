@@ -6,6 +6,7 @@
 //!
 //! - [`options`]: what the command line can change; [`scenario`]: the scratch disks and who runs on them
 //! - [`contender`]: what a tool must offer to take part; [`fio`], [`qsd`] (over [`qmp`]), [`qemu_img`], [`dd`], [`blkmirror`]: the tools
+//! - [`live`]: the other benchmark: mirroring a disk that is written to (`cargo bench --bench live`)
 //! - [`measure`], [`punts`]: seconds, CPU, context switches, io-wq punts of one run
 //! - [`memory`]: what a copy of a large disk holds
 //! - [`pattern`]: the bytes of the source, and the proof that the target holds them
@@ -17,6 +18,7 @@ pub mod contender;
 pub mod dd;
 pub mod error;
 pub mod fio;
+pub mod live;
 pub mod machine;
 pub mod markdown;
 pub mod measure;

@@ -138,7 +138,7 @@ fn number(value: Option<f64>, digits: usize, unit: &str) -> String {
 }
 
 /// Adds a line.
-fn line(text: &mut String, line: &str) {
+pub(crate) fn line(text: &mut String, line: &str) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{line}");
 }

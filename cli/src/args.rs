@@ -8,16 +8,19 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use blkmirror_core::mirror::{ErrorPolicy, MirrorOptions, SyncMode};
 use blkmirror_core::units::{GIB, Granularity, KIB, TIB, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::bench_args::{BenchArgs, phase_time};
+
 /// Threads at most; the engine takes no more.
 const MAX_THREADS: usize = 256;
 
 /// Shown at the end of every `--help`.
-const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0    done; compare: equal
   1    failed; compare and --verify: the two differ
@@ -47,9 +50,13 @@ pub(crate) enum Command {
     /// Show a device's limits and what the kernel offers, and why something is off
     #[command(after_help = EXIT_CODES)]
     Info(InfoArgs),
-    /// Copy scratch disks made for the purpose, verify, and show how fast it was (no root needed)
+    /// Copy scratch disks made for the purpose, mirror one while it is written to, verify, and show how fast it was
+    /// (no root needed)
     #[command(after_help = EXIT_CODES)]
     Demo(DemoArgs),
+    /// Measure on devices of your own
+    #[command(after_help = EXIT_CODES)]
+    Bench(BenchArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -242,10 +249,18 @@ pub(crate) struct DemoArgs {
     /// can do O_DIRECT and has space]
     #[arg(long, value_hint = ValueHint::DirPath)]
     pub(crate) dir: Option<PathBuf>,
+
+    /// Writes per second, of 4 KiB each, while the disk is mirrored
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000), allow_hyphen_values = true)]
+    pub(crate) rate: u64,
+
+    /// How long each phase of the live part is watched, from 100ms to 1h
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = phase_time, allow_hyphen_values = true)]
+    pub(crate) time: Duration,
 }
 
 /// A size between two bounds.
-fn bounded(text: &str, low: u64, high: u64, bounds: &str) -> Result<u64, String> {
+pub(crate) fn bounded(text: &str, low: u64, high: u64, bounds: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if (low..=high).contains(&bytes) { Ok(bytes) } else { Err(format!("must be {bounds}")) }
 }
@@ -284,7 +299,7 @@ fn buf_size(text: &str) -> Result<u64, String> {
 }
 
 /// `--speed`.
-fn speed(text: &str) -> Result<u64, String> {
+pub(crate) fn speed(text: &str) -> Result<u64, String> {
     match size(text)? {
         0 => Ok(0),
         _ => bounded(text, 4 * KIB, TIB, "from 4K to 1T per second, or 0 for no limit"),

@@ -95,9 +95,14 @@ fn a_refusal_says_why_in_one_line() {
 #[test]
 fn the_man_page_names_every_subcommand_and_option() {
     let page = include_str!("../../docs/man/blkmirror.1").replace("\\-", "-");
-    for command in Cli::command().get_subcommands() {
+    let top = Cli::command();
+    let below = |command: &clap::Command| command.get_subcommands().cloned().collect::<Vec<_>>();
+    for command in below(&top).iter().flat_map(|command| [below(command), vec![command.clone()]].concat()) {
         let name = command.get_name();
-        assert!(page.contains(&format!("blkmirror {name}")), "the man page lacks {name}");
+        assert!(
+            page.contains(&format!("blkmirror {name}")) || page.contains(&format!("bench {name}")),
+            "{name}"
+        );
         for option in command.get_arguments().filter_map(|arg| arg.get_long()) {
             assert!(page.contains(&format!("--{option}")), "the man page lacks --{option} of {name}");
         }
@@ -111,7 +116,7 @@ fn the_man_page_names_every_subcommand_and_option() {
 #[test]
 fn the_help_tells_the_exit_codes() {
     let mut command = Cli::command();
-    for name in ["copy", "compare", "info", "demo"] {
+    for name in ["copy", "compare", "info", "demo", "bench"] {
         let help = command.find_subcommand_mut(name).unwrap().render_help().to_string();
         assert!(help.contains("130  interrupted"), "{name}: {help}");
     }

@@ -1,17 +1,24 @@
-//! `blkmirror demo`: the main job on scratch disks that it makes itself.
+//! `blkmirror demo`: what it does, shown on scratch disks that it makes itself.
 //!
-//! It runs the very code of `blkmirror copy --verify`, needs no root, cleans up, and fits itself into the space there is.
+//! First copies of a disk at rest, by the very code of `blkmirror copy --verify`; then a disk that is written to all the time,
+//! mirrored and switched over under load, by the code of `blkmirror bench live`. It needs no root, cleans up, and fits itself
+//! into the space there is.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
+use std::time::Duration;
 
+use blkmirror_core::mirror::MirrorOptions;
 use blkmirror_core::units::{GIB, MIB, format_size};
+use blkmirror_load::{Arrival, Plan};
 use clap::Parser;
 
 use crate::args::{Cli, Command, CopyArgs, DemoArgs};
 use crate::copy::{self, Notes};
 use crate::cpu::as_f64;
 use crate::exit::{Failure, Outcome};
+use crate::live::{self, Course};
+use crate::live_report::{self, LiveReport};
 use crate::output::print;
 use crate::report::CopyReport;
 use crate::scratch::{attach_loop, make_place, make_source};
@@ -21,6 +28,9 @@ use crate::signals::Interrupts;
 const MIN_BYTES: u64 = MIB;
 /// The part of the free space that one disk may take: the source, one target, and as much left to others.
 const SPACE_PARTS: u64 = 4;
+
+/// How long a live job may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs the command.
 pub(crate) fn run(args: &DemoArgs, interrupts: &Interrupts) -> Outcome<()> {
@@ -67,13 +77,42 @@ fn demo(args: &DemoArgs, interrupts: &Interrupts) -> Outcome<()> {
     row("file to new file", &source, &target, &[], interrupts)?;
     remove(&target)?;
     row("file to preallocated file", &source, &target, &["--preallocate"], interrupts)?;
+    live("file", args, &source, &target, interrupts)?;
+
     let from = attach_loop(&source, interrupts);
     let to = from.as_ref().and_then(|_| attach_loop(&target, interrupts));
     let looped = from.zip(to);
     if let Some((from, to)) = &looped {
+        print(&format!("\n{}", header()))?;
         row("block device to block device", from, to, &[], interrupts)?;
+        live("block device", args, from, to, interrupts)?;
     }
     print(&what_next(looped.is_some()))
+}
+
+/// Mirrors the source, a `what`, while it is written to, and shows what the writers noticed.
+fn live(what: &str, args: &DemoArgs, source: &Path, target: &Path, interrupts: &Interrupts) -> Outcome<()> {
+    let course = Course {
+        source: source.into(),
+        target: target.into(),
+        plan: Plan { arrival: Arrival::Open { per_s: args.rate }, ..Plan::default() },
+        options: MirrorOptions::default(),
+        show_blocking: true,
+        time: args.time,
+        patience: PATIENCE,
+    };
+    print(&format!(
+        "\nnow the {what} is written to all the time, {} writes/s of 4 KiB, and mirrored to the other one\n\n{}",
+        args.rate,
+        live_report::header()
+    ))?;
+    let mut report = LiveReport::default();
+    let mut tell = |phase: &_| print(&live_report::row(phase));
+    let result = live::run(&course, interrupts, &mut report, &mut tell);
+    // A note is no failure, and a demo that says nothing on standard error has none.
+    let notes: String = report.notes.iter().map(|note| format!("note: {note}\n")).collect();
+    print(&format!("\n{}{notes}", report.ending()))?;
+    result
 }
 
 /// The size of the disk that fits, or none if nothing worthwhile does.
@@ -132,13 +171,15 @@ fn cells(what: &str, report: &CopyReport) -> String {
 
 /// What to try after this.
 fn what_next(looped: bool) -> String {
-    let block = if looped { "" } else { "\nAs root the demo also copies between block devices (loop).\n" };
+    let block =
+        if looped { "" } else { "\nAs root the demo also copies and mirrors block devices (loop).\n" };
     format!(
         "{block}
 What to try next:
   blkmirror copy disk.img copy.img --verify     a raw image or a block device to another
   blkmirror compare disk.img copy.img           where do two disks differ?
   blkmirror info /dev/vda                       what a disk demands, and what the kernel offers
+  blkmirror bench live --yes SRC DST            the same writers and mirror on disks of yours; destroys BOTH
 "
     )
 }

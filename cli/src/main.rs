@@ -1,12 +1,14 @@
 //! The `blkmirror` command: copies, compares and explains block devices, on top of `blkmirror-core`.
 //!
-//! One file per idea. `args` is the command line; `copy`, `compare`, `info` and `demo` are the commands; `target` and
-//! `follow` are parts of `copy`, `diff` is the comparison itself; `scratch` makes the demo's disks; `map` reads extent lists; `report`, `output`,
+//! One file per idea. `args` is the command line; `copy`, `compare`, `info`, `demo` and `bench` are the commands (`bench_args` is the last one's command line); `target` and
+//! `follow` are parts of `copy`, `diff` is the comparison itself; `live` mirrors a disk under writers, for `demo` and `bench`; `scratch` makes the demo's disks; `map` reads extent lists; `report`, `live_report`, `output`,
 //! `progress` and `cpu` are what is shown; `signals` and `exit` are how it ends; `aligned` is memory for O_DIRECT. No logic of mirroring lives here.
 #![forbid(unsafe_code)]
 
 mod aligned;
 mod args;
+mod bench;
+mod bench_args;
 mod compare;
 mod copy;
 mod cpu;
@@ -15,6 +17,8 @@ mod diff;
 mod exit;
 mod follow;
 mod info;
+mod live;
+mod live_report;
 mod map;
 mod output;
 mod progress;
@@ -29,6 +33,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::args::{Cli, Command, usage_text};
 use crate::exit::{Exit, Failure};
+use crate::live_report::LiveReport;
 use crate::output::{print, print_json, say};
 use crate::report::{CompareReport, CopyReport};
 use crate::signals::Interrupts;
@@ -52,6 +57,7 @@ fn run(command: &Command) -> Exit {
         Command::Compare(args) => compare::run(args, &interrupts),
         Command::Info(args) => done(info::run(args)),
         Command::Demo(args) => done(demo::run(args, &interrupts)),
+        Command::Bench(args) => bench::run(args, &interrupts),
         Command::Completions { shell } => done(completions(*shell)),
     };
     interrupts.clean_up();
@@ -83,7 +89,7 @@ fn refuse(error: &clap::Error) -> Exit {
         return done(print(&error.render().to_string()));
     }
     let text = if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        "what to do? copy, compare, info, demo or completions (see --help)".into()
+        "what to do? copy, compare, info, demo, bench or completions (see --help)".into()
     } else {
         usage_text(error)
     };
@@ -93,6 +99,7 @@ fn refuse(error: &clap::Error) -> Exit {
         let error = Some(text.clone());
         let printed = match words.iter().find_map(|word| word.to_str().filter(|w| !w.starts_with('-'))) {
             Some("compare") => print_json(&CompareReport { error, ..CompareReport::default() }),
+            Some("bench") => print_json(&LiveReport { error, ..LiveReport::default() }),
             Some("info") => info::print_refusal(error),
             _ => print_json(&CopyReport { error, ..CopyReport::default() }),
         };

@@ -365,10 +365,55 @@ mod tests {
     #[test]
     fn the_demo_ends_verified_and_leaves_nothing_behind() {
         let scene = Scene::new();
-        let output = scene.run(&["demo", "--size", "8M", "--dir", "."]);
+        let output = scene.run(&["demo", "--size", "8M", "--dir", ".", "--time", "200ms", "--rate", "200"]);
         assert_eq!((output.status.code(), said(&output)), (Some(0), String::new()));
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.matches(" yes\n").count() >= 2 && !text.contains(" NO\n"), "{text}");
+        assert!(text.contains("switched over to the target") && text.contains("every sector"), "{text}");
         assert_eq!(fs::read_dir(scene.directory.path()).unwrap().count(), 0);
+    }
+
+    /// Both disks are overwritten, so both must survive a command line that does not say so.
+    #[test]
+    fn bench_live_touches_nothing_without_consent() {
+        let scene = Scene::new();
+        let [source, target] = ["a", "b"].map(|name| scene.file(name, 1 << 20));
+        let before = [&source, &target].map(|path| fs::read(path).unwrap());
+        let output = scene.run(&["bench", "live", "a", "b", "--json"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said(&output).contains("overwrite a with test data"), "{}", said(&output));
+        assert!(json(&output)["error"].as_str().unwrap().contains("--yes"));
+        assert_eq!([&source, &target].map(|path| fs::read(path).unwrap()), before);
+    }
+
+    /// The numbers are only worth something with the proof beside them.
+    #[test]
+    fn bench_live_switches_over_under_load_and_proves_the_target() {
+        let scene = Scene::new();
+        scene.file("a", 8 << 20);
+        scene.file("b", 8 << 20);
+        let words = ["bench", "live", "a", "b", "--yes", "--json", "--time", "200ms", "--rate", "500"];
+        let output =
+            scene.run(&[&words[..], &["--pattern", "zipf", "--copy-mode", "write-blocking"]].concat());
+        assert_eq!((output.status.code(), said(&output)), (Some(0), String::new()));
+        let report = json(&output);
+        assert_eq!((&report["verified"], &report["pivoted"]), (&true.into(), &true.into()), "{report}");
+        let names: Vec<_> = report["phases"].as_array().unwrap().iter().map(|phase| &phase["name"]).collect();
+        assert_eq!(names.len(), 5, "{report}");
+        assert_eq!(names[2], "ready, write-blocking");
+        assert!(report["pause_ms"].as_f64().unwrap() >= 0.0);
+    }
+
+    /// A guest's disk and its copy are no place for a guess.
+    #[test]
+    fn bench_live_refuses_disks_that_do_not_fit() {
+        let scene = Scene::new();
+        scene.file("a", 2 << 20);
+        scene.file("small", 1 << 20);
+        for target in ["small", "a", "missing"] {
+            let output = scene.run(&["bench", "live", "a", target, "--yes", "--time", "100ms"]);
+            assert_eq!(output.status.code(), Some(1), "{target}: {}", said(&output));
+            assert_eq!(said(&output).lines().count(), 1, "{target}: {}", said(&output));
+        }
     }
 }

@@ -360,7 +360,7 @@ fn a_queue_that_is_dropped_with_requests_under_way_lets_its_device_go() {
             let mut queue = drive.queue(QueueOptions::default()).unwrap();
             let mut queue = std::thread::spawn(move || {
                 (0..64).for_each(|n| {
-                    queue.write(n * 65536, filled(65536, 1), WriteFlags::default(), n).unwrap()
+                    queue.write(n * 65536, filled(65536, 1), WriteFlags::default(), n).unwrap();
                 });
                 (64..100).for_each(|n| queue.flush(n).unwrap());
                 queue.submit().unwrap();
@@ -420,7 +420,7 @@ fn random_requests_at_depth_128_read_what_was_written_last() {
                     spare.push(buffer);
                     break;
                 }
-                if next(&mut seed) % 3 == 0 {
+                if next(&mut seed).is_multiple_of(3) {
                     queue.read(block * 4096, buffer, block << 1).unwrap();
                 } else {
                     serial += 1;

@@ -65,7 +65,7 @@ impl HostMemory {
         let mut len: u64 = 0;
         for index in 0..count {
             // SAFETY: the caller vouches for `count` entries at `iovecs`.
-            let segment = unsafe { *iovecs.add(index) };
+            let segment = unsafe { *iovecs.wrapping_add(index) };
             len = len.saturating_add(bytes_u64(segment.iov_len));
         }
         Self(Layout::Many { iovecs, count, len })
@@ -152,11 +152,6 @@ impl HostMemory {
             // SAFETY: as in `copy_out_at`, with the roles changed; nobody uses a reference to the host's bytes.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr().wrapping_add(at), to, len) };
         })
-    }
-
-    /// Copies bytes in from the start, as many as fit; returns how many.
-    pub(crate) fn copy_in(self, from: &[u8]) -> usize {
-        self.copy_in_at(0, from)
     }
 
     /// Walks `len` bytes from `offset` on in contiguous parts: where a part lies, how many bytes came before it, and its
@@ -357,7 +352,7 @@ mod tests {
                 let rest = host.memory().skip(bytes_u64(done));
                 prop_assert!(!rest.is_empty() && rest.len() <= bytes_u64(total - done));
                 let now = bytes_usize(rest.len().min(*shorts.next().unwrap()));
-                prop_assert_eq!(rest.copy_in(&data[done..done + now]), now);
+                prop_assert_eq!(rest.copy_in_at(0, &data[done..done + now]), now);
                 done += now;
             }
             prop_assert!(host.memory().skip(bytes_u64(total)).is_empty());

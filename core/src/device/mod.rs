@@ -51,26 +51,35 @@ pub enum DeviceKind {
     RegularFile,
 }
 
-/// Which side of a job a device was opened for; it decides about rights and locks.
+/// What a device was opened for: a side of a job, or a guest; it decides about rights and locks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Role {
     /// Read only, shared with whoever writes to it.
     Source,
     /// Read and write, ours alone.
     Target,
+    /// A guest's own disk, read and written for it and by nobody else. It is the source of a job, too.
+    Disk,
 }
 
 impl Role {
+    /// Whether it is opened for writing, and then kept for us alone.
+    #[must_use]
+    pub const fn is_writable(self) -> bool {
+        matches!(self, Self::Target | Self::Disk)
+    }
+
     /// What opening is called in an error.
     const fn attempt(self) -> &'static str {
         match self {
             Self::Source => "open the source",
             Self::Target => "open the target",
+            Self::Disk => "open the guest's disk",
         }
     }
 }
 
-/// How a target is opened.
+/// How a target or a guest's disk is opened.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct TargetOptions {
     /// Take no exclusive hold: no `O_EXCL` on a block device, no lock on a file. For tests, and for a host that holds
@@ -96,7 +105,7 @@ struct Shared {
     name: String,
     /// Block device or file.
     kind: DeviceKind,
-    /// Source or target.
+    /// What it was opened for.
     role: Role,
     /// Who it is.
     id: FileId,
@@ -169,6 +178,24 @@ impl Device {
         open::by_path(path, Role::Target, options)
     }
 
+    /// Opens a guest's disk, for a host that carries out its guest's requests through this library: for reading and writing,
+    /// and exclusively, as [`open_target`](Self::open_target) does. It may be the source of a job.
+    ///
+    /// # Errors
+    /// As [`open_target`](Self::open_target), except that any size is taken that a source may have.
+    pub fn open_disk(path: &Path) -> Result<Self> {
+        open::by_path(path, Role::Disk, TargetOptions::default())
+    }
+
+    /// A guest's disk from a descriptor of the host's; see [`source_from_fd`](Self::source_from_fd).
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk). A host that itself opened the block device with `O_EXCL` or locked the file is
+    /// "somebody else" here, unless it passes [`TargetOptions::allow_shared`].
+    pub fn disk_from_fd(fd: BorrowedFd<'_>, name: &str, options: TargetOptions) -> Result<Self> {
+        open::by_fd(fd, name, Role::Disk, options)
+    }
+
     /// Creates a regular file of `size_bytes` that is one hole, and opens it as a target. Disk images hold other people's
     /// data, so its mode is 0600 (less what the umask takes away).
     ///
@@ -226,7 +253,7 @@ impl Device {
         self.shared.kind
     }
 
-    /// Source or target.
+    /// Source, target or a guest's disk.
     #[must_use]
     pub fn role(&self) -> Role {
         self.shared.role

@@ -1,8 +1,8 @@
 //! From a path or a descriptor to a device.
 //!
 //! The order matters: look (`O_PATH`, which neither blocks nor triggers anything), judge, open through the handle that
-//! was judged, hold, look again at size and limits. A target is judged before it is opened for writing, so one that is
-//! refused was never touched.
+//! was judged, hold, look again at size and limits. A target is judged before it is opened for writing, so what
+//! is refused was never touched.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -31,7 +31,7 @@ struct Request<'a> {
     attempt: &'static str,
     /// What for.
     role: Role,
-    /// How, if it is a target.
+    /// How, if it is to be written.
     options: TargetOptions,
 }
 
@@ -55,7 +55,7 @@ impl<'a> Request<'a> {
                 "no permission to {}",
                 match self.role {
                     Role::Source => "read it",
-                    Role::Target => "write to it, or it is read-only",
+                    Role::Target | Role::Disk => "write to it, or it is read-only",
                 }
             )),
             Errno::ROFS => error.because("it is on a read-only file system"),
@@ -109,7 +109,7 @@ pub(super) fn by_fd(fd: BorrowedFd<'_>, name: &str, role: Role, options: TargetO
     let mode = flags & OFlags::RWMODE;
     let enough = match role {
         Role::Source => mode == OFlags::RDONLY || mode == OFlags::RDWR,
-        Role::Target => mode == OFlags::RDWR,
+        Role::Target | Role::Disk => mode == OFlags::RDWR,
     };
     if !enough || flags.contains(OFlags::PATH) {
         let need = if role == Role::Source { "reading" } else { "reading and writing" };
@@ -190,7 +190,7 @@ pub(super) fn current_size(fd: BorrowedFd<'_>, kind: DeviceKind) -> rustix::io::
     }
 }
 
-/// Looks at a handle: is it something that can be mirrored, and, for a target, is it free?
+/// Looks at a handle: is it something that can be mirrored, and, if it is to be written, is it free?
 fn judge(request: &Request<'_>, seen: BorrowedFd<'_>) -> Result<(FileId, DeviceKind)> {
     let stat = fstat(seen).map_err(|e| request.failed(e))?;
     let wrong = |what: &str| {
@@ -212,7 +212,7 @@ fn judge(request: &Request<'_>, seen: BorrowedFd<'_>) -> Result<(FileId, DeviceK
         _ => return wrong("a file of an unknown type"),
     };
     let id = file_id(&stat, kind);
-    if request.role == Role::Target {
+    if request.role.is_writable() {
         if let Some(why) = exclusive::read_only(id, kind) {
             return Err(request.error(ErrorKind::PermissionDenied, why));
         }
@@ -246,14 +246,14 @@ fn file_id(stat: &Stat, kind: DeviceKind) -> FileId {
 const fn base_flags(role: Role) -> OFlags {
     match role {
         Role::Source => OFlags::RDONLY.union(OFlags::CLOEXEC),
-        Role::Target => OFlags::RDWR.union(OFlags::CLOEXEC),
+        Role::Target | Role::Disk => OFlags::RDWR.union(OFlags::CLOEXEC),
     }
 }
 
 /// The flags to open with, except `O_DIRECT`.
 fn access(request: &Request<'_>, kind: DeviceKind) -> OFlags {
     let exclusive =
-        request.role == Role::Target && kind == DeviceKind::BlockDevice && !request.options.allow_shared;
+        request.role.is_writable() && kind == DeviceKind::BlockDevice && !request.options.allow_shared;
     let mut flags = base_flags(request.role);
     // On a block device, O_EXCL without O_CREAT claims it: mounts, RAID and other claimers stay out.
     flags.set(OFlags::EXCL, exclusive);
@@ -316,7 +316,7 @@ fn finish(
 ) -> Result<Device> {
     let mut notes = Vec::new();
     match (request.role, kind) {
-        (Role::Target, DeviceKind::RegularFile) if !request.options.allow_shared => {
+        (Role::Target | Role::Disk, DeviceKind::RegularFile) if !request.options.allow_shared => {
             match exclusive::lock(hold.as_fd()) {
                 Ok(note) => notes.extend(note),
                 Err(why) => return Err(request.error(ErrorKind::Busy, why)),
@@ -334,7 +334,7 @@ fn finish(
     let limits = limits::of(hold.as_fd(), id, kind, direct);
     let unit = match request.role {
         // The last, short part of a source can be read with a request that goes past the end.
-        Role::Source => SECTOR_BYTES,
+        Role::Source | Role::Disk => SECTOR_BYTES,
         Role::Target => limits.logical_block_bytes.max(SECTOR_BYTES),
     };
     check_size(request, size_bytes, unit)?;

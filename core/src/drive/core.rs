@@ -26,8 +26,6 @@ use crate::units::ByteRange;
 pub(crate) struct Place<D> {
     /// The device.
     pub(crate) device: Arc<D>,
-    /// 0 at first, one more with each pivot.
-    pub(crate) number: u64,
     /// Whether it may be written.
     pub(crate) writable: bool,
 }
@@ -66,7 +64,7 @@ impl<D> DriveCore<D> {
     pub(crate) fn new(device: Arc<D>, size_bytes: u64, align_bytes: u64, writable: bool) -> Arc<Self> {
         Arc::new(Self {
             gate: Gate::new(),
-            place: ArcSwap::from_pointee(Place { device, number: 0, writable }),
+            place: ArcSwap::from_pointee(Place { device, writable }),
             number: AtomicU64::new(0),
             attached: Attached::default(),
             has_job: AtomicBool::new(false),
@@ -148,16 +146,20 @@ impl<D> DriveCore<D> {
     }
 
     /// Gives a pass back, after [`written`](Self::written). `false`, and nothing was changed: it was not inside.
-    ///
-    /// With the gate closed, the job may be waiting for this, and its home is woken. That is a hint only: who closes
-    /// the gate must look for himself from time to time, because a pass may come back in the very instant of closing.
     #[inline]
     pub(crate) fn leave(&self, pass: Pass) -> bool {
         let ours = self.gate.leave(pass);
+        self.has_left();
+        ours
+    }
+
+    /// A pass came back: with the gate closed, the job may be waiting for that, and its home is woken. A hint only: who
+    /// closes the gate must look for himself from time to time, because a pass may come back in the very instant of closing.
+    #[inline]
+    pub(super) fn has_left(&self) {
         if self.gate.is_closed() {
             self.wake_home();
         }
-        ours
     }
 
     /// Wakes the home of the job.
@@ -219,7 +221,7 @@ impl<D> DriveCore<D> {
             return Err(Error::new(ErrorKind::WrongState, "move the drive to the target").because(why));
         }
         let number = self.device_number() + 1;
-        self.place.store(Arc::new(Place { device, number, writable }));
+        self.place.store(Arc::new(Place { device, writable }));
         self.number.store(number, Ordering::Release);
         self.changed(wakers);
         Ok(())
@@ -229,6 +231,11 @@ impl<D> DriveCore<D> {
     fn changed(&self, mut wakers: MutexGuard<'_, Vec<Weak<dyn Wake>>>) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         wake_all(&mut wakers);
+    }
+
+    /// The job is ending: queues must not wait for its target any more.
+    pub(crate) fn wake_queues(&self) {
+        self.changed(self.lock());
     }
 
     /// A queue's waker: it is woken when the queue must look again or may send what it held.

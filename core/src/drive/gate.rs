@@ -31,8 +31,8 @@
 //! sees the pivot.
 //!
 //! *Ended twice.* The second ending finds `left` equal to its own number, or `taken` moved on, and has changed
-//! nothing. Only two threads that end one pass within the same few nanoseconds may both be believed: they then mark
-//! the same range and write the same number. One of them that is held up just before that store, until the slot was
+//! nothing. Only two threads that end one pass at the same time, while it is being marked, may both be believed: they
+//! then mark the same range and write the same number. One of them that is held up just before that store, until the slot was
 //! used again, writes an old number. That can make a free slot look busy, never a busy one free, because `left`
 //! becomes equal to the number of who is inside only by his own pass. So a host's mistake costs a slot, as if the
 //! pass were lost; it never makes the gate quiet too soon. An atomic claim of the ending would tell the two apart, at
@@ -84,6 +84,24 @@ struct Slot {
     taken: AtomicU64,
     /// The last pass that came back.
     left: AtomicU64,
+}
+
+/// A pass that is about to be given back; dropped without [`done`](Self::done), it stays inside.
+#[derive(Debug)]
+#[must_use = "the pass stays inside until `done` is said"]
+pub struct Leaving<'a> {
+    /// Its slot.
+    slot: &'a Slot,
+    /// Its number there.
+    taken: u64,
+}
+
+impl Leaving<'_> {
+    /// Gives the pass back.
+    #[inline]
+    pub fn done(self) {
+        self.slot.left.store(self.taken, Ordering::Release);
+    }
 }
 
 /// Slots that the same threads mostly use, away from the cache lines of others.
@@ -154,22 +172,21 @@ impl Gate {
         Enter::Closed
     }
 
-    /// Whether `pass` is inside: not given back yet, and given out by this gate.
+    /// Looks whether `pass` is inside: not given back yet, and given out by this gate. Who gets an answer does what must be
+    /// seen behind the closed gate, and then says [`Leaving::done`].
     #[inline]
     #[must_use]
-    pub fn is_inside(&self, pass: Pass) -> bool {
-        self.slot(pass).holds(pass).is_some()
+    pub fn leaving(&self, pass: Pass) -> Option<Leaving<'_>> {
+        let slot = self.slot(pass);
+        slot.holds(pass).map(|taken| Leaving { slot, taken })
     }
 
-    /// Gives back a pass, after everything that must be seen behind the closed gate. `false`, and nothing was
-    /// changed: it was not inside.
+    /// Gives back a pass, after everything that must be seen behind the closed gate. `false`, and nothing was changed: it
+    /// was not inside.
     #[inline]
     #[must_use]
     pub fn leave(&self, pass: Pass) -> bool {
-        let slot = self.slot(pass);
-        let Some(taken) = slot.holds(pass) else { return false };
-        slot.left.store(taken, Ordering::Release);
-        true
+        self.leaving(pass).map(Leaving::done).is_some()
     }
 
     /// Closes the gate: nobody comes in any more; who is inside stays until he leaves.
@@ -295,9 +312,9 @@ mod tests {
         let (gate, other) = (Gate::new(), Gate::new());
         let (first, elsewhere) = (pass(&gate), pass(&other));
         assert!(!other.leave(first) && !gate.leave(elsewhere) && !other.is_quiet());
-        assert!(gate.is_inside(first) && !other.is_inside(first) && !gate.is_quiet());
+        assert!(gate.leaving(first).is_some() && other.leaving(first).is_none() && !gate.is_quiet());
         assert!(gate.leave(first));
-        assert!(!gate.leave(first) && !gate.is_inside(first) && gate.is_quiet());
+        assert!(!gate.leave(first) && gate.leaving(first).is_none() && gate.is_quiet());
         let passes: Vec<_> = (0..PASSES).map(|_| pass(&gate)).collect();
         assert!(!passes.contains(&first) && !gate.leave(first));
         for forged in [0, 1, first.0 + 1, first.0 ^ (1 << 63), u64::MAX] {

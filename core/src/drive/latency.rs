@@ -182,6 +182,7 @@ impl LatencyCounts {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shares of small counts")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -29,7 +29,7 @@ mod tracker;
 use std::sync::Arc;
 
 pub use follower::Attached;
-pub use gate::{Enter, Gate, PASSES, Pass};
+pub use gate::{Enter, Gate, Leaving, PASSES, Pass};
 pub use latency::{LONGEST_NS, Latencies, LatencyCounts};
 pub use tracker::{Admission, IoKind, Token, Tracker};
 
@@ -56,14 +56,9 @@ impl Drive {
     /// A drive on `device`.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongSize`] for a device without a single byte.
+    /// None today; the memory that a drive needs is small and had at once.
     pub fn new(device: Device) -> Result<Self> {
         let (size_bytes, align_bytes) = (device.size_bytes(), device.limits().offset_align_bytes);
-        if size_bytes == 0 {
-            return Err(Error::new(ErrorKind::WrongSize, "make a drive of")
-                .at(device.name())
-                .because("it is empty; give it a size first"));
-        }
         let writable = device.role() != Role::Source;
         Ok(Self { core: DriveCore::new(Arc::new(device), size_bytes, align_bytes, writable) })
     }

@@ -127,7 +127,7 @@ fn a_pivot_needs_a_closed_and_quiet_gate() {
     drive.pivot(Arc::new("target"), false).unwrap();
     drive.open_gate();
     let place = drive.place();
-    assert_eq!((*place.device, place.number, place.writable), ("target", 1, false));
+    assert_eq!((*place.device, drive.device_number(), place.writable), ("target", 1, false));
     assert_ne!(drive.generation(), generation);
     let token = begin(&drive, 0, IoKind::Read);
     assert_eq!(token.device_number(), 1);

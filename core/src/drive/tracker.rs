@@ -186,15 +186,12 @@ impl<D> DriveCore<D> {
         now_ns: impl FnOnce() -> u64,
     ) -> Result<()> {
         // Looked at first, so that a token that is not under way changes nothing.
-        if !self.gate().is_inside(token.pass) {
-            return Err(ended(token));
-        }
+        let Some(leaving) = self.gate().leaving(token.pass) else { return Err(ended(token)) };
         if token.kind != IoKind::Read {
             self.written(token.range);
         }
-        if !self.leave(token.pass) {
-            return Err(ended(token));
-        }
+        leaving.done();
+        self.has_left();
         // A failure says nothing about how fast the disk is.
         if token.begun_ns != 0 && result.is_ok() {
             self.record_latency(now_ns().saturating_sub(token.begun_ns));

@@ -99,6 +99,21 @@ impl IoStatus {
     }
 }
 
+/// The last request of a job that failed for good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LastError {
+    /// Which side.
+    pub side: Side,
+    /// What the kernel said.
+    pub errno: i32,
+    /// The bytes it was about; empty for a flush.
+    pub range: ByteRange,
+    /// What was done about it.
+    pub action: ErrorAction,
+    /// CLOCK_MONOTONIC when it was noticed.
+    pub time_ns: u64,
+}
+
 /// The bounded queue of a job's events. The job's home puts them in, any thread takes them out.
 #[derive(Debug)]
 pub(super) struct Events {
@@ -110,6 +125,8 @@ pub(super) struct Events {
     seq: AtomicU64,
     /// Events that found the queue full, not yet told.
     lost: AtomicU64,
+    /// The last error, for who asks later.
+    last_error: Mutex<Option<LastError>>,
     /// Readable while there are events.
     fd: OwnedFd,
 }
@@ -121,7 +138,7 @@ impl Events {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::from_io("make an eventfd for the job's events", e))?;
         let (seq, lost) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { sender, receiver: Mutex::new(receiver), seq, lost, fd })
+        Ok(Self { sender, receiver: Mutex::new(receiver), seq, lost, last_error: Mutex::new(None), fd })
     }
 
     /// Readable while there are events.
@@ -159,6 +176,8 @@ impl Events {
     pub(super) fn tell(&self, notice: Notice) {
         match notice {
             Notice::Error { side, errno, range, action } => {
+                let last = LastError { side, errno, range, action, time_ns: monotonic_ns() };
+                *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
                 self.emit(EventKind::Error {
                     side,
                     errno,
@@ -182,6 +201,11 @@ impl Events {
                 self.emit(EventKind::SwitchOverMissed { held_ns, left_bytes });
             }
         }
+    }
+
+    /// The last error.
+    pub(super) fn last_error(&self) -> Option<LastError> {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the next event, if there is one.

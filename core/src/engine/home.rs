@@ -9,6 +9,9 @@ use super::job::JobCore;
 use crate::drive::{DriveCore, LatencyCounts};
 use crate::mirror::{Act, Coordinator, End, Follow, Guest, GuestLatency, MirrorOptions};
 
+/// With more than this dirty, workers that found nothing to do are asked to look again.
+const HELP_BYTES: u64 = 4 << 20;
+
 /// The home's part of a job.
 #[derive(Debug)]
 pub(super) struct Home<D> {
@@ -26,6 +29,8 @@ pub(super) struct Home<D> {
     holds_gate: bool,
     /// The job is detached from the drive.
     detached: bool,
+    /// Queues know that the job is ending.
+    told_queues: bool,
 }
 
 impl<D> Home<D> {
@@ -41,6 +46,7 @@ impl<D> Home<D> {
             latencies: [with_job.clone(), with_job],
             holds_gate: false,
             detached: false,
+            told_queues: false,
         }
     }
 
@@ -58,8 +64,16 @@ impl<D> Home<D> {
         self.drive.latencies(true).snapshot_into(now);
         let guest = Guest { latency: latency_since(now, last), waits: !self.drive.is_quiet(false) };
         self.latencies.swap(0, 1);
-        if self.follow.tick(&core.share, self.coordinator.missed(), &guest, now_ns) {
+        let faster = self.follow.tick(&core.share, self.coordinator.missed(), &guest, now_ns);
+        if faster || core.share.dirty.dirty_bytes() > HELP_BYTES {
             core.wake_all();
+        }
+    }
+
+    /// Once the job is ending, guest requests do not wait for its target any more (**The guest is not our hostage**).
+    pub(super) fn tell_queues(&mut self, core: &JobCore) {
+        if core.share.is_ending() && !std::mem::replace(&mut self.told_queues, true) {
+            self.drive.wake_queues();
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::event::{Event, Events, IoStatus};
+use super::event::{Event, Events, IoStatus, LastError};
 use super::outcome::{self, Outcome, TargetState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::{CopyMode, End, ExtentMap, JobStatus, Notice, Progress, RateMeter, Share, Turn, Verb};
@@ -68,8 +68,8 @@ pub struct JobInfo {
     pub completing: bool,
     /// What errors have done to the job.
     pub io_status: IoStatus,
-    /// The failure that ended it, if one did; its range says where.
-    pub error: Option<String>,
+    /// The last request that failed for good, whatever was done about it.
+    pub last_error: Option<LastError>,
     /// The workers' counters.
     pub progress: Progress,
 }
@@ -393,7 +393,7 @@ impl Job {
                 None if share.failure().is_some() => IoStatus::Failed,
                 None => IoStatus::Ok,
             },
-            error: self.core.error().map(|e| e.to_string()),
+            last_error: self.core.events.last_error(),
             progress,
         }
     }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 
-pub use event::{Event, EventKind, IoStatus};
+pub use event::{Event, EventKind, IoStatus, LastError};
 pub use job::{Cancel, Completion, Job, JobInfo};
 pub use outcome::{Outcome, TargetState};
 
@@ -163,8 +163,12 @@ impl Engine {
     /// [`QueueFull`](ErrorKind::QueueFull) when the engine carries [`Engine::MAX_JOBS`] jobs. The target is untouched then.
     ///
     /// Each worker opens both devices once more, so a job takes two file descriptors per worker.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a job may come to keep its options; callers shall not notice"
+    )]
     pub fn mirror(&self, drive: &Drive, target: Device, options: MirrorOptions) -> Result<Job> {
-        self.start_job(drive.core(), target, options)
+        self.start_job(drive.core(), target, &options)
     }
 
     /// Starts a job that copies `source`, which nobody writes meanwhile, to `target` and completes by itself. Both are held
@@ -182,7 +186,7 @@ impl Engine {
         };
         let (size_bytes, align_bytes) = (source.size_bytes(), source.limits().offset_align_bytes);
         let drive = DriveCore::new(Arc::new(source), size_bytes, align_bytes, false);
-        self.start_job(&drive, target, options)
+        self.start_job(&drive, target, &options)
     }
 
     /// Counts a job in, and starts it.
@@ -190,7 +194,7 @@ impl Engine {
         &self,
         drive: &Arc<DriveCore<Device>>,
         target: Device,
-        options: MirrorOptions,
+        options: &MirrorOptions,
     ) -> Result<Job> {
         let (claim, look) = (std::sync::atomic::Ordering::AcqRel, std::sync::atomic::Ordering::Acquire);
         let more = |jobs| (jobs < Self::MAX_JOBS).then_some(jobs + 1);

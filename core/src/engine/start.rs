@@ -66,7 +66,7 @@ pub(super) fn job(
     home: usize,
     drive: &Arc<DriveCore<Device>>,
     target: Device,
-    options: MirrorOptions,
+    options: &MirrorOptions,
 ) -> Result<Job> {
     let made = make(workers, jobs, home, drive, target, options);
     let (order, parts, job) = made.inspect_err(|_| {
@@ -91,12 +91,12 @@ fn make(
     home: usize,
     drive: &Arc<DriveCore<Device>>,
     target: Device,
-    options: MirrorOptions,
+    options: &MirrorOptions,
 ) -> Result<Made> {
     let source = Arc::clone(&drive.place().device);
     check(&source, &target)?;
     let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
-    let share = share(workers, &source, &target, &options)?;
+    let share = share(workers, &source, &target, options)?;
     let wakers: Vec<_> = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
     let names = [source.name().to_owned(), target.name().to_owned()];
     let target = Arc::new(target);
@@ -107,7 +107,7 @@ fn make(
     share.hold();
     // *Tracked from birth*: from here on guest writes are recorded; the first chunk is decided after every part is sent.
     drive.attach(Arc::new(Follower { share, target: Arc::clone(&target), home: first }))?;
-    let mut home = Some(Box::new(Home::new(&options, Arc::clone(drive), target)));
+    let mut home = Some(Box::new(Home::new(options, Arc::clone(drive), target)));
     let parts = devices
         .into_iter()
         .enumerate()
@@ -117,10 +117,15 @@ fn make(
 
 /// Checks that the devices may be used together.
 fn check(source: &Device, target: &Device) -> Result<()> {
-    if target.role() != Role::Target {
+    let opened_as = match target.role() {
+        Role::Target => None,
+        Role::Source => Some("a source"),
+        Role::Disk => Some("a guest's disk"),
+    };
+    if let Some(opened_as) = opened_as {
         return Err(Error::new(ErrorKind::InvalidArgument, "mirror to")
             .at(target.name())
-            .because("it was opened as a source; open it with Device::open_target"));
+            .because(format!("it was opened as {opened_as}; open it with Device::open_target")));
     }
     match source.overlaps_with(target) {
         Some(why) => Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why)),

@@ -131,6 +131,7 @@ impl<D> Part<D> {
         let Some(home) = &mut self.home else { return };
         let core = &self.core;
         home.take_stock(core, ring.now_ns());
+        home.tell_queues(core);
         loop {
             let now_ns = ring.now_ns();
             let sight = home.follow.sight(now_ns, home.gate_is_quiet(core));

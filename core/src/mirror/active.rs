@@ -97,7 +97,9 @@ impl Share {
 
     /// Claims `range` for a write to both sides; `None`: to the source alone, then [`Self::guest_wrote`].
     pub fn begin_active(&self, range: ByteRange) -> Option<ActiveWrite> {
-        if self.copy_mode() != CopyMode::WriteBlocking || self.is_ending() || !self.may_be_active(range) {
+        // A target that has stopped the job by an error is left alone until the host resumes it.
+        let off = self.copy_mode() != CopyMode::WriteBlocking || self.is_ending() || self.stopped().is_some();
+        if off || !self.may_be_active(range) {
             return None;
         }
         if !self.writers.claim_for_guest(range) {
@@ -129,6 +131,7 @@ impl Share {
     }
 
     /// Nothing was sent to the target: the write goes to the source alone.
+    #[allow(clippy::needless_pass_by_value, reason = "taken, so that it is ended once")]
     pub fn cancel_active(&self, write: ActiveWrite) {
         self.dirty.mark_chunks(write.cleared);
         self.writers.release_by_guest(write.range);
@@ -139,6 +142,7 @@ impl Share {
     /// The guest is told the source's result alone (**The guest is not our hostage**); what the target lacks is dirty, and
     /// the policy for the target decides about the job.
     #[must_use = "a home that sleeps must be woken"]
+    #[allow(clippy::needless_pass_by_value, reason = "taken, so that it is ended once")]
     pub fn end_active(
         &self,
         write: ActiveWrite,

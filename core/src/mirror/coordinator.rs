@@ -95,24 +95,35 @@ enum Purpose {
     BehindGate,
 }
 
-/// See the module.
+/// Where a job stands on its way; see the module's table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
+    /// Copiers run, or the job is held.
     Copying,
+    /// A flush of the target is under way.
     Flushing(Purpose),
+    /// The gate is closed, and guest requests are inside.
     Draining,
+    /// The gate is closed and quiet, and the rest is copied.
     Final,
+    /// All is copied and flushed.
     Sealed(Seal),
+    /// Cancelled or failed, and detached.
     Ending,
+    /// The verdict was given.
     Over,
 }
 
 /// The steps from "all copied and flushed" to the end, in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Seal {
+    /// The host was told that the job is pending.
     Announced,
+    /// The drive has moved.
     Moved,
+    /// The job is detached from the drive.
     Detached,
+    /// The gate is open.
     Opened,
 }
 
@@ -236,14 +247,13 @@ impl Coordinator {
             share.end_rounds();
         }
         let ready = share.status() == JobStatus::Ready;
-        if (ready && share.wants_completion() && self.fits(share, sight))
-            || (self.completes_itself && share.is_finished())
-        {
+        if self.may_switch_over(ready, share, sight) {
             if std::mem::take(&mut self.preflushed) || self.covers == Some(Self::written(share)) {
                 return self.close_gate(share, sight.now_ns);
             }
             return self.flush(share, Purpose::BeforeGate);
         }
+        self.preflushed = false;
         if !ready && !self.completes_itself && self.could_be_ready(share, sight) {
             return self.flush(share, Purpose::ToBeReady);
         }
@@ -251,6 +261,14 @@ impl Coordinator {
             return self.close_gate(share, sight.now_ns);
         }
         Act::Rest
+    }
+
+    /// Whether the end is wanted, and the forecast of a switch-over fits.
+    fn may_switch_over(&self, ready: bool, share: &Share, sight: &Sight) -> bool {
+        if self.completes_itself {
+            return share.is_finished() || (self.max_pause_ns.is_some() && self.fits(share, sight));
+        }
+        ready && share.wants_completion() && self.fits(share, sight)
     }
 
     /// Whether guest requests are held so that the copiers gain on them: nothing else has helped, and the next step, to be

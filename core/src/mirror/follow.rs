@@ -190,7 +190,7 @@ impl Follow {
         let pace =
             pacer.tick(&Tick { now_ns, guest: &guest.latency, guest_waits: guest.waits, copying_bytes });
         share.set_pace(pace);
-        pace.in_flight_bytes > before.in_flight_bytes
+        share.pass_turn() || pace.in_flight_bytes > before.in_flight_bytes
     }
 
     /// What slows the copiers down.

@@ -40,18 +40,14 @@ impl Pace {
         Self { in_flight_bytes: half(word >> 32), request_bytes: half(word & u64::from(u32::MAX)) }
     }
 
-    /// What one of `workers` may have in flight. Little is not divided: the home has it all, the others hold still, for
-    /// many small requests at once disturb a guest as much as a large one.
+    /// What each of `workers` may have in flight; `None` = it is too little to be divided. Then one worker at a time has it
+    /// all and the others hold still, for many small requests at once disturb a guest as much as a large one.
     #[must_use]
-    pub(super) fn of_worker(self, worker: usize, workers: u64, run_bytes: u64) -> u64 {
+    pub(super) fn of_each(self, workers: u64, run_bytes: u64) -> Option<u64> {
         if self.in_flight_bytes == u64::MAX {
-            return u64::MAX;
+            return Some(u64::MAX);
         }
-        match self.in_flight_bytes / workers.max(1) {
-            share if share >= run_bytes => share,
-            _ if worker == 0 => self.in_flight_bytes,
-            _ => 0,
-        }
+        Some(self.in_flight_bytes / workers.max(1)).filter(|&share| share >= run_bytes || workers == 1)
     }
 }
 
@@ -72,11 +68,11 @@ mod tests {
     }
 
     #[test]
-    fn little_is_the_homes_alone() {
+    fn little_is_not_divided() {
         let pace = |kib| Pace { in_flight_bytes: kib * KIB, request_bytes: 64 * KIB };
-        assert_eq!([0, 1].map(|w| pace(256).of_worker(w, 2, 1024 * KIB)), [256 * KIB, 0]);
-        assert_eq!([0, 1].map(|w| pace(4096).of_worker(w, 2, 1024 * KIB)), [2048 * KIB; 2]);
-        assert_eq!([0, 1].map(|w| Pace::FULL.of_worker(w, 2, 1024 * KIB)), [u64::MAX; 2]);
-        assert_eq!([0, 1].map(|w| Pace::HOLD.of_worker(w, 2, 1024 * KIB)), [0; 2]);
+        assert_eq!(pace(256).of_each(2, 1024 * KIB), None);
+        assert_eq!(pace(256).of_each(1, 1024 * KIB), Some(256 * KIB));
+        assert_eq!(pace(4096).of_each(2, 1024 * KIB), Some(2048 * KIB));
+        assert_eq!(Pace::FULL.of_each(2, 1024 * KIB), Some(u64::MAX));
     }
 }

@@ -1,6 +1,6 @@
 //! Counters that workers keep, and what a host reads from them.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::states::JobStatus;
@@ -22,6 +22,8 @@ pub struct Tally {
     in_flight: AtomicU64,
     /// Requests made or under way.
     pieces: AtomicU64,
+    /// Has data to copy and waits for its turn, where the pace is too slow for all.
+    waits: AtomicBool,
     /// Requests sent again.
     retries: AtomicU64,
     /// Requests that failed for good.
@@ -67,6 +69,16 @@ impl Tally {
     /// Whether there are none.
     pub(super) fn is_still(&self) -> bool {
         self.pieces.load(Ordering::Acquire) == 0
+    }
+
+    /// Says whether the worker waits for its turn.
+    pub(super) fn set_waits(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Release);
+    }
+
+    /// Whether it does.
+    pub(super) fn waits(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
     }
 
     /// Sets the bytes being copied now.

@@ -1,6 +1,6 @@
 //! What the workers of a job share: bitmaps, the sweep, the command word, counters. Atomics only.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_queue::ArrayQueue;
@@ -22,7 +22,7 @@ use super::sweep::Sweep;
 use super::writers::Writers;
 use crate::bitmap::DirtyBitmap;
 use crate::error::Result;
-use crate::units::ByteRange;
+use crate::units::{ByteRange, bytes_u64};
 
 /// The size of requests that salvage what can be read around a bad block.
 const SALVAGE_BYTES: u64 = 4096;
@@ -215,6 +215,8 @@ pub struct Share {
     pub doorbell: Doorbell,
     /// How much copiers may have in flight.
     pace: AtomicU64,
+    /// Whose turn it is where the pace is too slow for all workers.
+    turn: AtomicUsize,
     /// Rates and forecasts, as the home sees them.
     pub figures: Figures,
     /// Bytes that guest writes took to both sides.
@@ -279,6 +281,7 @@ impl Share {
             mode_is_chosen: AtomicBool::new(false),
             doorbell: Doorbell::default(),
             pace: AtomicU64::new(Pace::FULL.pack()),
+            turn: AtomicUsize::new(0),
             figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
             notices: ArrayQueue::new(MAX_NOTICES),
@@ -418,8 +421,32 @@ impl Share {
     }
 
     /// Changes that.
-    pub fn set_pace(&self, pace: Pace) {
+    pub(super) fn set_pace(&self, pace: Pace) {
         self.pace.store(pace.pack(), Ordering::Release);
+    }
+
+    /// Bytes that `worker` may have in flight now. Where the pace is too slow to be divided, it is one worker's at a time;
+    /// who has to wait for that says so.
+    pub(super) fn paced_bytes(&self, worker: usize) -> u64 {
+        let (pace, workers) = (self.pace(), bytes_u64(self.tallies.len()));
+        if let Some(each) = pace.of_each(workers, self.geometry.run_bytes) {
+            return each;
+        }
+        let its_turn = self.turn.load(Ordering::Acquire) == worker;
+        self.tallies[worker].set_waits(!its_turn);
+        if its_turn { pace.in_flight_bytes } else { 0 }
+    }
+
+    /// Gives the turn to the next worker that waits for it; whether there was one. Each has a part of the disk in hand that
+    /// nobody else copies, so none may be left out.
+    pub(super) fn pass_turn(&self) -> bool {
+        let workers = self.tallies.len();
+        let turn = self.turn.load(Ordering::Acquire);
+        let next = (1..workers).map(|step| (turn + step) % workers).find(|&w| self.tallies[w].waits());
+        if let Some(next) = next {
+            self.turn.store(next, Ordering::Release);
+        }
+        next.is_some()
     }
 
     /// The job fails; the first failure is kept.
@@ -593,6 +620,12 @@ impl Share {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.activity.is_idle()
+    }
+
+    /// Whether zeroes may give the target's space back.
+    #[must_use]
+    pub(crate) fn may_punch(&self) -> bool {
+        !self.keep_allocated
     }
 
     /// Whether zeroes are written as data because the target cannot zero.

@@ -53,8 +53,6 @@ const WAKE_KEY: u64 = u64::MAX;
 const CANCEL_KEY: u64 = u64::MAX - 1;
 /// A sleep without a timeout is one of an hour.
 const LONGEST_SLEEP_NS: u64 = 3_600_000_000_000;
-/// How often a poll goes back to the kernel for completions that it held back; each time it takes twenty or more.
-const MAX_AGAIN: u32 = MAX_IN_FLIGHT / 20 + 1;
 
 /// What a ring is made with.
 #[derive(Clone, Copy, Debug)]
@@ -235,18 +233,6 @@ impl UringRing {
         }
     }
 
-    /// Takes what the kernel held back. A call runs only some of the completions that are ready (20 in Linux 6.18), and a
-    /// host was told of them once: it sleeps on its eventfd, so none may stay behind.
-    fn collect_held_back(&mut self) -> Result<()> {
-        for _ in 0..MAX_AGAIN {
-            if !self.setup.tells_more || !self.kernel.sq.taskrun() {
-                break;
-            }
-            self.call_enter(Wait::POLL)?;
-        }
-        Ok(())
-    }
-
     /// Takes a completion off the queue; `None` for those that were not a request.
     fn take_cqe(&mut self) -> Option<(u32, i32)> {
         loop {
@@ -348,7 +334,6 @@ impl Ring for UringRing {
             self.lanes_ready.load(Ordering::Acquire) > 0 || !self.refused.is_empty() || !self.wake_armed;
         let wait = if awake { Wait::POLL } else { wait };
         self.call_enter(wait)?;
-        self.collect_held_back()?;
         self.kernel.sq.sync();
         self.kernel.cq.sync();
         Ok(())

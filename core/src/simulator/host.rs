@@ -134,7 +134,7 @@ impl Simulation {
                 other => other,
             });
             for disk in [&live.source, &live.target] {
-                disk.set_faults(Some(Faults::default()));
+                disk.set_faults(Faults::default());
             }
             self.live_or_die();
         }

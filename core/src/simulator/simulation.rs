@@ -164,7 +164,7 @@ impl Simulation {
         drive::start_anew();
         let world = recipe.world();
         let disk = Self::disk(&world, &recipe, 60);
-        disk.set_faults(Some(recipe.faults[0]));
+        disk.set_faults(recipe.faults[0]);
         disk.set_latency(recipe.latency_ns[0].0, recipe.latency_ns[0].1);
         let drive = DriveCore::new(Arc::clone(&disk), recipe.bytes, model::BLOCK, true);
         let crew = Crew::new(&world, recipe.workers, recipe.window_bytes);
@@ -195,7 +195,7 @@ impl Simulation {
 
     /// A disk with a value of its own in every block, and about so many blocks in a hundred that are holes.
     fn disk(world: &World, recipe: &Recipe, data_percent: u64) -> Arc<SimDisk> {
-        let disk = SimDisk::with_cache(recipe.bytes);
+        let disk = SimDisk::new(recipe.bytes);
         let mut at = 0;
         while at < recipe.bytes {
             let len = ((world.pick(24) + 1) * 4096).min(recipe.bytes - at);
@@ -225,7 +225,7 @@ impl Simulation {
     /// A target for the next job: what it holds is what the job may rely on, and garbage elsewhere.
     fn target(&self, source: &SimDisk, options: &mut MirrorOptions) -> Arc<SimDisk> {
         let recipe = &self.recipe;
-        let target = SimDisk::with_cache(recipe.bytes);
+        let target = SimDisk::new(recipe.bytes);
         let mut image = source.content();
         let garbage = |bytes: &mut [u8]| bytes.iter_mut().for_each(|byte| *byte ^= 0x5a);
         match recipe.first {
@@ -253,7 +253,7 @@ impl Simulation {
             }
         }
         target.poke(0, &image);
-        target.set_faults(Some(recipe.faults[1]));
+        target.set_faults(recipe.faults[1]);
         target.set_latency(recipe.latency_ns[1].0, recipe.latency_ns[1].1);
         target.set_rate(recipe.rate_bytes_per_s);
         target

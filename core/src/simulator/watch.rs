@@ -98,9 +98,9 @@ impl Simulation {
 
     /// Every guest request completes in bounded time.
     fn look_at_requests(&mut self, now_ns: u64) -> Result<(), Wrong> {
-        let waits = self.watch.host_decides || self.drive.place().device.is_dead();
+        let waits = self.watch.host_decides || !self.drive.place().device.answers();
         let target_is_dead =
-            self.live.as_ref().is_some_and(|live| !live.share.is_ending() && live.target.is_dead());
+            self.live.as_ref().is_some_and(|live| !live.share.is_ending() && !live.target.answers());
         if waits || target_is_dead {
             self.watch.excused_ns = now_ns;
         }
@@ -159,8 +159,7 @@ impl Simulation {
         if let Some(at) = differs {
             return Err(Wrong::new(format!("complete, and yet different at {at}")));
         }
-        let (durable, content) = (target.durable(), target.content());
-        match first_difference(&durable, &content) {
+        match target.may_lose() {
             Some(at) => Err(Wrong::new(format!("complete, and a power failure would lose what is at {at}"))),
             None => Ok(()),
         }

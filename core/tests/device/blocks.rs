@@ -117,6 +117,7 @@ fn a_mounted_target_is_refused_under_each_of_its_names_and_stays_as_it_is() {
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&part, &link).unwrap();
     assert_refused(target(&link), ErrorKind::Busy, &link, "it is mounted on");
+    assert_refused(Device::open_disk(&part), ErrorKind::Busy, &part, "open the guest's disk");
     // Sharing is for locks; nobody shares with a mount.
     let shared = Device::open_target(&part, TargetOptions { allow_shared: true });
     assert_refused(shared, ErrorKind::Busy, &part, "it is mounted on");

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use blkmirror_core::ErrorKind;
-use blkmirror_core::device::{AlignmentOrigin, Device, DeviceKind, ExtentKind, TargetOptions};
+use blkmirror_core::device::{AlignmentOrigin, Device, DeviceKind, ExtentKind, Role, TargetOptions};
 use blkmirror_core::units::{ByteRange, GIB, MIB, TIB};
 use rustix::fs::{OFlags, RawMode};
 
@@ -151,6 +151,31 @@ fn a_target_file_has_one_owner_until_its_last_descriptor_is_gone() {
     Device::open_target(&path, TargetOptions { allow_shared: true }).unwrap();
     drop(worker);
     target(&path).unwrap();
+}
+
+#[test]
+fn a_guests_disk_is_writable_ours_alone_and_of_any_size_that_a_source_may_have() {
+    let dir = on_disk();
+    let path = filled(&dir.path().join("disk"), 8192 + 512);
+    let disk = Device::open_disk(&path).unwrap();
+    assert_eq!((disk.role(), disk.size_bytes()), (Role::Disk, 8192 + 512));
+    assert_eq!(flags(&disk) & OFlags::RWMODE, OFlags::RDWR);
+    assert!(disk.is_direct());
+    assert_refused(Device::open_disk(&path), ErrorKind::Busy, &path, "open the guest's disk");
+    assert_refused(target(&path), ErrorKind::Busy, &path, "in use");
+    // Reading it beside us is allowed, and it is seen to be the same disk.
+    assert!(disk.is_same_as(&source(&path).unwrap()));
+    disk.discard(ByteRange::at(0, disk.limits().logical_block_bytes)).unwrap();
+    drop(disk);
+    let file = fs::File::open(&path).unwrap();
+    let poor = Device::disk_from_fd(file.as_fd(), path.to_str().unwrap(), TargetOptions::default());
+    assert_refused(poor, ErrorKind::PermissionDenied, &path, "for reading and writing");
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let disk = Device::disk_from_fd(file.as_fd(), "the disk of a guest", TargetOptions::default()).unwrap();
+    assert_refused(Device::open_disk(&path), ErrorKind::Busy, &path, "in use");
+    assert_eq!(disk.name(), "the disk of a guest");
+    let odd = filled(&dir.path().join("odd"), 1000);
+    assert_refused(Device::open_disk(&odd), ErrorKind::WrongSize, &odd, "open the guest's disk");
 }
 
 #[test]

@@ -112,7 +112,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
             return None;
         }
         let request = self.table.get(index)?;
-        let work = request.wish.on_target()?;
+        let work = request.wish.on_target(share.may_punch())?;
         let memory = match request.host_data() {
             Data::Host(memory) => Some(memory),
             Data::Own(_) | Data::None => None,

@@ -58,14 +58,16 @@ impl Wish {
         }
     }
 
-    /// What its target part does; `None`: it never has one.
+    /// What its target part does; `None`: it never has one. `may_punch`: zeroes may give the target's space back.
     ///
     /// The target is flushed before it is relied on, so nothing is made durable there by itself. A discard goes to the
     /// drive alone: each side may ignore it, and then they would differ; its chunks are copied as what they read afterwards.
-    pub(super) const fn on_target(self) -> Option<Work> {
+    pub(super) const fn on_target(self, may_punch: bool) -> Option<Work> {
         match self {
             Self::Write(_) => Some(Work::Write { fua: false }),
-            Self::WriteZeroes(ZeroFlags { punch, .. }) => Some(Work::Zero { punch, fua: false }),
+            Self::WriteZeroes(ZeroFlags { punch, .. }) => {
+                Some(Work::Zero { punch: punch && may_punch, fua: false })
+            }
             Self::Read | Self::Discard | Self::Flush => None,
         }
     }

@@ -296,8 +296,7 @@ impl Copier {
 
     /// The part of the window that a piece uses.
     fn take_window(&mut self, window: &mut Window, len: u64) -> Option<BufRange> {
-        let workers = bytes_u64(self.share.tallies.len());
-        let paced = self.share.pace().of_worker(self.worker, workers, self.share.geometry.run_bytes);
+        let paced = self.share.paced_bytes(self.worker);
         let most = self.share.geometry.buf_bytes.min(paced);
         if paced == 0 || (self.flying.bytes + len > most && self.flying.bytes > 0) {
             return None;

@@ -140,7 +140,8 @@ impl OwnedRing {
     /// Makes `fd`, an eventfd of the host's, readable with every completion, result of a blocking request and wake-up from
     /// now on. It may become readable without there being anything to collect.
     ///
-    /// The host reads it, enters the ring without sleeping, and takes all completions; then nothing is missed.
+    /// The host reads it, enters the ring without sleeping, and takes all completions; then nothing is missed. Where the
+    /// kernel holds some back (it runs 20 at a time, Linux 6.18), showing the others makes `fd` readable again.
     ///
     /// # Errors
     /// [`ErrorKind::WrongState`] if there is one already, or on another thread; out of descriptors.
@@ -173,7 +174,7 @@ impl UringRing {
         // dropped elsewhere could not end.
         limits.no_ring_fd |= how == Use::Kept;
         let region = Region::new(options.memory_bytes)?;
-        let (io, mut setup) = setup::build((SQ_ENTRIES, MAX_IN_FLIGHT * 2), limits, how == Use::Kept)?;
+        let (io, mut setup) = setup::build(SQ_ENTRIES, MAX_IN_FLIGHT * 2, limits)?;
         let (sentinel, held) = Sentinel::new()?;
         let mut kernel = Kernel::new(io);
         let places = (MAX_DEVICES, held.as_fd());

@@ -65,20 +65,12 @@ pub struct Setup {
     pub min_wait: bool,
     /// A sleep in the ring can be kept out of the iowait statistics (6.15).
     pub no_iowait: bool,
-    /// The ring says when completions are ready that it has not shown yet (5.19).
-    pub tells_more: bool,
     /// Why the memory is not registered, if it is not.
     pub buffer_refused: Option<String>,
 }
 
 /// Builds a ring with the best flags that the kernel takes.
-///
-/// `tell_more`: the ring says when completions are ready that it has not shown yet (5.19), for a host on an eventfd.
-pub(super) fn build(
-    (entries, cq_entries): (u32, u32),
-    limits: UringLimits,
-    tell_more: bool,
-) -> Result<(IoUring, Setup)> {
+pub(super) fn build(entries: u32, cq_entries: u32, limits: UringLimits) -> Result<(IoUring, Setup)> {
     let mut last = io::Error::from_raw_os_error(libc::ENOSYS);
     for rung in LADDER.into_iter().skip(limits.skip_rungs.min(LADDER.len() - 1)) {
         let mut builder = IoUring::builder();
@@ -89,18 +81,11 @@ pub(super) fn build(
         if rung.coop {
             builder.setup_coop_taskrun().setup_submit_all();
         }
-        let tells_more = tell_more && (rung.single || rung.coop);
-        if tells_more {
-            builder.setup_taskrun_flag();
-        }
         if rung.no_array {
             builder.setup_no_sqarray();
         }
         match builder.build(entries) {
-            Ok(ring) => {
-                let (ring, setup) = accept(ring, rung, limits)?;
-                return Ok((ring, Setup { tells_more, ..setup }));
-            }
+            Ok(ring) => return accept(ring, rung, limits),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = e,
             Err(e) => return Err(refused(e)),
         }

@@ -1,0 +1,112 @@
+//! How far a following job is behind the guest.
+//!
+//! On an otherwise idle disk a guest writes a block now and then. From the moment it is told that the block is written, the
+//! target is read again and again at that place, past the page cache, until the block is there. That is an upper bound of
+//! what is promised, which is the time until the write to the target is *sent*: it holds the write itself and up to one
+//! read besides.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use blkmirror_core::buffer::AlignedBuf;
+use blkmirror_core::engine::{Engine, EngineOptions};
+use blkmirror_core::mirror::{CopyModeChoice, MirrorOptions};
+use blkmirror_core::units::{ByteRange, bytes_u64};
+use blkmirror_load::{GuestDisk, Histogram, QueueDisk, ReadAt, WriteId, stamp};
+use blkmirror_testkit::MIB;
+
+use super::options::Options;
+use super::report::Part;
+use super::stage::{self, Disks, micros};
+use crate::error::{Context, Failure, Result};
+use crate::targets::Bound;
+
+/// The disks.
+const DISK_BYTES: u64 = 64 * MIB;
+/// Bytes of a write.
+const BLOCK_BYTES: usize = 4096;
+/// The guest pauses so long, and up to twice as long, between two writes.
+const PAUSE: Duration = Duration::from_millis(4);
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The seed of the stamps.
+const SEED: u64 = 77;
+
+/// Runs the part.
+pub fn measure(options: &Options) -> Result<Part> {
+    let disks = Disks::new(DISK_BYTES)?;
+    let engine = Engine::start(EngineOptions::default()).context(|| "engine")?;
+    let drive = disks.drive()?;
+    let background = MirrorOptions { copy_mode: CopyModeChoice::Background, ..MirrorOptions::default() };
+    let job = engine.mirror(&drive, disks.target()?, background).context(|| "job")?;
+    stage::wait_until(&job, PATIENCE, |job| job.status().is_ready())?;
+    let mut guest = QueueDisk::open(&drive, 1).context(|| "guest")?;
+    let [_, mut target] = disks.readers()?;
+    let mut lags = Histogram::<u64>::new(3).context(|| "histogram")?;
+    let mut buffer = AlignedBuf::new(BLOCK_BYTES, 4096).context(|| "buffer")?;
+    for number in 0..if options.quick { 100u64 } else { 1000 } {
+        // Another chunk each time, and not in step with anything.
+        let chaos = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let block = bytes_u64(BLOCK_BYTES);
+        let range = ByteRange::at(chaos % (DISK_BYTES / block) * block, block);
+        std::thread::sleep(PAUSE + PAUSE.mul_f64((chaos % 1000) as f64 / 1000.0));
+        let id = WriteId::new(0, number + 1);
+        stamp::write(&mut buffer, SEED, id, range.start());
+        buffer = write(&mut guest, range.start(), buffer)?;
+        let told = Instant::now();
+        lags.record(lag(&mut target, range, id, told)?).context(|| "histogram")?;
+    }
+    stage::end(&job)?;
+    Ok(part(&lags))
+}
+
+/// One guest write, from its sending to its end; the buffer comes back.
+fn write(guest: &mut QueueDisk, offset: u64, buffer: AlignedBuf) -> Result<AlignedBuf> {
+    guest.write(offset, buffer, false, 0).map_err(|refused| refused.error).context(|| "guest write")?;
+    loop {
+        guest.wait(1, PATIENCE).context(|| "guest")?;
+        if let Some(done) = guest.pop() {
+            done.result.context(|| "guest write")?;
+            return done.buffer.ok_or_else(|| Failure::new("a guest write lost its buffer"));
+        }
+    }
+}
+
+/// Nanoseconds until the block is on the target.
+fn lag(target: &mut dyn ReadAt, range: ByteRange, id: WriteId, told: Instant) -> Result<u64> {
+    loop {
+        let bytes = target.read_at(range).context(|| "target")?;
+        let lag = told.elapsed();
+        let there = bytes
+            .as_chunks::<{ stamp::SECTOR_BYTES }>()
+            .0
+            .iter()
+            .zip((range.start()..).step_by(stamp::SECTOR_BYTES))
+            .all(|(sector, at)| stamp::read(sector, SEED, at) == Some(id));
+        if there {
+            return Ok(u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX));
+        }
+        if lag > PATIENCE {
+            return Err(Failure::new(format!("{range} did not reach the target within {PATIENCE:?}")));
+        }
+        // A core that only looks would be missing to those who write.
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Table and promise.
+fn part(lags: &Histogram<u64>) -> Part {
+    let title = format!(
+        "{} single writes to a ready job in background mode, 4 to 8 ms apart: from the guest's acknowledgement until a read of the \
+         target finds the block. An upper bound of the time until the target's write is sent: it holds that write, and up \
+         to one look (about 100 us).",
+        lags.len()
+    );
+    let mut part = Part::new("lag", title, &["", "p50", "p99", "max"]);
+    let ms = |ns: u64| micros(Duration::from_nanos(ns)) / 1000.0;
+    let [p50, p99, max] = [lags.value_at_quantile(0.5), lags.value_at_quantile(0.99), lags.max()].map(ms);
+    let cell = |ms: f64| format!("{ms:.2} ms");
+    part.rows.push(vec!["acknowledged to found on the target".to_owned(), cell(p50), cell(p99), cell(max)]);
+    part.promise("follow lag on an idle disk, p99 in ms", Bound::AtMost(5.0), Some(p99));
+    part
+}
