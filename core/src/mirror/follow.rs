@@ -160,7 +160,8 @@ impl Follow {
     #[must_use]
     pub fn sight(&self, now_ns: u64, gate_is_quiet: bool) -> Sight {
         let predicted_pause_ns = self.estimate.predicted_pause().map(|pause| to_ns(Some(pause)));
-        Sight { now_ns, gate_is_quiet, predicted_pause_ns, flush_ns: self.flush_ns }
+        let slow_flush_ns = self.estimate.slow_flush_ns();
+        Sight { now_ns, gate_is_quiet, predicted_pause_ns, flush_ns: self.flush_ns, slow_flush_ns }
     }
 
     /// Whether it is time to take stock. The home is awake from here on.
