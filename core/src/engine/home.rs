@@ -81,6 +81,7 @@ impl<D> Home<D> {
     pub(super) fn carry_out(&mut self, act: Act, core: &JobCore, now_ns: u64) -> bool {
         match act {
             Act::Rest | Act::Flush => {}
+            Act::Rouse => core.wake_all(),
             Act::CloseGate => {
                 self.holds_gate = true;
                 self.drive.close_gate();

@@ -52,6 +52,8 @@ pub enum Act {
     CloseGate,
     /// Open it.
     OpenGate,
+    /// Wake every worker: the job ends, and who sleeps must put back what he holds.
+    Rouse,
     /// Move the drive to the target.
     Pivot,
     /// Detach the job from the drive.
@@ -427,6 +429,7 @@ impl Coordinator {
         if share.status() != JobStatus::Aborting {
             share.turn(Turn::Abort);
             self.ending_since_ns = now_ns;
+            return Act::Rouse;
         }
         if self.stage == Stage::Ending {
             self.stage = Stage::Over;
