@@ -12,6 +12,7 @@
 
 mod command;
 mod disk;
+pub mod live;
 
 pub use command::{Ended, Started, binary, command, copy, copy_json, run, start};
 pub use disk::{Untouched, allocated_bytes, assert_equal, assert_random};

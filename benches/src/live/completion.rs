@@ -31,7 +31,7 @@ const BLOCK_BYTES: u64 = 64 * KIB;
 /// How long the guest may be held.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
 /// A run that takes longer counts as one that does not complete.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the guest writes before the job starts and after it ended.
 const MARGIN: Duration = Duration::from_millis(100);
 

@@ -91,9 +91,13 @@ pub enum IoStatus {
 impl IoStatus {
     /// What an error with this errno and this action leads to.
     fn of(errno: i32, action: ErrorAction) -> Self {
-        match (action, errno) {
-            (ErrorAction::Ignore, _) => Self::Ok,
-            (_, libc::ENOSPC | libc::EDQUOT) => Self::NoSpace,
+        if action == ErrorAction::Ignore { Self::Ok } else { Self::of_failure(errno) }
+    }
+
+    /// What an error with this errno leads to that ends or stops the job.
+    pub(super) fn of_failure(errno: i32) -> Self {
+        match errno {
+            libc::ENOSPC | libc::EDQUOT => Self::NoSpace,
             _ => Self::Failed,
         }
     }

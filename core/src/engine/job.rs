@@ -390,8 +390,7 @@ impl Job {
             io_status: match share.stopped() {
                 Some(true) => IoStatus::NoSpace,
                 Some(false) => IoStatus::Failed,
-                None if share.failure().is_some() => IoStatus::Failed,
-                None => IoStatus::Ok,
+                None => share.failure().map_or(IoStatus::Ok, |failure| IoStatus::of_failure(failure.errno)),
             },
             last_error: self.core.events.last_error(),
             progress,

@@ -84,6 +84,8 @@ pub struct Sight {
     pub predicted_pause_ns: Option<u64>,
     /// What a flush of the target takes.
     pub flush_ns: u64,
+    /// The part of `predicted_pause_ns` that is a flush: the slowest one that is remembered.
+    pub slow_flush_ns: u64,
 }
 
 /// What a flush is for.
@@ -153,6 +155,10 @@ pub(super) fn within_ns(max_pause_ns: u64) -> u64 {
     max_pause_ns - max_pause_ns / RESERVE
 }
 
+/// A flush that alone stands in the way is tried again after so long: it may have been slow that once, as the first one
+/// after a long copy is.
+const MEASURE_NS: u64 = 200_000_000;
+
 /// Decides a job's course.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -178,6 +184,8 @@ pub struct Coordinator {
     pause_ns: Option<u64>,
     /// Nothing is tried before this time: after a failed flush, or a switch-over that was missed.
     retry_at_ns: u64,
+    /// When a flush is sent only to see how long it takes.
+    measure_at_ns: u64,
     /// How often the flush was sent again for a passing error.
     tries: u8,
     /// Switch-overs that were missed.
@@ -204,6 +212,7 @@ impl Coordinator {
             closed_at_ns: None,
             pause_ns: None,
             retry_at_ns: 0,
+            measure_at_ns: 0,
             tries: 0,
             missed: 0,
             braked: 0,
@@ -245,7 +254,7 @@ impl Coordinator {
         if !Self::follow_hold(share) || sight.now_ns < self.retry_at_ns || self.flush_covers.is_some() {
             return Act::Rest;
         }
-        if share.is_finished() {
+        if share.is_finished() || !share.awaits_round(sight.now_ns) {
             share.end_rounds();
         }
         let ready = share.status() == JobStatus::Ready;
@@ -259,10 +268,26 @@ impl Coordinator {
         if !ready && !self.completes_itself && self.could_be_ready(share, sight) {
             return self.flush(share, Purpose::ToBeReady);
         }
+        if (!ready || share.wants_completion()) && self.must_measure(share, sight) {
+            return self.flush(share, if ready { Purpose::BeforeGate } else { Purpose::ToBeReady });
+        }
         if self.must_brake(ready, share) {
             return self.close_gate(share, sight.now_ns);
         }
         Act::Rest
+    }
+
+    /// Whether the next step would be in reach if a flush did not take as long as the slowest one did, and it is time to see
+    /// whether it still does.
+    fn must_measure(&self, share: &Share, sight: &Sight) -> bool {
+        let (Some(max), Some(predicted)) = (self.max_pause_ns, sight.predicted_pause_ns) else {
+            return false;
+        };
+        let else_fits = predicted.saturating_sub(sight.slow_flush_ns) <= within_ns(max);
+        else_fits
+            && predicted > within_ns(max)
+            && share.sweep_is_claimed()
+            && sight.now_ns >= self.measure_at_ns
     }
 
     /// Whether the end is wanted, and the forecast of a switch-over fits.
@@ -302,8 +327,13 @@ impl Coordinator {
 
     /// Whether the forecast of a switch-over fits into the pause.
     fn fits(&self, share: &Share, sight: &Sight) -> bool {
-        if !share.sweep_is_claimed() {
+        // What failed under policy ignore may fail again, and no pause is long enough for that.
+        if !share.sweep_is_claimed() || share.awaits_round(sight.now_ns) {
             return false;
+        }
+        // Nothing to copy and nothing to flush.
+        if share.is_finished() && self.covers == Some(Self::written(share)) {
+            return true;
         }
         match (self.max_pause_ns, sight.predicted_pause_ns) {
             (None, _) => true,
@@ -468,6 +498,7 @@ impl Coordinator {
     /// not write (fsync(2)), so a second flush that succeeds says nothing about what came before the first.
     pub fn flushed(&mut self, result: Result<(), i32>, share: &Share, sight: &Sight) {
         let covers = self.flush_covers.take();
+        self.measure_at_ns = sight.now_ns.saturating_add(MEASURE_NS);
         if let Err(errno) = result {
             self.flush_failed(errno, share, sight.now_ns);
             return;

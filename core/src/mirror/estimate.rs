@@ -226,6 +226,12 @@ impl Estimate {
         self.flush.add(took_ns);
     }
 
+    /// The slowest of the flushes that are remembered: the part of [`Self::predicted_pause`] that no copying changes.
+    #[must_use]
+    pub fn slow_flush_ns(&self) -> u64 {
+        self.flush.get()
+    }
+
     /// An attempt to switch over ended.
     pub fn attempted(&mut self, attempt: Attempt) {
         self.overhead.add(attempt.overhead_ns);

@@ -16,6 +16,7 @@ use super::estimate::{Effort, Estimate, Sample};
 use super::options::{CopyModeChoice, LatencyBudget, MirrorOptions};
 use super::pace::Pace;
 use super::pacer::{Budget, GuestLatency, Pacer, Tick};
+use super::progress::Progress;
 use super::share::{Escalation, Notice, Share};
 
 /// How often stock is taken while there is work.
@@ -28,6 +29,10 @@ const QUIET_NS: u64 = 100_000_000;
 const LONGEST_SLEEP_NS: u64 = 500_000_000;
 /// After so long without a flush, the next one is expected to take half as long as the last.
 const FLUSH_FADES_NS: u64 = 1_000_000_000;
+/// A job that has less than this left is following, and what a guest wrote just now must not wait for a probe of the pacer.
+const FEW_BYTES: u64 = 4 << 20;
+/// The least pace then: one request at a time, which a guest hardly notices.
+const FEW_PACE: Pace = Pace { in_flight_bytes: 64 << 10, request_bytes: 64 << 10 };
 /// A figure that is not known.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -160,7 +165,8 @@ impl Follow {
     #[must_use]
     pub fn sight(&self, now_ns: u64, gate_is_quiet: bool) -> Sight {
         let predicted_pause_ns = self.estimate.predicted_pause().map(|pause| to_ns(Some(pause)));
-        Sight { now_ns, gate_is_quiet, predicted_pause_ns, flush_ns: self.flush_ns }
+        let slow_flush_ns = self.estimate.slow_flush_ns();
+        Sight { now_ns, gate_is_quiet, predicted_pause_ns, flush_ns: self.flush_ns, slow_flush_ns }
     }
 
     /// Whether it is time to take stock. The home is awake from here on.
@@ -186,15 +192,27 @@ impl Follow {
         });
         share.figures.publish(&self.estimate);
         self.converge(share, missed, left_bytes, now_ns);
-        self.set_pace(share, guest, progress.in_flight_bytes, now_ns)
+        self.set_pace(share, guest, &progress, left_bytes, now_ns)
     }
 
     /// Makes room for the guest; `true` when the copiers may go faster than before.
-    fn set_pace(&mut self, share: &Share, guest: &Guest, copying_bytes: u64, now_ns: u64) -> bool {
+    fn set_pace(
+        &mut self,
+        share: &Share,
+        guest: &Guest,
+        progress: &Progress,
+        left_bytes: u64,
+        now_ns: u64,
+    ) -> bool {
         let Some(pacer) = &mut self.pacer else { return false };
         let before = share.pace();
-        let pace =
+        let copying_bytes = progress.in_flight_bytes;
+        let mut pace =
             pacer.tick(&Tick { now_ns, guest: &guest.latency, guest_waits: guest.waits, copying_bytes });
+        let few = share.sweep_is_claimed() && left_bytes <= FEW_BYTES;
+        if few && pace.in_flight_bytes < FEW_PACE.in_flight_bytes {
+            pace = FEW_PACE;
+        }
         share.set_pace(pace);
         share.pass_turn() || pace.in_flight_bytes > before.in_flight_bytes
     }

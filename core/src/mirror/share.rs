@@ -27,6 +27,9 @@ use crate::units::{ByteRange, bytes_u64};
 /// The size of requests that salvage what can be read around a bad block.
 const SALVAGE_BYTES: u64 = 4096;
 
+/// A round of an ignored error in which nothing failed for so long is over: what failed would have been tried by then.
+const ROUND_SETTLED_NS: u64 = 200_000_000;
+
 /// Why a job failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FailureCause {
@@ -526,6 +529,13 @@ impl Share {
         self.round_at_ns.fetch_max(now_ns + policy::ignore_backoff_ns(round), Ordering::AcqRel);
         self.round_pending.store(true, Ordering::Release);
         !self.gives_up || round < policy::IGNORE_ROUNDS
+    }
+
+    /// With policy `ignore`: something failed, and it is not known yet whether it would fail again.
+    pub(super) fn awaits_round(&self, now_ns: u64) -> bool {
+        let settled_ns = self.round_at_ns.load(Ordering::Acquire).saturating_add(ROUND_SETTLED_NS);
+        self.round_pending.load(Ordering::Acquire)
+            || (self.round.load(Ordering::Acquire) > 0 && now_ns < settled_ns)
     }
 
     /// Everything could be copied: requests have their full size again, and the next failure is a first one.

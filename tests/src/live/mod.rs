@@ -1,0 +1,26 @@
+//! What the tests of live jobs share: a disk that guests write to, the proof of what they wrote, a job on it.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `history` | which write may be found where, at the end and as of a moment |
+//! | `guest` | threads that write, through a tracker |
+//! | `queued` | the same through a queue |
+//! | `scene` | a disk, its target, an engine and a job, with the waits that a test needs |
+//! | `served` | a disk that `qemu-storage-daemon` serves, with the faults of its blkdebug |
+#![forbid(unsafe_code)]
+
+mod guest;
+mod history;
+mod queued;
+mod scene;
+mod served;
+
+pub use guest::{GuestPlan, Guests};
+pub use history::{History, Kind, SECTOR_BYTES, Write};
+pub use scene::{Medium, Place, Scene, events_of, statuses_of, until, until_status};
+pub use served::{Inject, Served};
+
+/// The errno of a bad block.
+pub const EIO: i32 = 5;
+/// The errno of a full disk.
+pub const ENOSPC: i32 = 28;

@@ -1,0 +1,251 @@
+//! Errors of the disks while a job follows: what each policy does, before and after the job is ready, with guests that write
+//! through trackers and through queues, and that never notice.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
+
+use std::time::Duration;
+
+use blkmirror_core::engine::{
+    Completion, CopyModeChoice, End, ErrorAction, ErrorPolicy, EventKind, IoStatus, Job, JobStatus,
+    MirrorOptions, Side,
+};
+use blkmirror_testkit::faultdisk::{Effect, Operation, Rule, Times};
+use blkmirror_testkit::{KIB, MIB, needs};
+use blkmirror_tests::live::{EIO, ENOSPC, Guests, Medium, Scene, events_of, until, until_status};
+
+/// Size of the disks here.
+const SIZE: u64 = 2 * MIB;
+/// The byte at which it fails: inside a chunk, inside 4 KiB.
+const WRONG: u64 = MIB + 64 * KIB + 777;
+/// Before the job is ready, and after.
+const WHEN: [bool; 2] = [false, true];
+
+/// A job with a fault on one side.
+struct Trouble {
+    /// The disks.
+    scene: Scene,
+    /// The side with faults.
+    side: Side,
+    /// What is injected.
+    errno: i32,
+    /// The fault comes when the job is ready.
+    after_ready: bool,
+    /// How guest writes are followed.
+    mode: CopyModeChoice,
+}
+
+impl Trouble {
+    /// Two disks, one of them with faults.
+    fn new(side: Side, errno: i32, after_ready: bool, mode: CopyModeChoice) -> Self {
+        let (source, target) = match side {
+            Side::Source => (Medium::Faulty, Medium::Memory),
+            Side::Target => (Medium::Memory, Medium::Faulty),
+        };
+        Self { scene: Scene::new(SIZE, source, target), side, errno, after_ready, mode }
+    }
+
+    /// What changes the disk with faults.
+    fn control(&self) -> &blkmirror_testkit::faultdisk::Control {
+        match self.side {
+            Side::Source => self.scene.source.control(),
+            Side::Target => self.scene.target.control(),
+        }
+    }
+
+    /// Adds the fault.
+    fn inject(&self, times: Times) {
+        let operation = if self.side == Side::Source { Operation::Read } else { Operation::Write };
+        let effect = Effect::Error(self.errno);
+        self.control().add_rule(Rule::on(operation, effect).within(WRONG..WRONG + 1).times(times));
+    }
+
+    /// Starts guests and a job, and lets the fault come at its time.
+    fn start(&self, policy: ErrorPolicy, times: Times) -> (Guests, Job) {
+        if !self.after_ready {
+            self.inject(times);
+        }
+        let guests = match self.mode {
+            CopyModeChoice::Background => self.scene.guests(),
+            _ => self.scene.queued_guests(),
+        };
+        let options = MirrorOptions {
+            on_source_error: policy,
+            on_target_error: policy,
+            ..Scene::options_in(self.mode)
+        };
+        let job = self.scene.mirror(options);
+        if self.after_ready {
+            until_status(&job, JobStatus::Ready);
+            self.inject(times);
+        }
+        (guests, job)
+    }
+
+    /// Waits for the fault; a read of the source needs a chunk that is copied again, and write-blocking reads nothing.
+    fn met(&self) {
+        until("the fault is met", || self.control().counters().faults > 0);
+    }
+
+    /// Asserts that the job failed, said so, and that the guests did not notice.
+    #[track_caller]
+    fn failed(&self, guests: Guests, job: &Job) {
+        let Some(outcome) = job.wait_for(Duration::from_secs(20)) else { panic!("{:?}", job.query()) };
+        assert_eq!(outcome.end, End::Failed, "{self:?}");
+        let text = outcome.error.unwrap().to_string();
+        let disk = if self.side == Side::Source { &self.scene.source } else { &self.scene.target };
+        assert!(text.contains(disk.path.to_str().unwrap()), "{text}");
+        assert_eq!(
+            job.query().io_status,
+            if self.errno == EIO { IoStatus::Failed } else { IoStatus::NoSpace }
+        );
+        self.told(job, ErrorAction::Report);
+        self.unnoticed(guests);
+    }
+
+    /// Asserts that an event told of the error, with the byte in its range.
+    #[track_caller]
+    fn told(&self, job: &Job, expected: ErrorAction) {
+        let events = events_of(job);
+        let told = events.iter().any(|event| match event.what {
+            EventKind::Error { side, errno, range, action, .. } => {
+                let right = (side, errno, action) == (self.side, self.errno, expected);
+                right && range.start() <= WRONG && WRONG < range.end()
+            }
+            _ => false,
+        });
+        assert!(told, "{self:?}: {events:?}");
+    }
+
+    /// Asserts that the guests go on, and that no write of theirs has failed or is lost.
+    #[track_caller]
+    fn unnoticed(&self, guests: Guests) {
+        guests.go_on(20);
+        assert_eq!(guests.failed(), 0, "{self:?}");
+        let _ = guests.stop();
+        self.scene.check_source();
+    }
+
+    /// Asserts that the job becomes ready and completes with everything.
+    #[track_caller]
+    fn completes(&self, guests: Guests, job: &Job) {
+        until_status(job, JobStatus::Ready);
+        let outcome = self.scene.complete(job, Completion::PointInTime);
+        assert!(outcome.error.is_none());
+        self.unnoticed(guests);
+        let _ = self.scene.history.check_moment(&self.scene.target.content);
+    }
+}
+
+impl std::fmt::Debug for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { side, errno, after_ready, mode, .. } = self;
+        write!(f, "errno {errno} on the {side:?}, after ready: {after_ready}, {mode:?}")
+    }
+}
+
+/// Every case that makes sense: in write-blocking mode nobody reads the source once the job is ready.
+fn cases(errnos: &[i32]) -> Vec<Trouble> {
+    let mut all = Vec::new();
+    for &errno in errnos {
+        for after_ready in WHEN {
+            for mode in [CopyModeChoice::Background, CopyModeChoice::WriteBlocking] {
+                for side in [Side::Source, Side::Target] {
+                    let unread = after_ready && mode == CopyModeChoice::WriteBlocking && side == Side::Source;
+                    if !unread && (side == Side::Target || errno == EIO) {
+                        all.push(Trouble::new(side, errno, after_ready, mode));
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Scenarios 5 and 6.
+#[test]
+fn an_error_fails_the_job_under_report() {
+    needs!(Fuse);
+    for trouble in cases(&[EIO, ENOSPC]) {
+        let (guests, job) = trouble.start(ErrorPolicy::Report, Times::Forever);
+        trouble.failed(guests, &job);
+    }
+}
+
+/// Scenarios 5 and 6: `ignore` converges when the error goes away.
+#[test]
+fn passing_errors_are_made_up_for_under_ignore() {
+    needs!(Fuse);
+    for trouble in cases(&[EIO, ENOSPC]) {
+        let (guests, job) = trouble.start(ErrorPolicy::Ignore, Times::Count(3));
+        trouble.met();
+        trouble.completes(guests, &job);
+        trouble.told(&job, ErrorAction::Ignore);
+    }
+}
+
+/// Scenarios 5 and 6: the job stops where it is, guests go on, and it goes on when it is resumed; too early it stops again.
+#[test]
+fn an_error_stops_the_job_until_it_is_resumed_under_stop() {
+    needs!(Fuse);
+    for trouble in cases(&[EIO, ENOSPC]) {
+        let (guests, job) = trouble.start(ErrorPolicy::Stop, Times::Forever);
+        stops_and_goes_on(&trouble, guests, &job);
+    }
+}
+
+/// Scenario 6: only a full target stops the job.
+#[test]
+fn a_full_target_stops_the_job_under_enospc_and_other_errors_fail_it() {
+    needs!(Fuse);
+    for trouble in cases(&[ENOSPC]) {
+        let (guests, job) = trouble.start(ErrorPolicy::Enospc, Times::Once);
+        let stopped = if trouble.after_ready { JobStatus::Standby } else { JobStatus::Paused };
+        until_status(&job, stopped);
+        assert_eq!(job.query().io_status, IoStatus::NoSpace, "{trouble:?}");
+        job.resume().unwrap();
+        trouble.completes(guests, &job);
+    }
+    for trouble in cases(&[EIO]) {
+        let (guests, job) = trouble.start(ErrorPolicy::Enospc, Times::Forever);
+        trouble.failed(guests, &job);
+    }
+}
+
+/// Stopped, resumed too early, healed, resumed.
+#[track_caller]
+fn stops_and_goes_on(trouble: &Trouble, guests: Guests, job: &Job) {
+    let stopped = if trouble.after_ready { JobStatus::Standby } else { JobStatus::Paused };
+    until_status(job, stopped);
+    trouble.told(job, ErrorAction::Stop);
+    let expected = if trouble.errno == EIO { IoStatus::Failed } else { IoStatus::NoSpace };
+    assert_eq!(job.query().io_status, expected, "{trouble:?}");
+    guests.go_on(20);
+    let met = trouble.control().counters().faults;
+    job.resume().unwrap();
+    until("it is tried again", || trouble.control().counters().faults > met);
+    until_status(job, stopped);
+    trouble.control().clear_rules();
+    job.resume().unwrap();
+    trouble.completes(guests, job);
+    assert_eq!(job.query().io_status, IoStatus::Ok, "{trouble:?}");
+}
+
+/// Scenario 5: under `ignore` a block that stays bad keeps the job from being ready and does nothing else; the job waits longer
+/// each time before it tries again.
+#[test]
+fn a_block_that_stays_bad_is_tried_again_and_again_under_ignore() {
+    needs!(Fuse);
+    for side in [Side::Source, Side::Target] {
+        let trouble = Trouble::new(side, EIO, false, CopyModeChoice::Background);
+        let (guests, job) = trouble.start(ErrorPolicy::Ignore, Times::Forever);
+        until("some rounds have passed", || trouble.control().counters().faults >= 5);
+        assert_eq!(job.status(), JobStatus::Running);
+        let met = trouble.control().counters().faults;
+        guests.go_on(200);
+        // Rounds, not a storm.
+        let more = trouble.control().counters().faults - met;
+        assert!(more < 100, "{more}");
+        trouble.control().clear_rules();
+        trouble.completes(guests, &job);
+    }
+}

@@ -1,0 +1,332 @@
+//! What a host may ask of a live job, when, and what it hears: states, verbs, speed, events.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use blkmirror_core::engine::{
+    Cancel, Completion, CopyMode, CopyModeChoice, End, EventKind, Job, JobStatus, MirrorOptions, Verb,
+};
+use blkmirror_core::{ErrorKind, Result};
+use blkmirror_testkit::faultdisk::{Effect, Operation, Rule};
+use blkmirror_testkit::{MIB, needs};
+use blkmirror_tests::live::{GuestPlan, Medium, Scene, events_of, statuses_of, until, until_status};
+
+/// Size of the disks here.
+const SIZE: u64 = 8 * MIB;
+
+/// A slow job does not end before a test has looked at it.
+fn slowly() -> MirrorOptions {
+    MirrorOptions { speed_bytes_per_s: MIB, ..Scene::options() }
+}
+
+/// Asks a job for something.
+fn ask(job: &Job, verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Pause => job.pause(),
+        Verb::Resume => job.resume(),
+        Verb::SetSpeed => job.set_speed(MIB),
+        Verb::SetCopyMode => job.set_copy_mode(CopyMode::Background),
+        Verb::Complete => job.complete(Completion::PointInTime),
+        Verb::Cancel => job.cancel(Cancel::Force),
+        Verb::Finalize => job.finalize(),
+        Verb::Dismiss => job.dismiss(),
+    }
+}
+
+/// Asserts that every verb that the state forbids is refused, with both in the text, and changes nothing.
+#[track_caller]
+fn refuses_what_is_forbidden(job: &Job, status: JobStatus) {
+    for verb in Verb::ALL {
+        if !verb.is_allowed_in(status) {
+            let error = ask(job, verb).unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.kind(), ErrorKind::WrongState, "{text}");
+            assert!(text.contains(verb.name()) && text.contains(status.name()), "{text}");
+        }
+    }
+    assert_eq!(job.status(), status);
+}
+
+/// Scenario 19: every verb that a state forbids, on a real job in that state.
+#[test]
+fn every_state_of_a_real_job_refuses_what_it_forbids_by_name() {
+    needs!(Fuse);
+    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    let job = scene.mirror(MirrorOptions { auto_finalize: false, ..slowly() });
+    until_status(&job, JobStatus::Running);
+    refuses_what_is_forbidden(&job, JobStatus::Running);
+    job.pause().unwrap();
+    until_status(&job, JobStatus::Paused);
+    refuses_what_is_forbidden(&job, JobStatus::Paused);
+    job.set_speed(0).unwrap();
+    job.resume().unwrap();
+    until_status(&job, JobStatus::Ready);
+    refuses_what_is_forbidden(&job, JobStatus::Ready);
+    job.pause().unwrap();
+    until_status(&job, JobStatus::Standby);
+    refuses_what_is_forbidden(&job, JobStatus::Standby);
+    job.resume().unwrap();
+    until_status(&job, JobStatus::Ready);
+    job.complete(Completion::PointInTime).unwrap();
+    until_status(&job, JobStatus::Pending);
+    refuses_what_is_forbidden(&job, JobStatus::Pending);
+    job.finalize().unwrap();
+    assert_eq!(job.wait_for(Duration::from_secs(20)).unwrap().end, End::Completed);
+    refuses_what_is_forbidden(&job, JobStatus::Concluded);
+    job.dismiss().unwrap();
+    refuses_what_is_forbidden(&job, JobStatus::Null);
+
+    // Aborting: a request hangs, so it takes a moment until the job is over.
+    scene.target.control().add_rule(Rule::on(Operation::Write, Effect::Stuck));
+    let job = scene.mirror(Scene::options());
+    until("a write hangs", || scene.target.control().counters().stuck > 0);
+    job.cancel(Cancel::Soft).unwrap();
+    until_status(&job, JobStatus::Aborting);
+    for verb in [Verb::Pause, Verb::Resume, Verb::SetSpeed, Verb::Complete, Verb::Finalize, Verb::Dismiss] {
+        let text = ask(&job, verb).unwrap_err().to_string();
+        assert!(text.contains(verb.name()), "{text}");
+    }
+    job.cancel(Cancel::Force).unwrap();
+    assert_eq!(job.wait_for(Duration::from_secs(5)).unwrap().end, End::Cancelled);
+    let _ = scene.target.control().release_stuck(None);
+}
+
+/// Scenario 19: a job that waits for its finalize holds the guest, and lets it go when it is cancelled instead.
+#[test]
+fn a_pending_job_holds_the_guest_until_it_is_finalized_or_cancelled() {
+    for finalize in [true, false] {
+        let scene = Scene::new(SIZE, Medium::Memory, Medium::Memory);
+        let guests = scene.guests();
+        let job = scene.mirror(MirrorOptions { auto_finalize: false, ..Scene::options() });
+        until_status(&job, JobStatus::Ready);
+        job.complete(Completion::Pivot).unwrap();
+        until_status(&job, JobStatus::Pending);
+        thread::sleep(Duration::from_millis(20));
+        let held = guests.written();
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(guests.written(), held, "guests write while the job is pending");
+        if finalize {
+            job.finalize().unwrap();
+        } else {
+            job.cancel(Cancel::Force).unwrap();
+        }
+        let outcome = job.wait_for(Duration::from_secs(5)).unwrap();
+        assert_eq!(outcome.pivoted, finalize);
+        assert_eq!(outcome.end, if finalize { End::Completed } else { End::Cancelled });
+        guests.go_on(20);
+        let _ = guests.stop();
+        if finalize { scene.check_target() } else { scene.check_source() }
+    }
+}
+
+/// Scenario 7: the speed may be changed at any time, and is kept before the job is ready and after.
+#[test]
+fn the_speed_limit_is_kept_in_both_phases() {
+    let scene = Scene::new(SIZE, Medium::Memory, Medium::Memory);
+    let job = scene.mirror(MirrorOptions {
+        speed_bytes_per_s: 4 * MIB,
+        ..Scene::options_in(CopyModeChoice::Background)
+    });
+    let copied_in = |time: Duration| {
+        let (begun, before) = (Instant::now(), job.query().progress.copied_bytes);
+        thread::sleep(time);
+        (job.query().progress.copied_bytes - before, begun.elapsed())
+    };
+    let most = |speed: u64, time: Duration| {
+        // A burst of the limit, and what was in flight.
+        u64::try_from(u128::from(speed) * time.as_millis() / 1000).unwrap() + MIB
+    };
+    let (copied, time) = copied_in(Duration::from_millis(500));
+    assert!(copied > 0 && copied <= most(4 * MIB, time), "{copied} in {time:?}");
+    job.set_speed(0).unwrap();
+    until_status(&job, JobStatus::Ready);
+    // Guests that write much more than that.
+    job.set_speed(2 * MIB).unwrap();
+    assert_eq!(job.query().speed_bytes_per_s, 2 * MIB);
+    let plans = [1, 2].map(|seed| GuestPlan::over(SIZE, seed));
+    let guests = scene.guests_with(&plans);
+    guests.go_on(50);
+    let (copied, time) = copied_in(Duration::from_millis(500));
+    assert!(copied <= most(2 * MIB, time), "{copied} in {time:?}");
+    job.set_speed(0).unwrap();
+    until("it catches up", || job.query().dirty_bytes < MIB);
+    let _ = scene.complete(&job, Completion::PointInTime);
+    let _ = guests.stop();
+    let _ = scene.history.check_moment(&scene.target.content);
+}
+
+/// While a job is paused nothing is copied, and what guests write then is copied afterwards.
+#[test]
+fn what_is_written_during_a_pause_is_copied_after_it() {
+    let scene = Scene::new(SIZE, Medium::Memory, Medium::Memory);
+    let guests = scene.guests();
+    let job = scene.mirror(slowly());
+    until_status(&job, JobStatus::Running);
+    job.pause().unwrap();
+    until_status(&job, JobStatus::Paused);
+    assert!(job.pause().unwrap_err().to_string().contains("paused already"));
+    let copied = job.query().progress.copied_bytes;
+    guests.go_on(100);
+    assert_eq!(job.query().progress.copied_bytes, copied);
+    job.set_speed(0).unwrap();
+    job.resume().unwrap();
+    assert!(job.resume().unwrap_err().to_string().contains("not paused"));
+    until_status(&job, JobStatus::Ready);
+    let _ = scene.complete(&job, Completion::Pivot);
+    guests.go_on(20);
+    let _ = guests.stop();
+    scene.check_target();
+}
+
+/// Own: many threads ask for the end at once; one of them gets it, the job ends once, and every answer is an answer.
+#[test]
+fn storms_of_complete_and_cancel_end_the_job_once() {
+    for round in 0..6 {
+        let scene = Scene::new(MIB, Medium::Memory, Medium::Memory);
+        let guests = scene.guests();
+        let job = scene.mirror(Scene::options());
+        until_status(&job, JobStatus::Ready);
+        let _ = events_of(&job);
+        let go = AtomicBool::new(false);
+        let accepted: usize = thread::scope(|s| {
+            let storm = [0, 1, 2, 3].map(|number| {
+                let (job, go) = (&job, &go);
+                s.spawn(move || {
+                    while !go.load(Ordering::Acquire) {
+                        std::hint::spin_loop();
+                    }
+                    (0..200).filter(|step| one_of_a_storm(job, round, number, *step)).count()
+                })
+            });
+            go.store(true, Ordering::Release);
+            storm.map(|thread| thread.join().unwrap()).into_iter().sum()
+        });
+        // Rounds without a single cancel have exactly one complete.
+        assert!(round % 2 == 1 || accepted == 1, "{accepted} were accepted");
+        let outcome = job.wait_for(Duration::from_secs(20)).unwrap();
+        guests.go_on(10);
+        let _ = guests.stop();
+        let events = events_of(&job);
+        let ends = events.iter().filter(|event| event.what == EventKind::Concluded).count();
+        assert_eq!(ends, 1, "{events:?}");
+        assert_eq!(outcome.pivoted, scene.drive.device_number() == 1);
+        if outcome.pivoted { scene.check_target() } else { scene.check_source() }
+    }
+}
+
+/// One request of a storm; whether a complete was accepted. A refusal names the state.
+fn one_of_a_storm(job: &Job, round: u64, number: u64, step: u64) -> bool {
+    let cancels = round % 2 == 1 && (number + step) % 4 == 3;
+    let result = match (cancels, step % 2) {
+        (true, 0) => job.cancel(Cancel::Soft),
+        (true, _) => job.cancel(Cancel::Force),
+        (false, _) => job.complete(Completion::Pivot),
+    };
+    if let Err(error) = &result {
+        assert_eq!(error.kind(), ErrorKind::WrongState, "{error}");
+    }
+    result.is_ok() && !cancels
+}
+
+/// Pausing and resuming from several threads neither loses the job nor a write.
+#[test]
+fn storms_of_pause_and_resume_leave_a_job_that_goes_on() {
+    let scene = Scene::new(MIB, Medium::Memory, Medium::Memory);
+    let guests = scene.guests();
+    let job = scene.mirror(Scene::options());
+    thread::scope(|s| {
+        for number in 0..3u64 {
+            let job = &job;
+            s.spawn(move || {
+                for step in 0..300u64 {
+                    let _ = if (number + step) % 2 == 0 { job.pause() } else { job.resume() };
+                    let _ = job.set_speed(if step % 3 == 0 { 0 } else { 64 * MIB });
+                    let _ = job.set_copy_mode(if step % 2 == 0 {
+                        CopyMode::WriteBlocking
+                    } else {
+                        CopyMode::Background
+                    });
+                    let _ = job.query();
+                }
+            });
+        }
+    });
+    let _ = job.resume();
+    until_status(&job, JobStatus::Ready);
+    let _ = scene.complete(&job, Completion::Pivot);
+    guests.go_on(20);
+    let _ = guests.stop();
+    scene.check_target();
+}
+
+/// Own: events come in order, numbered without a gap, with times that do not go back, and tell of what can be seen already.
+#[test]
+fn events_are_in_order_and_never_ahead_of_the_job() {
+    let scene = Scene::new(SIZE, Medium::Memory, Medium::Memory);
+    let guests = scene.guests();
+    let job = scene.mirror(Scene::options());
+    let mut events = Vec::new();
+    let mut seen = |job: &Job| {
+        while let Some(event) = job.next_event() {
+            match event.what {
+                EventKind::Ready => assert!(job.status() != JobStatus::Running, "ready is told too early"),
+                EventKind::Concluded => {
+                    assert!(job.wait_for(Duration::ZERO).is_some() || job.status().is_over())
+                }
+                _ => {}
+            }
+            events.push(event);
+        }
+        events.last().map(|event| event.what)
+    };
+    until("ready is told", || seen(&job) == Some(EventKind::Ready));
+    job.pause().unwrap();
+    until_status(&job, JobStatus::Standby);
+    job.resume().unwrap();
+    until_status(&job, JobStatus::Ready);
+    job.complete(Completion::Pivot).unwrap();
+    until("the end is told", || seen(&job) == Some(EventKind::Concluded));
+    let _ = guests.stop();
+    assert!(events.iter().zip(0u64..).all(|(event, number)| event.seq == number), "{events:?}");
+    assert!(events.is_sorted_by_key(|event| event.time_ns));
+    use JobStatus as S;
+    let told = statuses_of(&events);
+    assert_eq!(
+        told,
+        [S::Running, S::Ready, S::Standby, S::Ready, S::Waiting, S::Pending, S::Concluded],
+        "{events:?}"
+    );
+    let ready = events.iter().filter(|event| event.what == EventKind::Ready).count();
+    assert_eq!(ready, 1);
+}
+
+/// A host that takes no events loses the oldest knowledge, not the job; and is told how much.
+#[test]
+fn events_that_nobody_takes_are_bounded_and_counted() {
+    let scene = Scene::new(MIB, Medium::Memory, Medium::Memory);
+    let job = scene.mirror(Scene::options());
+    until_status(&job, JobStatus::Ready);
+    for step in 0..1500 {
+        let mode = if step % 2 == 0 { CopyMode::WriteBlocking } else { CopyMode::Background };
+        job.set_copy_mode(mode).unwrap();
+        if step % 50 == 0 {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    job.cancel(Cancel::Force).unwrap();
+    let _ = job.wait();
+    let events = events_of(&job);
+    let mut next = 0;
+    for event in &events {
+        assert_eq!(event.seq, next, "{event:?}");
+        next += match event.what {
+            EventKind::Overflow(lost) => lost,
+            _ => 1,
+        };
+    }
+    assert!(events.iter().any(|event| matches!(event.what, EventKind::Overflow(_))));
+    assert!(events.len() < 1000, "{}", events.len());
+}
