@@ -91,7 +91,12 @@ impl<D> Home<D> {
                 self.open_gate();
                 core.wake_all();
             }
-            Act::Pivot => return self.drive.pivot(Arc::clone(&self.target), true).is_ok(),
+            Act::Pivot => {
+                if self.drive.pivot(Arc::clone(&self.target), true).is_err() {
+                    self.coordinator.not_moved();
+                    return false;
+                }
+            }
             Act::LetGo => self.let_go(),
             Act::Conclude(end) => {
                 core.set_pause_ns(self.coordinator.pause_ns());

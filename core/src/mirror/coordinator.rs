@@ -479,6 +479,11 @@ impl Coordinator {
         p.copied_bytes + p.zeroed_bytes + p.active_bytes
     }
 
+    /// The drive refused to move, because somebody is inside after all: the job does not complete. The caller fails it.
+    pub fn not_moved(&mut self) {
+        self.stage = Stage::Final;
+    }
+
     /// The flush could not be sent for lack of room: ask again soon.
     pub fn not_sent(&mut self, now_ns: u64) {
         self.flush_covers = None;
