@@ -81,6 +81,7 @@ impl<D> Home<D> {
     pub(super) fn carry_out(&mut self, act: Act, core: &JobCore, now_ns: u64) -> bool {
         match act {
             Act::Rest | Act::Flush => {}
+            Act::Rouse => core.wake_all(),
             Act::CloseGate => {
                 self.holds_gate = true;
                 self.drive.close_gate();
@@ -90,7 +91,12 @@ impl<D> Home<D> {
                 self.open_gate();
                 core.wake_all();
             }
-            Act::Pivot => return self.drive.pivot(Arc::clone(&self.target), true).is_ok(),
+            Act::Pivot => {
+                if self.drive.pivot(Arc::clone(&self.target), true).is_err() {
+                    self.coordinator.not_moved();
+                    return false;
+                }
+            }
             Act::LetGo => self.let_go(),
             Act::Conclude(end) => {
                 core.set_pause_ns(self.coordinator.pause_ns());

@@ -52,6 +52,8 @@ pub enum Act {
     CloseGate,
     /// Open it.
     OpenGate,
+    /// Wake every worker: the job ends, and who sleeps must put back what he holds.
+    Rouse,
     /// Move the drive to the target.
     Pivot,
     /// Detach the job from the drive.
@@ -457,6 +459,7 @@ impl Coordinator {
         if share.status() != JobStatus::Aborting {
             share.turn(Turn::Abort);
             self.ending_since_ns = now_ns;
+            return Act::Rouse;
         }
         if self.stage == Stage::Ending {
             self.stage = Stage::Over;
@@ -474,6 +477,11 @@ impl Coordinator {
     fn written(share: &Share) -> u64 {
         let p = share.progress();
         p.copied_bytes + p.zeroed_bytes + p.active_bytes
+    }
+
+    /// The drive refused to move, because somebody is inside after all: the job does not complete. The caller fails it.
+    pub fn not_moved(&mut self) {
+        self.stage = Stage::Final;
     }
 
     /// The flush could not be sent for lack of room: ask again soon.

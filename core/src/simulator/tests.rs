@@ -72,3 +72,24 @@ fn a_seed_gives_the_same_run_every_time() {
         assert_eq!(here, there, "seed {seed}");
     }
 }
+
+/// How many seeds a broken protocol may take until it is noticed.
+const MUTATION_SEEDS: u64 = 10_000;
+
+#[test]
+fn every_broken_protocol_is_noticed() {
+    let mut unnoticed = Vec::new();
+    println!("{:24} | seeds | what was noticed", "mutation");
+    for mutation in Mutation::ALL {
+        let (_, failed) = run_many(0, MUTATION_SEEDS, Some(mutation));
+        let name = format!("{mutation:?}");
+        match failed {
+            Some((seed, wrong)) => {
+                let what: String = wrong.lines().next().unwrap_or_default().chars().take(110).collect();
+                println!("{name:24} | {:5} | {what}", seed + 1);
+            }
+            None => unnoticed.push(mutation),
+        }
+    }
+    assert!(unnoticed.is_empty(), "nobody noticed: {unnoticed:?}");
+}

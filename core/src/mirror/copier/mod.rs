@@ -102,6 +102,9 @@ pub struct Copier {
     working: bool,
     /// Counted out since the last `take_counted_out`.
     counted_out: bool,
+    /// What a broken protocol marks dirty only after it has let others in.
+    #[cfg(any(test, feature = "sim"))]
+    late: Vec<ByteRange>,
 }
 
 /// How many requests of each kind are in flight, and how many bytes of the window pieces hold.
@@ -145,6 +148,8 @@ impl Copier {
             sweeping: false,
             working: false,
             counted_out: false,
+            #[cfg(any(test, feature = "sim"))]
+            late: Vec::new(),
         }
     }
 
@@ -156,6 +161,8 @@ impl Copier {
 
     /// What to do now.
     pub fn next(&mut self, now_ns: u64, window: &mut Window) -> Step {
+        #[cfg(any(test, feature = "sim"))]
+        self.mark_late();
         if self.share.is_ending() {
             self.abandon(window);
         }

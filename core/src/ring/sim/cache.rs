@@ -54,10 +54,11 @@ impl Cache {
         }
     }
 
-    /// A write to a block has completed, as number `writes`.
+    /// A write to a block has completed, as number `writes`. Where another one, which is part of the same content, completed
+    /// before, a flush that covers that one covers this content.
     pub(super) fn settle(&mut self, number: usize, writes: u64) {
         if let Some(block) = self.blocks.get_mut(&number) {
-            block.settled = Some(writes);
+            block.settled = block.settled.or(Some(writes));
         }
     }
 
