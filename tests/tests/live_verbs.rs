@@ -274,7 +274,7 @@ fn events_are_in_order_and_never_ahead_of_the_job() {
             match event.what {
                 EventKind::Ready => assert!(job.status() != JobStatus::Running, "ready is told too early"),
                 EventKind::Concluded => {
-                    assert!(job.wait_for(Duration::ZERO).is_some() || job.status().is_over())
+                    assert!(job.wait_for(Duration::ZERO).is_some() || job.status().is_over());
                 }
                 _ => {}
             }
