@@ -152,10 +152,13 @@ impl Simulation {
         if !self.chance(self.recipe.guests.write_percent) {
             return if self.chance(30) { Wish::Flush } else { Wish::Read };
         }
-        match self.world.pick(10) {
-            0 => Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua }),
-            1 => Wish::Discard,
-            _ => Wish::Write(WriteFlags { fua }),
+        if !self.chance(self.recipe.guests.zero_percent) {
+            return Wish::Write(WriteFlags { fua });
+        }
+        if self.chance(50) {
+            Wish::Discard
+        } else {
+            Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua })
         }
     }
 
@@ -225,6 +228,20 @@ impl Simulation {
                 Wish::Read | Wish::Flush => {}
             }
         }
+        Ok(())
+    }
+
+    /// The host drops a queue with whatever is under way on it, and makes another one.
+    pub(super) fn drop_queue(&mut self) -> Result<(), Wrong> {
+        let Some(first) = self.lines.first_mut() else { return Ok(()) };
+        let new = Line::new(&self.world, &self.drive, &self.recipe.guests)?;
+        let old = std::mem::replace(first, new);
+        first.next_ns = old.next_ns;
+        for (tag, asked) in old.asked.into_iter().filter(|(_, asked)| changes(asked.wish)) {
+            // Nobody will hear of it, and it may have done anything.
+            self.model.ended(asked.range, tag, false, false);
+        }
+        self.dropped = true;
         Ok(())
     }
 
