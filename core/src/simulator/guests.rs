@@ -138,10 +138,13 @@ impl Simulation {
         let plan = &self.recipe.guests;
         let len = (self.world.pick(plan.blocks) + 1) * BLOCK;
         let len = if self.chance(30) { len.next_multiple_of(4096) } else { len }.min(self.recipe.bytes);
-        let hot = (2 * self.recipe.granularity.bytes()).max(32 << 10).min(self.recipe.bytes);
-        let reach = if self.chance(plan.hot_percent) { hot } else { self.recipe.bytes };
         let last = self.recipe.bytes - len;
-        let start = self.world.pick(reach / BLOCK) * BLOCK;
+        let start = if self.chance(plan.hot_percent) {
+            let first = self.recipe.bytes * plan.hot_at_percent / 100 / 4096 * 4096;
+            first + self.world.pick((2 * self.recipe.granularity.bytes()).max(32 << 10) / BLOCK) * BLOCK
+        } else {
+            self.world.pick(self.recipe.bytes / BLOCK) * BLOCK
+        };
         let start = if self.chance(40) { start - start % 4096 } else { start };
         ByteRange::at(if self.chance(8) { last } else { start.min(last) }, len)
     }

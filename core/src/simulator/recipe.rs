@@ -61,8 +61,10 @@ pub(super) struct GuestPlan {
     pub(super) think_ns: u64,
     /// The largest request, in blocks of 512 bytes.
     pub(super) blocks: u64,
-    /// How often, in percent, a request goes to the first few chunks.
+    /// How often, in percent, a request goes to a few chunks.
     pub(super) hot_percent: u64,
+    /// Where those begin, in percent of the disk.
+    pub(super) hot_at_percent: u64,
     /// How often, in percent, it is a write.
     pub(super) write_percent: u64,
     /// How many of those, in percent, write zeroes or discard.
@@ -180,7 +182,51 @@ impl Recipe {
             crash_ns: percent(c, 12).then(|| c.pick(60 * MS)),
             jobs: if percent(c, 20) { 2 } else { 1 },
         };
-        if percent(c, 3) { recipe.as_marathon(c) } else { recipe }
+        match c.pick(100) {
+            0..3 => recipe.as_marathon(c),
+            3..6 => recipe.as_race_with_the_sweep(c),
+            _ => recipe,
+        }
+    }
+
+    /// A guest that writes and zeroes a few chunks at the end of the disk while a slow first pass has not reached them, on a
+    /// target that is known to be zero.
+    fn as_race_with_the_sweep(self, c: &World) -> Self {
+        let options = MirrorOptions {
+            sync: SyncMode::Full,
+            granularity: Granularity::new(4 * KIB).ok(),
+            buf_size_bytes: 64 * KIB,
+            target_is_zero: true,
+            zero_detect: true,
+            target_cluster_bytes: None,
+            copy_mode: one(c, &[CopyModeChoice::Background, CopyModeChoice::WriteBlocking]),
+            ..self.options
+        };
+        let guests = GuestPlan {
+            queues: bytes_usize(1 + c.pick(2)),
+            requests: 300,
+            think_ns: 100_000,
+            blocks: 16,
+            hot_percent: 90,
+            hot_at_percent: 90,
+            write_percent: 90,
+            zero_percent: 60,
+            ..self.guests
+        };
+        Self {
+            bytes: 2048 * KIB,
+            granularity: Granularity::new(4 * KIB).unwrap_or(Granularity::DEFAULT),
+            workers: bytes_usize(2 + c.pick(2)),
+            first: First::Full,
+            options,
+            guests,
+            faults: [Faults::default(); 2],
+            latency_ns: [(300_000, 500_000), (20_000, 80_000)],
+            deaths: [Death::None; 2],
+            start_ns: 0,
+            crash_ns: None,
+            ..self
+        }
     }
 
     /// A guest that dirties chunks faster than they can be copied, for seconds, so that copy mode auto has to act.
@@ -273,6 +319,7 @@ impl Recipe {
             think_ns: one(c, &[10_000, 50_000, 200_000, 500_000]),
             blocks: one(c, &[8, 16, 64, 200]),
             hot_percent: one(c, &[0, 50, 90]),
+            hot_at_percent: one(c, &[0, 50, 90]),
             write_percent: one(c, &[40, 60, 90]),
             zero_percent: one(c, &[0, 20, 20, 60]),
             depth: bytes_usize(one(c, &[1, 4, 16, 64])),
