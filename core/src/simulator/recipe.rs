@@ -183,15 +183,15 @@ impl Recipe {
             jobs: if percent(c, 20) { 2 } else { 1 },
         };
         match c.pick(100) {
-            0..3 => recipe.as_marathon(c),
-            3..6 => recipe.as_race_with_the_sweep(c),
+            0..3 => recipe.into_marathon(c),
+            3..6 => recipe.into_race_with_the_sweep(c),
             _ => recipe,
         }
     }
 
     /// A guest that writes and zeroes a few chunks at the end of the disk while a slow first pass has not reached them, on a
     /// target that is known to be zero.
-    fn as_race_with_the_sweep(self, c: &World) -> Self {
+    fn into_race_with_the_sweep(self, c: &World) -> Self {
         let options = MirrorOptions {
             sync: SyncMode::Full,
             granularity: Granularity::new(4 * KIB).ok(),
@@ -230,7 +230,7 @@ impl Recipe {
     }
 
     /// A guest that dirties chunks faster than they can be copied, for seconds, so that copy mode auto has to act.
-    fn as_marathon(self, c: &World) -> Self {
+    fn into_marathon(self, c: &World) -> Self {
         let bytes = 2048 * KIB;
         let mut options = MirrorOptions {
             sync: SyncMode::Full,
