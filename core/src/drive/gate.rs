@@ -105,7 +105,6 @@ impl Leaving<'_> {
 }
 
 /// Slots that the same threads mostly use, away from the cache lines of others.
-#[derive(Debug)]
 #[repr(align(128))]
 struct Shard {
     /// Where to look first; a hint.
@@ -115,7 +114,6 @@ struct Shard {
 }
 
 /// The gate; see the module.
-#[derive(Debug)]
 pub struct Gate {
     /// 1 while it is closed.
     closed: AtomicU64,
@@ -237,6 +235,15 @@ impl Slot {
         let taken = self.taken.load(Ordering::Relaxed);
         let ours = taken & USE == pass.0 >> INDEX_BITS && self.left.load(Ordering::Relaxed) != taken;
         ours.then_some(taken)
+    }
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate")
+            .field("closed", &self.is_closed())
+            .field("quiet", &self.is_quiet())
+            .finish_non_exhaustive()
     }
 }
 
