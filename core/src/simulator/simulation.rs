@@ -152,11 +152,17 @@ pub(super) struct Simulation {
 /// Who can do something.
 #[derive(Clone, Copy, Debug)]
 enum Actor {
+    /// A worker of the engine.
     Worker(usize),
+    /// A queue that has something to send or to take.
     Line(usize),
+    /// Who asks on that queue.
     Guest(usize),
+    /// A host with requests of its own under way.
     Tracked(usize),
+    /// Who asks that host.
     TrackedGuest(usize),
+    /// The host that gives commands to the job.
     Host,
 }
 
