@@ -138,10 +138,13 @@ impl Simulation {
         let plan = &self.recipe.guests;
         let len = (self.world.pick(plan.blocks) + 1) * BLOCK;
         let len = if self.chance(30) { len.next_multiple_of(4096) } else { len }.min(self.recipe.bytes);
-        let hot = (2 * self.recipe.granularity.bytes()).max(32 << 10).min(self.recipe.bytes);
-        let reach = if self.chance(plan.hot_percent) { hot } else { self.recipe.bytes };
         let last = self.recipe.bytes - len;
-        let start = self.world.pick(reach / BLOCK) * BLOCK;
+        let start = if self.chance(plan.hot_percent) {
+            let first = self.recipe.bytes * plan.hot_at_percent / 100 / 4096 * 4096;
+            first + self.world.pick((2 * self.recipe.granularity.bytes()).max(32 << 10) / BLOCK) * BLOCK
+        } else {
+            self.world.pick(self.recipe.bytes / BLOCK) * BLOCK
+        };
         let start = if self.chance(40) { start - start % 4096 } else { start };
         ByteRange::at(if self.chance(8) { last } else { start.min(last) }, len)
     }
@@ -152,10 +155,13 @@ impl Simulation {
         if !self.chance(self.recipe.guests.write_percent) {
             return if self.chance(30) { Wish::Flush } else { Wish::Read };
         }
-        match self.world.pick(10) {
-            0 => Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua }),
-            1 => Wish::Discard,
-            _ => Wish::Write(WriteFlags { fua }),
+        if !self.chance(self.recipe.guests.zero_percent) {
+            return Wish::Write(WriteFlags { fua });
+        }
+        if self.chance(50) {
+            Wish::Discard
+        } else {
+            Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua })
         }
     }
 
@@ -225,6 +231,20 @@ impl Simulation {
                 Wish::Read | Wish::Flush => {}
             }
         }
+        Ok(())
+    }
+
+    /// The host drops a queue with whatever is under way on it, and makes another one.
+    pub(super) fn drop_queue(&mut self) -> Result<(), Wrong> {
+        let Some(first) = self.lines.first_mut() else { return Ok(()) };
+        let new = Line::new(&self.world, &self.drive, &self.recipe.guests)?;
+        let old = std::mem::replace(first, new);
+        first.next_ns = old.next_ns;
+        for (tag, asked) in old.asked.into_iter().filter(|(_, asked)| changes(asked.wish)) {
+            // Nobody will hear of it, and it may have done anything.
+            self.model.ended(asked.range, tag, false, false);
+        }
+        self.dropped = true;
         Ok(())
     }
 

@@ -8,8 +8,6 @@ use crate::error::{Error, ErrorKind};
 use crate::mirror::{CopyMode, JobStatus, MirrorOptions};
 use crate::ring::sim::{Faults, SimDisk};
 
-/// After this, beyond the time at which the end was wanted, everything that is broken is mended.
-const PATIENCE_NS: u64 = 150 * MS;
 /// A host that waits looks this often.
 const LOOK_NS: u64 = 3 * MS;
 /// The time between two jobs.
@@ -71,6 +69,10 @@ impl Simulation {
             self.host.next_ns = Some(now_ns);
             return Ok(());
         }
+        if self.recipe.drop_ns.is_some_and(|at_ns| at_ns <= now_ns) {
+            self.recipe.drop_ns = None;
+            self.drop_queue()?;
+        }
         let pause_ns = if self.recipe.meddle_ns > 0 && now_ns < self.host.end_ns {
             self.meddle()?;
             self.world.pick(2 * self.recipe.meddle_ns) + 1
@@ -126,7 +128,7 @@ impl Simulation {
     fn want_end(&mut self, now_ns: u64) -> Result<(), Wrong> {
         let Some(live) = &self.live else { return Ok(()) };
         let forever = self.recipe.deaths.iter().any(|death| matches!(death, Death::Forever(_)));
-        let impatient = now_ns >= self.host.end_ns + PATIENCE_NS;
+        let impatient = now_ns >= self.host.end_ns + self.recipe.patience_ns;
         if impatient && self.host.mended.is_none() {
             self.host.mended = Some(now_ns);
             self.recipe.deaths = self.recipe.deaths.map(|death| match death {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::mirror::{CopyModeChoice, ErrorPolicy, LatencyBudget, MirrorOptions, SyncMode};
+use crate::mirror::{CopyModeChoice, ErrorPolicy, LatencyBudget, MirrorOptions, OnCopied, SyncMode};
 use crate::ring::sim::{Faults, World};
 use crate::units::{Granularity, KIB, bytes_usize};
 
@@ -61,10 +61,14 @@ pub(super) struct GuestPlan {
     pub(super) think_ns: u64,
     /// The largest request, in blocks of 512 bytes.
     pub(super) blocks: u64,
-    /// How often, in percent, a request goes to the first few chunks.
+    /// How often, in percent, a request goes to a few chunks.
     pub(super) hot_percent: u64,
+    /// Where those begin, in percent of the disk.
+    pub(super) hot_at_percent: u64,
     /// How often, in percent, it is a write.
     pub(super) write_percent: u64,
+    /// How many of those, in percent, write zeroes or discard.
+    pub(super) zero_percent: u64,
     /// Requests of a queue that may be under way.
     pub(super) depth: usize,
     /// Memory for stable copies.
@@ -108,6 +112,10 @@ pub(super) struct Recipe {
     pub(super) wanted: Wanted,
     /// The time between two commands of the host, on average.
     pub(super) meddle_ns: u64,
+    /// How long it waits for the end until it mends what is broken.
+    pub(super) patience_ns: u64,
+    /// When it drops a queue with whatever is under way on it, and makes another one.
+    pub(super) drop_ns: Option<u64>,
     /// When the power fails.
     pub(super) crash_ns: Option<u64>,
     /// Jobs one after the other.
@@ -142,7 +150,7 @@ impl Recipe {
         options.granularity = Granularity::new(granularity).ok().filter(|_| first != First::Bitmap);
         let latency =
             |c: &World| one(c, &[(1_000, 400_000), (20_000, 80_000), (1_000, 20_000), (300_000, 500_000)]);
-        Self {
+        let recipe = Self {
             seed,
             bytes,
             granularity: Granularity::new(granularity).unwrap_or(Granularity::DEFAULT),
@@ -169,8 +177,93 @@ impl Recipe {
                 ],
             ),
             meddle_ns: one(c, &[0, 0, MS, 5 * MS]),
+            patience_ns: 150 * MS,
+            drop_ns: percent(c, 5).then(|| c.pick(20 * MS)),
             crash_ns: percent(c, 12).then(|| c.pick(60 * MS)),
             jobs: if percent(c, 20) { 2 } else { 1 },
+        };
+        match c.pick(100) {
+            0..3 => recipe.into_marathon(c),
+            3..6 => recipe.into_race_with_the_sweep(c),
+            _ => recipe,
+        }
+    }
+
+    /// A guest that writes and zeroes a few chunks at the end of the disk while a slow first pass has not reached them, on a
+    /// target that is known to be zero.
+    fn into_race_with_the_sweep(self, c: &World) -> Self {
+        let options = MirrorOptions {
+            sync: SyncMode::Full,
+            granularity: Granularity::new(4 * KIB).ok(),
+            buf_size_bytes: 64 * KIB,
+            target_is_zero: true,
+            zero_detect: true,
+            target_cluster_bytes: None,
+            copy_mode: one(c, &[CopyModeChoice::Background, CopyModeChoice::WriteBlocking]),
+            ..self.options
+        };
+        let guests = GuestPlan {
+            queues: bytes_usize(1 + c.pick(2)),
+            requests: 300,
+            think_ns: 100_000,
+            blocks: 16,
+            hot_percent: 90,
+            hot_at_percent: 90,
+            write_percent: 90,
+            zero_percent: 60,
+            ..self.guests
+        };
+        Self {
+            bytes: 2048 * KIB,
+            granularity: Granularity::new(4 * KIB).unwrap_or(Granularity::DEFAULT),
+            workers: bytes_usize(2 + c.pick(2)),
+            first: First::Full,
+            options,
+            guests,
+            faults: [Faults::default(); 2],
+            latency_ns: [(300_000, 500_000), (20_000, 80_000)],
+            deaths: [Death::None; 2],
+            start_ns: 0,
+            crash_ns: None,
+            ..self
+        }
+    }
+
+    /// A guest that dirties chunks faster than they can be copied, for seconds, so that copy mode auto has to act.
+    fn into_marathon(self, c: &World) -> Self {
+        let bytes = 2048 * KIB;
+        let mut options = MirrorOptions {
+            sync: SyncMode::Full,
+            copy_mode: CopyModeChoice::Auto,
+            max_pause: Some(Duration::from_millis(one(c, &[8, 20]))),
+            granularity: Granularity::new(64 * KIB).ok(),
+            ..self.options
+        };
+        options.target_is_zero &= self.first == First::Full;
+        let guests = GuestPlan {
+            requests: 2500,
+            think_ns: 2 * MS,
+            hot_percent: 0,
+            write_percent: 90,
+            queues: bytes_usize(c.pick(3)),
+            trackers: bytes_usize(1 + c.pick(2)),
+            ..self.guests
+        };
+        Self {
+            bytes,
+            granularity: Granularity::DEFAULT,
+            first: First::Full,
+            options,
+            guests,
+            faults: [Faults::default(); 2],
+            deaths: [Death::None; 2],
+            rate_bytes_per_s: 20 << 20,
+            end_ns: 0,
+            patience_ns: 20_000 * MS,
+            meddle_ns: 0,
+            wanted: one(c, &[Wanted::Pivot, Wanted::PointInTime]),
+            crash_ns: None,
+            ..self
         }
     }
 
@@ -209,6 +302,8 @@ impl Recipe {
             max_pause: pause.map(Duration::from_millis),
             strict_ready: percent(c, 30),
             auto_finalize: percent(c, 80),
+            on_copied: if percent(c, 10) { OnCopied::Complete } else { OnCopied::Follow },
+            target_cluster_bytes: percent(c, 10).then_some(64 * KIB),
             ..MirrorOptions::default()
         }
     }
@@ -224,7 +319,9 @@ impl Recipe {
             think_ns: one(c, &[10_000, 50_000, 200_000, 500_000]),
             blocks: one(c, &[8, 16, 64, 200]),
             hot_percent: one(c, &[0, 50, 90]),
+            hot_at_percent: one(c, &[0, 50, 90]),
             write_percent: one(c, &[40, 60, 90]),
+            zero_percent: one(c, &[0, 20, 20, 60]),
             depth: bytes_usize(one(c, &[1, 4, 16, 64])),
             staging_bytes: one(c, &[0, 64 * KIB, 256 * KIB]),
             stable_buffers: percent(c, 20),

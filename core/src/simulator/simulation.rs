@@ -141,6 +141,8 @@ pub(super) struct Simulation {
     pub(super) completed: u64,
     /// Whether the disks that the drive stands on had errors at any time.
     pub(super) errors_possible: bool,
+    /// A queue was dropped with requests under way, which may fail a job that they were part of.
+    pub(super) dropped: bool,
     /// What happened.
     pub(super) story: Story,
     /// The last tag.
@@ -150,11 +152,17 @@ pub(super) struct Simulation {
 /// Who can do something.
 #[derive(Clone, Copy, Debug)]
 enum Actor {
+    /// A worker of the engine.
     Worker(usize),
+    /// A queue that has something to send or to take.
     Line(usize),
+    /// Who asks on that queue.
     Guest(usize),
+    /// A host with requests of its own under way.
     Tracked(usize),
+    /// Who asks that host.
     TrackedGuest(usize),
+    /// The host that gives commands to the job.
     Host,
 }
 
@@ -188,6 +196,7 @@ impl Simulation {
             jobs: 0,
             asked: 0,
             completed: 0,
+            dropped: false,
             story: Story::default(),
             tag: 0,
         })

@@ -44,13 +44,34 @@ fn run_many(first: u64, count: u64, mutation: Option<Mutation>) -> (Story, Optio
 #[test]
 fn every_seed_keeps_every_promise() {
     let (first, count) =
-        (from_env("BLKMIRROR_FIRST_SEED").unwrap_or(0), from_env("BLKMIRROR_SIM_SEEDS").unwrap_or(300));
+        (from_env("BLKMIRROR_FIRST_SEED").unwrap_or(0), from_env("BLKMIRROR_SIM_SEEDS").unwrap_or(2000));
     let begun = std::time::Instant::now();
     let (sum, failed) = run_many(first, count, None);
     println!("{count} seeds in {:?}: {sum:#?}", begun.elapsed());
     if let Some((_, wrong)) = failed {
         panic!("{wrong}");
     }
+}
+
+/// New seeds for as long as the environment says, a minute by default.
+#[test]
+#[ignore = "takes as long as it is told; see make soak"]
+fn soak() {
+    let begun = std::time::Instant::now();
+    let seconds = from_env("BLKMIRROR_SOAK_SECONDS").unwrap_or(60);
+    let since_1970 =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let mut next = from_env("BLKMIRROR_FIRST_SEED").unwrap_or(since_1970 << 20);
+    let (first, mut sum) = (next, Story::default());
+    while begun.elapsed().as_secs() < seconds {
+        let (story, failed) = run_many(next, 1000, None);
+        sum.add(&story);
+        next += 1000;
+        if let Some((_, wrong)) = failed {
+            panic!("{wrong}");
+        }
+    }
+    println!("{} seeds from {first} on in {:?}: {sum:#?}", next - first, begun.elapsed());
 }
 
 #[test]
