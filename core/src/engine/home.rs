@@ -92,7 +92,9 @@ impl<D> Home<D> {
                 core.wake_all();
             }
             Act::Pivot => {
-                if self.drive.pivot(Arc::clone(&self.target), true).is_err() {
+                // A guest that may not write may not write to the target either.
+                let writable = self.drive.place().writable;
+                if self.drive.pivot(Arc::clone(&self.target), writable).is_err() {
                     self.coordinator.not_moved();
                     return false;
                 }

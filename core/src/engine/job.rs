@@ -62,7 +62,7 @@ pub struct JobInfo {
     pub speed_bytes_per_s: u64,
     /// How guest writes are followed now.
     pub copy_mode: CopyMode,
-    /// Write-blocking, and nothing is dirty: what the guest is told is written is on both sides.
+    /// Write-blocking, and nothing is dirty: what the guest is told is written through queues is on both sides.
     pub actively_synced: bool,
     /// Whether the host has asked for the end.
     pub completing: bool,
@@ -101,15 +101,19 @@ pub(super) struct JobCore {
     over: (Mutex<()>, Condvar),
     /// To the host.
     events: Events,
+    /// The rate, sampled by whoever asks for progress.
+    meter: Mutex<RateMeter>,
+    /// Why the drive cannot move to the target, if so.
+    no_pivot: Option<String>,
 }
 
-/// A handle to a mirror job; it may be used from any thread. Dropping it leaves the job running.
-#[derive(Debug)]
+/// A handle to a mirror job; it may be used from any thread, and cloned. Dropping the last one leaves the job running, and then
+/// only the end of its engine ends it.
+#[derive(Clone, Debug)]
+#[must_use = "a job that nobody has a handle of runs until its engine ends"]
 pub struct Job {
     /// The shared part.
     core: Arc<JobCore>,
-    /// The rate, sampled by whoever asks for progress.
-    meter: Mutex<RateMeter>,
 }
 
 impl JobCore {
@@ -120,6 +124,7 @@ impl JobCore {
         names: [String; 2],
         wakers: Vec<Arc<dyn Wake>>,
         jobs: Arc<AtomicUsize>,
+        no_pivot: Option<String>,
     ) -> Result<Job> {
         let core = Arc::new(Self {
             share,
@@ -134,8 +139,10 @@ impl JobCore {
             paused_by_host: AtomicBool::new(false),
             over: (Mutex::new(()), Condvar::new()),
             events: Events::new()?,
+            meter: Mutex::new(RateMeter::default()),
+            no_pivot,
         });
-        Ok(Job { core, meter: Mutex::new(RateMeter::default()) })
+        Ok(Job { core })
     }
 
     /// The home passes notices on to the host.
@@ -317,9 +324,15 @@ impl Job {
     /// [`Self::wait`] and the events tell the end.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongState`] naming the state, or when the end was asked for already.
+    /// [`ErrorKind::WrongState`] naming the state (wait for [`EventKind::Ready`](super::EventKind)), or when the end was asked for
+    /// already; [`ErrorKind::WrongSize`] for a pivot to a target with larger blocks than the drive's guest was promised.
     pub fn complete(&self, completion: Completion) -> Result<()> {
         self.check(Verb::Complete)?;
+        if let (Completion::Pivot, Some(why)) = (completion, &self.core.no_pivot) {
+            return Err(Error::new(ErrorKind::WrongSize, "move the drive to")
+                .at(&self.core.names[1])
+                .because(why.clone()));
+        }
         if !self.core.share.complete(completion == Completion::Pivot) {
             let why = "it is completing already; cancel it by force to stop that";
             return Err(Self::refused(Verb::Complete, why));
@@ -405,7 +418,7 @@ impl Job {
         }
         let now_ns = monotonic_ns();
         let mut p = self.core.share.progress();
-        let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut meter = self.core.meter.lock().unwrap_or_else(PoisonError::into_inner);
         p.rate_bytes_per_s = meter.sample(now_ns, p.done_bytes);
         p.eta = RateMeter::eta(p.disk_bytes - p.done_bytes, p.rate_bytes_per_s);
         p.elapsed = Duration::from_nanos(now_ns.saturating_sub(self.core.started_ns));
@@ -424,6 +437,13 @@ impl Job {
         self.core.events.fd()
     }
 
+    /// How it ended, once it has; there from [`EventKind::Concluded`](super::EventKind) on. Workers may still be closing the
+    /// devices then, which [`Self::wait_for`] waits for.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.core.outcome()
+    }
+
     /// Waits for the end of the job.
     #[must_use]
     pub fn wait(&self) -> Outcome {
@@ -436,8 +456,14 @@ impl Job {
 
     /// Waits for the end of the job for so long; `None` if it is not over then.
     ///
-    /// When it is over, every device is closed, with two exceptions: a worker whose requests hang keeps its devices until
-    /// they come back, which is waited for 250 ms at most, and a queue keeps the target until its thread uses it next.
+    /// When it is over, the workers have closed the source and the target. Who may still have them open:
+    ///
+    /// | ended | source | target |
+    /// |---|---|---|
+    /// | completed, pivot | each queue until its thread uses it next, and who asked for [`Drive::device`](crate::drive::Drive::device) | the drive |
+    /// | completed without, cancelled, failed | the drive | in write-blocking mode each queue until its thread uses it next |
+    ///
+    /// And a worker whose requests hang keeps both until they come back; that is waited for 250 ms at most.
     #[must_use]
     pub fn wait_for(&self, time: Duration) -> Option<Outcome> {
         let core = &*self.core;

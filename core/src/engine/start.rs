@@ -102,7 +102,8 @@ fn make(
     let target = Arc::new(target);
     let devices = for_each_worker(source, &target, workers.len())?;
     let first = Arc::clone(&wakers[0]);
-    let job = JobCore::start(Arc::clone(&share), options.extents.clone(), names, wakers, Arc::clone(jobs))?;
+    let (extents, no_pivot) = (options.extents.clone(), no_pivot(drive, &target));
+    let job = JobCore::start(Arc::clone(&share), extents, names, wakers, Arc::clone(jobs), no_pivot)?;
     // Nobody begins before everybody has his part, so that a job which cannot be started has not written anything.
     share.hold();
     // *Tracked from birth*: from here on guest writes are recorded; the first chunk is decided after every part is sent.
@@ -113,6 +114,25 @@ fn make(
         .enumerate()
         .map(|(number, devices)| Box::new(Part::new(Arc::clone(job.core()), number, devices, home.take())));
     Ok((order, parts.collect(), job))
+}
+
+/// Why the drive cannot move to the target: its guest sends requests that the target would refuse.
+fn no_pivot(drive: &DriveCore<Device>, target: &Device) -> Option<String> {
+    let source = &drive.place().device;
+    let memory = |device: &Device| device.limits().memory_align_bytes.max(512);
+    let (wants, has) = (target.limits().offset_align_bytes, drive.align_bytes());
+    if wants > has {
+        return Some(format!(
+            "it has blocks of {wants} bytes, the guest was promised {has}; make the drive with Drive::with_align_bytes, or \
+             complete without a pivot"
+        ));
+    }
+    (memory(target) > memory(source)).then(|| {
+        let (wants, has) = (memory(target), memory(source));
+        format!(
+            "it wants memory aligned to {wants} bytes, the guest was promised {has}; complete without a pivot"
+        )
+    })
 }
 
 /// Checks that the devices may be used together.

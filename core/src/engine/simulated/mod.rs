@@ -95,6 +95,7 @@ impl Sim {
             ["source".into(), "target".into()],
             wakers,
             Arc::new(1.into()),
+            None,
         )
         .unwrap();
         let drive = DriveCore::new(Arc::clone(&source), recipe.bytes, 512, false);
