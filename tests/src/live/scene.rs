@@ -107,10 +107,25 @@ impl Place {
     }
 }
 
+/// Heals disks with faults before anything else is dropped, so that a test that fails does not wait for what hangs.
+#[derive(Debug)]
+struct Healer(Vec<blkmirror_testkit::faultdisk::Control>);
+
+impl Drop for Healer {
+    fn drop(&mut self) {
+        for control in &self.0 {
+            control.clear_rules();
+            let _ = control.release_stuck(None);
+        }
+    }
+}
+
 /// A drive, a target, an engine, and what was written.
 #[derive(Debug)]
 pub struct Scene {
-    /// Who copies. Dropped first: its jobs end.
+    /// Dropped first.
+    _healer: Healer,
+    /// Who copies.
     pub engine: Engine,
     /// The guest's disk.
     pub drive: Drive,
@@ -143,7 +158,9 @@ impl Scene {
         History::fill(&source.content, len_bytes);
         let engine = Engine::start(EngineOptions::default()).unwrap();
         let drive = Drive::new(Device::open_disk(&source.path).unwrap()).unwrap();
-        Self { engine, drive, history: Arc::default(), len_bytes, source, target }
+        let faulty = [&source, &target].into_iter().filter_map(|place| place.faulty.as_ref());
+        let healer = Healer(faulty.map(|disk| disk.control().clone()).collect());
+        Self { _healer: healer, engine, drive, history: Arc::default(), len_bytes, source, target }
     }
 
     /// The longest pause of [`Self::options`].

@@ -1,0 +1,190 @@
+//! Disks that do not answer: a forced cancel is over soon, guests go on, and nobody hangs with the disk.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
+
+use std::time::{Duration, Instant};
+
+use blkmirror_core::engine::{Cancel, Completion, CopyModeChoice, End, Job, JobStatus, MirrorOptions};
+use blkmirror_testkit::faultdisk::{Effect, Operation, Rule};
+use blkmirror_testkit::{MIB, needs};
+use blkmirror_tests::live::{Guests, Medium, Scene, until, until_status};
+
+/// Size of the disks here.
+const SIZE: u64 = 4 * MIB;
+/// A forced cancel takes a second at most; this is for machines that have other things to do.
+const SOON: Duration = Duration::from_millis(2500);
+
+/// Cancels by force; the job is over soon and guests go on.
+#[track_caller]
+fn cancels_soon(job: &Job, guests: &Guests) {
+    let begun = Instant::now();
+    job.cancel(Cancel::Force).unwrap();
+    let outcome = job.wait_for(Duration::from_secs(10)).unwrap();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    assert_eq!(outcome.end, End::Cancelled);
+    guests.go_on(20);
+    assert_eq!(guests.failed(), 0);
+}
+
+/// Guests as the mode wants them.
+fn guests_for(scene: &Scene, mode: CopyModeChoice) -> Guests {
+    if mode == CopyModeChoice::WriteBlocking { scene.queued_guests() } else { scene.guests() }
+}
+
+/// Scenario 28, before and after the job is ready.
+#[test]
+fn a_target_that_hangs_does_not_hold_up_a_forced_cancel_or_the_guest() {
+    needs!(Fuse);
+    for mode in [CopyModeChoice::Background, CopyModeChoice::WriteBlocking] {
+        for after_ready in [false, true] {
+            let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+            let stuck = Rule::on(Operation::Write, Effect::Stuck);
+            if !after_ready {
+                scene.target.control().add_rule(stuck.clone());
+            }
+            let guests = guests_for(&scene, mode);
+            let job = scene.mirror(Scene::options_in(mode));
+            if after_ready {
+                until_status(&job, JobStatus::Ready);
+                scene.target.control().add_rule(stuck);
+            }
+            until("a write hangs", || scene.target.control().counters().stuck > 0);
+            if mode == CopyModeChoice::Background {
+                guests.go_on(20);
+            }
+            cancels_soon(&job, &guests);
+            // What hung comes back after the job is over, and disturbs nobody.
+            let _ = scene.target.control().release_stuck(None);
+            guests.go_on(20);
+            let _ = guests.stop();
+            scene.check_source();
+        }
+    }
+}
+
+/// Scenario 28: a target that hangs during the switch-over holds the guest no longer than the pause; the job can be cancelled, or it
+/// completes when the target is back.
+#[test]
+fn a_target_that_hangs_at_the_switch_over_does_not_take_the_guest_along() {
+    needs!(Fuse);
+    for (operation, comes_back) in [
+        (Operation::Write, false),
+        (Operation::Write, true),
+        (Operation::Flush, false),
+        (Operation::Flush, true),
+    ] {
+        let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+        let guests = scene.guests();
+        let job = scene.mirror(Scene::options());
+        until_status(&job, JobStatus::Ready);
+        scene.target.control().add_rule(Rule::on(operation, Effect::Stuck));
+        guests.go_on(20);
+        job.complete(Completion::Pivot).unwrap();
+        until("it hangs", || scene.target.control().counters().stuck > 0);
+        guests.go_on(100);
+        if comes_back {
+            scene.target.control().clear_rules();
+            let _ = scene.target.control().release_stuck(None);
+            let outcome = job.wait_for(Duration::from_secs(20)).unwrap();
+            assert_eq!(outcome.end, End::Completed);
+            guests.go_on(20);
+            let _ = guests.stop();
+            scene.check_target();
+        } else {
+            cancels_soon(&job, &guests);
+            assert_eq!(scene.drive.device_number(), 0);
+            let _ = guests.stop();
+            scene.check_source();
+            let _ = scene.target.control().release_stuck(None);
+        }
+    }
+}
+
+/// A source that hangs takes the guest along, of course, but not the one who cancels.
+#[test]
+fn a_source_whose_reads_hang_does_not_hold_up_a_forced_cancel() {
+    needs!(Fuse);
+    let scene = Scene::new(SIZE, Medium::Faulty, Medium::Memory);
+    scene.source.control().add_rule(Rule::on(Operation::Read, Effect::Stuck));
+    let guests = scene.guests();
+    let job = scene.mirror(Scene::options());
+    until("a read hangs", || scene.source.control().counters().stuck > 0);
+    cancels_soon(&job, &guests);
+    let _ = scene.source.control().release_stuck(None);
+    let _ = guests.stop();
+    scene.check_source();
+}
+
+/// A job that fails while requests hang is over soon, too, and lets go of write-blocking guests.
+#[test]
+fn a_job_that_fails_beside_hanging_requests_lets_go_of_the_guest() {
+    needs!(Fuse);
+    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    let guests = scene.queued_guests();
+    let job = scene.mirror(Scene::options_in(CopyModeChoice::WriteBlocking));
+    until_status(&job, JobStatus::Ready);
+    let control = scene.target.control();
+    control.add_rule(Rule::on(Operation::Write, Effect::Stuck).within(0..MIB));
+    control.add_rule(Rule::on(Operation::Write, Effect::Error(5)).within(2 * MIB..SIZE).after(20));
+    let outcome = job.wait_for(Duration::from_secs(10));
+    // If every request of the guests hangs there is nobody left who could meet the error.
+    if let Some(outcome) = outcome {
+        assert_eq!(outcome.end, End::Failed);
+    } else {
+        job.cancel(Cancel::Force).unwrap();
+        assert!(job.wait_for(SOON).is_some());
+    }
+    guests.go_on(20);
+    assert_eq!(guests.failed(), 0);
+    let _ = scene.target.control().release_stuck(None);
+    let _ = guests.stop();
+    scene.check_source();
+}
+
+/// An engine ends while requests hang; what is in their memory is given up, not the process.
+#[test]
+fn an_engine_ends_while_its_targets_hang() {
+    needs!(Fuse);
+    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    scene.target.control().add_rule(Rule::on(Operation::Write, Effect::Stuck));
+    let guests = scene.queued_guests();
+    let job = scene.mirror(Scene::options_in(CopyModeChoice::WriteBlocking));
+    until("a write hangs", || scene.target.control().counters().stuck > 0);
+    let Scene { engine, drive, history, source, target, .. } = scene;
+    let begun = Instant::now();
+    drop(engine);
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    assert_eq!(job.wait_for(Duration::from_secs(1)).unwrap().end, End::Cancelled);
+    guests.go_on(20);
+    let _ = target.control().release_stuck(None);
+    let _ = guests.stop();
+    history.check_last(&source.content);
+    drop(drive);
+}
+
+/// Targets with latency: the guests of a write-blocking job wait for it, those of a background job do not.
+#[test]
+fn latency_of_the_target_reaches_write_blocking_guests_only() {
+    needs!(Fuse);
+    let slow = Duration::from_millis(20);
+    for mode in [CopyModeChoice::Background, CopyModeChoice::WriteBlocking] {
+        let scene = Scene::new(MIB, Medium::Memory, Medium::Faulty);
+        let guests = scene.queued_guests();
+        let options = MirrorOptions { max_pause: None, ..Scene::options_in(mode) };
+        let job = scene.mirror(options);
+        until_status(&job, JobStatus::Ready);
+        if mode == CopyModeChoice::WriteBlocking {
+            until("it is in sync", || job.query().progress.active_bytes > 0);
+        }
+        scene.target.control().set_write_latency(slow);
+        guests.go_on(50);
+        let _ = scene.complete(&job, Completion::PointInTime);
+        guests.go_on(20);
+        if mode == CopyModeChoice::WriteBlocking {
+            assert!(guests.longest() >= slow, "{:?}", guests.longest());
+        }
+        let _ = guests.stop();
+        let _ = scene.history.check_moment(&scene.target.content);
+        scene.check_source();
+    }
+}
