@@ -5,7 +5,7 @@ use super::recipe::{Death, MS, Recipe, Wanted};
 use super::simulation::{Live, Simulation, Wrong};
 use crate::engine::{Cancel, Completion};
 use crate::error::{Error, ErrorKind};
-use crate::mirror::{CopyMode, JobStatus, MirrorOptions};
+use crate::mirror::{CopyMode, JobStatus, MirrorOptions, Verb};
 use crate::ring::sim::{Faults, SimDisk};
 
 /// A host that waits looks this often.
@@ -90,16 +90,24 @@ impl Simulation {
         let pick = self.world.pick(14);
         let number = self.world.pick(4);
         let Some(Live { job, .. }) = &self.live else { return Ok(()) };
+        let status = job.status();
+        let exact = |verb: Verb, result: Result<(), Error>| match result {
+            Ok(()) if !verb.is_allowed_in(status) => {
+                Err(Wrong::new(format!("{verb:?} was allowed in {status}")))
+            }
+            Err(e) if verb.is_allowed_in(status) => Err(Wrong::new(format!("{verb:?} in {status}: {e}"))),
+            _ => Ok(()),
+        };
         refused(match pick {
             0 => job.pause(),
             1..4 => job.resume(),
-            4 => job.set_speed(number * (10 << 20)),
-            5 => job.set_copy_mode(CopyMode::WriteBlocking),
-            6 => job.set_copy_mode(CopyMode::Background),
+            4 => return exact(Verb::SetSpeed, job.set_speed(number * (10 << 20))),
+            5 => return exact(Verb::SetCopyMode, job.set_copy_mode(CopyMode::WriteBlocking)),
+            6 => return exact(Verb::SetCopyMode, job.set_copy_mode(CopyMode::Background)),
             7 if number == 0 => job.complete(Completion::Pivot),
             7 if number == 1 => job.complete(Completion::PointInTime),
-            8 => job.finalize(),
-            9 => job.dismiss(),
+            8 => return exact(Verb::Finalize, job.finalize()),
+            9 => return exact(Verb::Dismiss, job.dismiss()),
             10 => {
                 let info = job.query();
                 let wrong = info.dirty_bytes > info.progress.disk_bytes || info.len_bytes < info.offset_bytes;

@@ -118,6 +118,8 @@ pub(super) struct Recipe {
     pub(super) drop_ns: Option<u64>,
     /// When the power fails.
     pub(super) crash_ns: Option<u64>,
+    /// Another drive has a job on the same workers.
+    pub(super) neighbour: bool,
     /// Jobs one after the other.
     pub(super) jobs: u32,
 }
@@ -180,6 +182,7 @@ impl Recipe {
             patience_ns: 150 * MS,
             drop_ns: percent(c, 5).then(|| c.pick(20 * MS)),
             crash_ns: percent(c, 12).then(|| c.pick(60 * MS)),
+            neighbour: percent(c, 15),
             jobs: if percent(c, 20) { 2 } else { 1 },
         };
         match c.pick(100) {

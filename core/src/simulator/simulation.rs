@@ -16,7 +16,7 @@ use crate::bitmap::DirtyBitmap;
 use crate::drive::{self, DriveCore};
 use crate::engine::Job;
 use crate::engine::crew::Crew;
-use crate::mirror::{MirrorOptions, Mutation, Share};
+use crate::mirror::{JobStatus, LatencyBudget, MirrorOptions, Mutation, OnCopied, Share};
 use crate::ring::sim::{SimDisk, World};
 use crate::units::{ChunkRange, bytes_u64, bytes_usize};
 
@@ -108,6 +108,17 @@ pub(super) struct Live {
     pub(super) options: MirrorOptions,
 }
 
+/// A job of another drive on the same workers.
+#[derive(Debug)]
+pub(super) struct Neighbour {
+    /// The host's handle.
+    pub(super) job: Job,
+    /// Where it copies from.
+    pub(super) source: Arc<SimDisk>,
+    /// Where it copies to.
+    pub(super) target: Arc<SimDisk>,
+}
+
 /// A run; see the module.
 #[derive(Debug)]
 pub(super) struct Simulation {
@@ -129,6 +140,10 @@ pub(super) struct Simulation {
     pub(super) model: Model,
     /// The job, until its end was looked at.
     pub(super) live: Option<Live>,
+    /// Another job on the same workers.
+    pub(super) neighbour: Option<Neighbour>,
+    /// Disks that nobody may write any more, and how often they were written.
+    pub(super) left: Vec<(Arc<SimDisk>, u64)>,
     /// Jobs that were started.
     pub(super) jobs: u32,
     /// The host.
@@ -193,6 +208,8 @@ impl Simulation {
             crew,
             lines,
             live: None,
+            neighbour: None,
+            left: Vec::new(),
             jobs: 0,
             asked: 0,
             completed: 0,
@@ -277,7 +294,7 @@ impl Simulation {
         let (job, share) = started.map_err(|e| Wrong::new(format!("a job cannot be started: {e}")))?;
         self.jobs += 1;
         self.live = Some(Live { job, share, source, target, options });
-        Ok(())
+        if self.recipe.neighbour && self.jobs == 1 { self.start_neighbour() } else { Ok(()) }
     }
 
     /// The disks die, and live again.
@@ -360,20 +377,47 @@ impl Simulation {
         Ok(true)
     }
 
-    /// A worker's turn. *Our hands off the source.*
+    /// A worker's turn. *Our hands off the source*; and a job that says that it is paused writes nothing.
     fn turn_worker(&mut self, number: usize) -> Result<(), Wrong> {
-        let source = self.live.as_ref().map(|live| Arc::clone(&live.source));
-        let writes = source.as_ref().map(|source| source.writes());
+        let Some(live) = &self.live else {
+            self.crew.turn(number);
+            return Ok(());
+        };
+        let paused = matches!(live.job.status(), JobStatus::Paused | JobStatus::Standby);
+        let writes = [live.source.writes(), live.target.writes()];
         self.crew.turn(number);
-        if source.map(|source| source.writes()) != writes {
+        let more = [live.source.writes() - writes[0], live.target.writes() - writes[1]];
+        if more[0] > 0 {
             return Err(Wrong::new("a worker wrote to the source"));
         }
+        let still_paused = matches!(live.job.status(), JobStatus::Paused | JobStatus::Standby);
+        if more[1] > 0 && paused && still_paused {
+            return Err(Wrong::new("a worker wrote to the target while the job was paused"));
+        }
+        Ok(())
+    }
+
+    /// A job of another drive on the same workers, without a guest.
+    fn start_neighbour(&mut self) -> Result<(), Wrong> {
+        let [source, target] =
+            [60, 0].map(|data_percent| Self::disk(&self.world, &self.recipe, data_percent));
+        let drive = DriveCore::new(Arc::clone(&source), self.recipe.bytes, model::BLOCK, true);
+        let options = MirrorOptions {
+            on_copied: OnCopied::Complete,
+            latency_budget: LatencyBudget::Off,
+            max_pause: None,
+            ..MirrorOptions::default()
+        };
+        let started = self.crew.start(&drive, &target, &options, None);
+        let (job, _) = started.map_err(|e| Wrong::new(format!("a neighbour cannot be started: {e}")))?;
+        self.neighbour = Some(Neighbour { job, source, target });
         Ok(())
     }
 
     /// Whether nothing is left to be done.
     fn is_over(&self) -> bool {
         self.live.is_none()
+            && self.neighbour.as_ref().is_none_or(|neighbour| neighbour.job.status().is_over())
             && self.jobs >= self.recipe.jobs
             && !self.may_ask()
             && self.lines.iter().all(Line::is_idle)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::guests::changes;
 use super::recipe::{MS, Wanted};
-use super::simulation::{Live, Simulation, Wrong};
+use super::simulation::{Live, Neighbour, Simulation, Wrong};
 use crate::engine::crew::Crew;
 use crate::engine::{EventKind, Outcome};
 use crate::mirror::{End, JobStatus};
@@ -243,6 +243,10 @@ impl Simulation {
         self.story.active_bytes += outcome.progress.active_bytes;
         self.check_outcome(&outcome)?;
         if let Some(live) = self.live.take() {
+            if outcome.end == End::Completed {
+                let left = if outcome.pivoted { &live.source } else { &live.target };
+                self.left.push((Arc::clone(left), left.writes()));
+            }
             live.source.set_dead(false);
             live.target.set_dead(false);
         }
@@ -299,6 +303,15 @@ impl Simulation {
         }
         if self.drive.gate().is_closed() || !self.drive.is_quiet(false) {
             return Err(Wrong::new("somebody never left the gate"));
+        }
+        if self.left.iter().any(|(disk, writes)| disk.writes() != *writes) {
+            return Err(Wrong::new("a disk was written after the job that it was part of had completed"));
+        }
+        if let Some(Neighbour { job, source, target }) = &self.neighbour {
+            let end = Crew::outcome(job).map(|outcome| outcome.end);
+            if end != Some(End::Completed) || source.content() != target.content() {
+                return Err(Wrong::new(format!("another drive's job, which nobody disturbed: {end:?}")));
+            }
         }
         let content = self.drive.place().device.content();
         let whole = ByteRange::new(0, self.recipe.bytes);
