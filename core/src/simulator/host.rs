@@ -135,7 +135,7 @@ impl Simulation {
     /// The host wants the end, and does what is needed for it.
     fn want_end(&mut self, now_ns: u64) -> Result<(), Wrong> {
         let Some(live) = &self.live else { return Ok(()) };
-        let forever = self.recipe.deaths.iter().any(|death| matches!(death, Death::Forever(_)));
+        let forever = self.recipe.target_may_hang();
         let impatient = now_ns >= self.host.end_ns + self.recipe.patience_ns;
         if impatient && self.host.mended.is_none() {
             self.host.mended = Some(now_ns);

@@ -349,7 +349,9 @@ impl Recipe {
             1 => [side(c, false), side(c, false)],
             _ => {
                 let which = c.pick(3);
-                [side(c, which != 0), side(c, which != 1)]
+                let [source, mut target] = [side(c, which != 0), side(c, which != 1)];
+                target.stuck = one(c, &[0, 0, 0, 0, 0, 0, 3, 10]);
+                [source, target]
             }
         }
     }
@@ -369,6 +371,11 @@ impl Recipe {
     pub(super) fn has_errors(&self, side: usize) -> bool {
         let faults = &self.faults[side];
         faults.read_error + faults.write_error + faults.no_space + faults.flush_error > 0
+    }
+
+    /// Whether requests on the target may never come back: the job can be ended by force only.
+    pub(super) fn target_may_hang(&self) -> bool {
+        self.faults[1].stuck > 0 || self.deaths.iter().any(|death| matches!(death, Death::Forever(_)))
     }
 
     /// The world that it happens in.

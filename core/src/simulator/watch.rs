@@ -9,6 +9,7 @@ use super::simulation::{Live, Neighbour, Simulation, Wrong};
 use crate::engine::crew::Crew;
 use crate::engine::{EventKind, Outcome};
 use crate::mirror::{End, JobStatus};
+use crate::ring::sim::Faults;
 use crate::units::{ByteRange, Chunk, ChunkRange, bytes_u64, bytes_usize};
 
 /// A pause may be so much longer than it was asked for.
@@ -99,8 +100,8 @@ impl Simulation {
     /// Every guest request completes in bounded time.
     fn look_at_requests(&mut self, now_ns: u64) -> Result<(), Wrong> {
         let waits = self.watch.host_decides || !self.drive.place().device.answers();
-        let target_is_dead =
-            self.live.as_ref().is_some_and(|live| !live.share.is_ending() && !live.target.answers());
+        let hangs = |live: &Live| !live.target.answers() || self.recipe.faults[1].stuck > 0;
+        let target_is_dead = self.live.as_ref().is_some_and(|live| !live.share.is_ending() && hangs(live));
         if waits || target_is_dead {
             self.watch.excused_ns = now_ns;
         }
@@ -249,6 +250,10 @@ impl Simulation {
             }
             live.source.set_dead(false);
             live.target.set_dead(false);
+            if outcome.pivoted {
+                // From now on it is the guest's disk, and a guest's disk answers.
+                live.target.set_faults(Faults { stuck: 0, ..self.recipe.faults[1] });
+            }
         }
         let last_events = std::mem::take(&mut self.watch.last_events);
         self.watch = Watch { excused_ns: now_ns, last_events, ..Watch::default() };
