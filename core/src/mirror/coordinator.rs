@@ -145,6 +145,10 @@ const MISSED_BACKOFF_MAX_NS: u64 = 2_000_000_000;
 const BRAKE_GAP_NS: u64 = 200_000_000;
 /// The shortest such time.
 const BRAKE_GAP_MIN_NS: u64 = 5_000_000;
+/// When the drive refused to move, the wait until it is asked again.
+const MOVE_AGAIN_NS: u64 = 100_000;
+/// How often it is asked.
+const MOVES: u32 = 10_000;
 /// The part of the pause that is kept for what cannot be foreseen: a switch-over is begun when its forecast fits into the rest.
 const RESERVE: u64 = 4;
 /// A flush that was to make the job ready and did not is not repeated sooner.
@@ -192,6 +196,8 @@ pub struct Coordinator {
     missed: u32,
     /// How often guest requests were held to gain on them.
     braked: u32,
+    /// How often the drive refused to move.
+    refused_moves: u32,
     /// When the job was seen to end by cancel or failure.
     ending_since_ns: u64,
 }
@@ -216,6 +222,7 @@ impl Coordinator {
             tries: 0,
             missed: 0,
             braked: 0,
+            refused_moves: 0,
             ending_since_ns: 0,
         }
     }
@@ -245,7 +252,11 @@ impl Coordinator {
                 self.behind_gate(share, sight)
             }
             Stage::Sealed(seal) => self.sealed(seal, share, sight.now_ns),
-            Stage::Flushing(_) | Stage::Ending | Stage::Over => Act::Rest,
+            Stage::Flushing(_) => {
+                Self::follow_hold(share);
+                Act::Rest
+            }
+            Stage::Ending | Stage::Over => Act::Rest,
         }
     }
 
@@ -364,8 +375,12 @@ impl Coordinator {
 
     /// The gate is closed.
     fn behind_gate(&mut self, share: &Share, sight: &Sight) -> Act {
-        if share.is_held() || self.is_overdue(sight) {
+        // What failed and is tried again later would hold the guest until then.
+        if share.is_held() || share.awaits_round(sight.now_ns) || self.is_overdue(sight) {
             return self.miss(share, sight.now_ns);
+        }
+        if sight.now_ns < self.retry_at_ns {
+            return Act::Rest;
         }
         if self.stage == Stage::Draining
             && (sight.gate_is_quiet || share.is_mutated(Mutation::ReadyWithoutGate))
@@ -435,6 +450,7 @@ impl Coordinator {
     fn sealed(&mut self, seal: Seal, share: &Share, now_ns: u64) -> Act {
         let (next, act) = match seal {
             Seal::Announced if !self.auto_finalize && !share.wants_finalize() => return Act::Rest,
+            Seal::Announced if now_ns < self.retry_at_ns => return Act::Rest,
             Seal::Announced if share.wants_pivot() => (Seal::Moved, Act::Pivot),
             Seal::Announced | Seal::Moved => (Seal::Detached, Act::LetGo),
             Seal::Detached => {
@@ -479,9 +495,15 @@ impl Coordinator {
         p.copied_bytes + p.zeroed_bytes + p.active_bytes
     }
 
-    /// The drive refused to move, because somebody is inside after all: the job does not complete. The caller fails it.
-    pub fn not_moved(&mut self) {
-        self.stage = Stage::Final;
+    /// The drive refused to move: somebody looks whether the gate is open, and has not stepped back yet. Asks again soon.
+    ///
+    /// `false` when that was so too often, which cannot be: then the job does not complete, and the caller fails it.
+    pub fn not_moved(&mut self, now_ns: u64) -> bool {
+        self.refused_moves += 1;
+        let again = self.refused_moves < MOVES;
+        self.stage = if again { Stage::Sealed(Seal::Announced) } else { Stage::Final };
+        self.retry_at_ns = now_ns + MOVE_AGAIN_NS;
+        again
     }
 
     /// The flush could not be sent for lack of room: ask again soon.
@@ -489,12 +511,10 @@ impl Coordinator {
         self.flush_covers = None;
         match self.stage {
             Stage::Flushing(Purpose::BehindGate) => self.stage = Stage::Final,
-            Stage::Flushing(_) => {
-                self.stage = Stage::Copying;
-                self.retry_at_ns = now_ns + ROOM_NS;
-            }
+            Stage::Flushing(_) => self.stage = Stage::Copying,
             _ => {}
         }
+        self.retry_at_ns = now_ns + ROOM_NS;
     }
 
     /// The flush that was asked for has ended, well or with an errno.
