@@ -32,14 +32,16 @@
 //! The pause is bounded: the coordinator closes the gate only when the forecast fits into `max_pause`, and opens it again,
 //! with the job as it was, when it does not come true. It then waits longer each time before it tries again.
 
+mod ending;
+mod flush;
+
 use std::sync::atomic::Ordering;
 
 use super::mutation::Mutation;
 use super::options::{MirrorOptions, OnCopied};
-use super::policy::{self, Side};
-use super::share::{FailureCause, Notice, Share};
+
+use super::share::{Notice, Share};
 use super::states::{JobStatus, Turn};
-use crate::units::ByteRange;
 
 /// What the home is to do now; after each but `Rest` it looks again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -358,13 +360,6 @@ impl Coordinator {
         if self.strict_ready { share.is_finished() } else { self.fits(share, sight) }
     }
 
-    /// Asks for a flush.
-    fn flush(&mut self, share: &Share, purpose: Purpose) -> Act {
-        self.stage = Stage::Flushing(purpose);
-        self.flush_covers = Some(Self::written(share));
-        Act::Flush
-    }
-
     /// Closes the gate. From here on nothing slows the copiers down.
     fn close_gate(&mut self, share: &Share, now_ns: u64) -> Act {
         self.stage = Stage::Draining;
@@ -444,121 +439,6 @@ impl Coordinator {
             return (BRAKE_GAP_NS >> self.braked.min(8)).max(BRAKE_GAP_MIN_NS);
         }
         (MISSED_BACKOFF_NS << self.missed.min(8)).min(MISSED_BACKOFF_MAX_NS)
-    }
-
-    /// The steps to the end.
-    fn sealed(&mut self, seal: Seal, share: &Share, now_ns: u64) -> Act {
-        let (next, act) = match seal {
-            Seal::Announced if !self.auto_finalize && !share.wants_finalize() => return Act::Rest,
-            Seal::Announced if now_ns < self.retry_at_ns => return Act::Rest,
-            Seal::Announced if share.wants_pivot() => (Seal::Moved, Act::Pivot),
-            Seal::Announced | Seal::Moved => (Seal::Detached, Act::LetGo),
-            Seal::Detached => {
-                self.pause_ns = self.closed_at_ns.take().map(|at| now_ns.saturating_sub(at));
-                (Seal::Opened, Act::OpenGate)
-            }
-            Seal::Opened => {
-                self.stage = Stage::Over;
-                return Act::Conclude(End::Completed);
-            }
-        };
-        self.stage = Stage::Sealed(next);
-        act
-    }
-
-    /// A job that was cancelled or has failed: over when nothing is under way, or when waiting has no end.
-    fn end(&mut self, share: &Share, now_ns: u64) -> Act {
-        if self.closed_at_ns.take().is_some() {
-            share.set_urgent(false);
-            return Act::OpenGate;
-        }
-        if share.status() != JobStatus::Aborting {
-            share.turn(Turn::Abort);
-            self.ending_since_ns = now_ns;
-            return Act::Rouse;
-        }
-        if self.stage == Stage::Ending {
-            self.stage = Stage::Over;
-            return Act::Conclude(if share.is_cancelled() { End::Cancelled } else { End::Failed });
-        }
-        let quiet = share.is_idle() && self.flush_covers.is_none();
-        if quiet || now_ns >= self.ending_since_ns + GRACE_NS {
-            self.stage = Stage::Ending;
-            return Act::LetGo;
-        }
-        Act::Rest
-    }
-
-    /// Bytes that reached the target; exact when nobody has anything in hand.
-    fn written(share: &Share) -> u64 {
-        let p = share.progress();
-        p.copied_bytes + p.zeroed_bytes + p.active_bytes
-    }
-
-    /// The drive refused to move: somebody looks whether the gate is open, and has not stepped back yet. Asks again soon.
-    ///
-    /// `false` when that was so too often, which cannot be: then the job does not complete, and the caller fails it.
-    pub fn not_moved(&mut self, now_ns: u64) -> bool {
-        self.refused_moves += 1;
-        let again = self.refused_moves < MOVES;
-        self.stage = if again { Stage::Sealed(Seal::Announced) } else { Stage::Final };
-        self.retry_at_ns = now_ns + MOVE_AGAIN_NS;
-        again
-    }
-
-    /// The flush could not be sent for lack of room: ask again soon.
-    pub fn not_sent(&mut self, now_ns: u64) {
-        self.flush_covers = None;
-        match self.stage {
-            Stage::Flushing(Purpose::BehindGate) => self.stage = Stage::Final,
-            Stage::Flushing(_) => self.stage = Stage::Copying,
-            _ => {}
-        }
-        self.retry_at_ns = now_ns + ROOM_NS;
-    }
-
-    /// The flush that was asked for has ended, well or with an errno.
-    ///
-    /// A failed flush fails the job whatever the policy: the kernel reports such an error once and forgets what it could
-    /// not write (fsync(2)), so a second flush that succeeds says nothing about what came before the first.
-    pub fn flushed(&mut self, result: Result<(), i32>, share: &Share, sight: &Sight) {
-        let covers = self.flush_covers.take();
-        self.measure_at_ns = sight.now_ns.saturating_add(MEASURE_NS);
-        if let Err(errno) = result {
-            self.flush_failed(errno, share, sight.now_ns);
-            return;
-        }
-        self.tries = 0;
-        self.covers = covers;
-        match self.stage {
-            Stage::Flushing(Purpose::ToBeReady) => {
-                self.stage = Stage::Copying;
-                if share.is_held() || !self.could_be_ready(share, sight) || !share.turn(Turn::BecomeReady) {
-                    self.retry_at_ns = sight.now_ns + READY_AGAIN_NS;
-                }
-            }
-            Stage::Flushing(Purpose::BeforeGate) => {
-                self.stage = Stage::Copying;
-                self.preflushed = true;
-            }
-            Stage::Flushing(Purpose::BehindGate) => self.stage = Stage::Final,
-            _ => {}
-        }
-    }
-
-    /// Sends it again for a passing error, else the job fails.
-    fn flush_failed(&mut self, errno: i32, share: &Share, now_ns: u64) {
-        let behind_gate = self.stage == Stage::Flushing(Purpose::BehindGate);
-        if matches!(self.stage, Stage::Flushing(_)) {
-            self.stage = if behind_gate { Stage::Final } else { Stage::Copying };
-        }
-        if let Some(wait) = policy::transient_backoff_ns(errno, self.tries) {
-            self.tries += 1;
-            self.retry_at_ns = now_ns + if behind_gate { 0 } else { wait };
-            return;
-        }
-        let notice = share.on_error(Side::Target, errno, ByteRange::default(), FailureCause::Flush, now_ns);
-        share.post(notice);
     }
 
     /// When to look again if nothing happens.
