@@ -218,6 +218,20 @@ impl Gate {
         self.shards.iter().enumerate().all(|(number, shard)| number == missed || shard.is_quiet())
     }
 
+    /// The first half of entering, as by a thread that had found the gate open just before it was closed.
+    #[cfg(test)]
+    pub(crate) fn try_a_slot(&self) -> Option<(usize, u64)> {
+        self.shards[0].take()
+    }
+
+    /// The second half, by which time it is closed.
+    #[cfg(test)]
+    pub(crate) fn step_back(&self, tried: Option<(usize, u64)>) {
+        if let Some((slot, taken)) = tried {
+            self.shards[0].slots[slot].left.store(taken, Ordering::Release);
+        }
+    }
+
     /// The slot of a pass, whatever its number of uses.
     #[inline]
     fn slot(&self, pass: Pass) -> &Slot {

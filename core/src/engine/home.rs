@@ -95,8 +95,7 @@ impl<D> Home<D> {
                 // A guest that may not write may not write to the target either.
                 let writable = self.drive.place().writable;
                 if self.drive.pivot(Arc::clone(&self.target), writable).is_err() {
-                    self.coordinator.not_moved();
-                    return false;
+                    return self.coordinator.not_moved(now_ns);
                 }
             }
             Act::LetGo => self.let_go(),

@@ -1,14 +1,16 @@
 //! A job as the host sees it, and the part of it that all workers share.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::event::{Event, Events, IoStatus, LastError};
 use super::outcome::{self, Outcome, TargetState};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{CopyMode, End, ExtentMap, JobStatus, Notice, Progress, RateMeter, Share, Turn, Verb};
+use crate::mirror::{
+    CopyMode, End, ExtentMap, JobStatus, MirrorOptions, Notice, Progress, RateMeter, Share, Turn, Verb,
+};
 use crate::ring::{Wake, monotonic_ns};
 
 /// After the verdict, how long a waiting host waits for the last worker to let go of the devices.
@@ -91,8 +93,6 @@ pub(super) struct JobCore {
     verdict: OnceLock<(End, u64, Instant)>,
     /// How long the switch-over held guest requests.
     pause_ns: AtomicU64,
-    /// The host paused it, and has not resumed it.
-    paused_by_host: AtomicBool,
     /// Workers that still hold their part.
     parts: AtomicUsize,
     /// Jobs of the engine; this one counts until its last part is gone.
@@ -103,24 +103,46 @@ pub(super) struct JobCore {
     events: Events,
     /// The rate, sampled by whoever asks for progress.
     meter: Mutex<RateMeter>,
+    /// A pending switch-over needs no word of the host.
+    auto_finalize: bool,
     /// Why the drive cannot move to the target, if so.
     no_pivot: Option<String>,
 }
 
 /// A handle to a mirror job; it may be used from any thread, and cloned. Dropping the last one leaves the job running, and then
-/// only the end of its engine ends it.
+/// only the end of its engine ends it; a job that needs to be finalized is cancelled.
 #[derive(Clone, Debug)]
 #[must_use = "a job that nobody has a handle of runs until its engine ends"]
 pub struct Job {
     /// The shared part.
     core: Arc<JobCore>,
+    /// Gone with the last handle.
+    _held: Arc<Held>,
+}
+
+/// What all handles of a job hold together.
+#[derive(Debug)]
+struct Held {
+    /// The shared part.
+    core: Arc<JobCore>,
+}
+
+/// A job that waits to be finalized holds guest requests. When nobody is left who could finalize it, it is cancelled (**The
+/// guest is not our hostage**).
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.core.auto_finalize && !self.core.is_over() {
+            self.core.share.cancel();
+            self.core.wake_all();
+        }
+    }
 }
 
 impl JobCore {
     /// The shared part and the host's handle of a new job.
     pub(super) fn start(
         share: Arc<Share>,
-        extents: Option<ExtentMap>,
+        options: &MirrorOptions,
         names: [String; 2],
         wakers: Vec<Arc<dyn Wake>>,
         jobs: Arc<AtomicUsize>,
@@ -128,7 +150,7 @@ impl JobCore {
     ) -> Result<Job> {
         let core = Arc::new(Self {
             share,
-            extents,
+            extents: options.extents.clone(),
             names,
             parts: AtomicUsize::new(wakers.len()),
             jobs,
@@ -136,13 +158,13 @@ impl JobCore {
             started_ns: monotonic_ns(),
             verdict: OnceLock::new(),
             pause_ns: AtomicU64::new(NO_PAUSE),
-            paused_by_host: AtomicBool::new(false),
             over: (Mutex::new(()), Condvar::new()),
             events: Events::new()?,
             meter: Mutex::new(RateMeter::default()),
+            auto_finalize: options.auto_finalize,
             no_pivot,
         });
-        Ok(Job { core })
+        Ok(Job { _held: Arc::new(Held { core: Arc::clone(&core) }), core })
     }
 
     /// The home passes notices on to the host.
@@ -271,10 +293,9 @@ impl Job {
     /// [`ErrorKind::WrongState`] naming the state, or when the host has paused it already.
     pub fn pause(&self) -> Result<()> {
         self.check(Verb::Pause)?;
-        if self.core.paused_by_host.swap(true, Ordering::AcqRel) {
+        if !self.core.share.pause() {
             return Err(Self::refused(Verb::Pause, "it is paused already; resume it first"));
         }
-        self.core.share.pause();
         self.core.wake_all();
         Ok(())
     }
@@ -285,11 +306,9 @@ impl Job {
     /// [`ErrorKind::WrongState`] naming the state, or when the job is neither paused nor stopped.
     pub fn resume(&self) -> Result<()> {
         self.check(Verb::Resume)?;
-        let paused = self.core.paused_by_host.swap(false, Ordering::AcqRel);
-        if !paused && self.core.share.stopped().is_none() {
+        if !self.core.share.resume() {
             return Err(Self::refused(Verb::Resume, "it is not paused"));
         }
-        self.core.share.resume();
         self.core.wake_all();
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
 use crate::device::{Device, DeviceKind, Role};
 use crate::drive::{DriveCore, Follower};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, Share};
+use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, RESERVE_BYTES, Share};
 use crate::ring::uring::{UringOptions, with_ring};
 use crate::ring::{Ring, Wake};
 
@@ -48,9 +48,11 @@ fn thread_main(
     if options.pin {
         core_set::pin(index);
     }
-    let outcome = with_ring(UringOptions::new(options.window_bytes), |ring| {
+    // A job whose target hangs keeps all the memory that it has; a part is left to the other jobs of the worker.
+    let memory_bytes = options.window_bytes.saturating_add(RESERVE_BYTES);
+    let outcome = with_ring(UringOptions::new(memory_bytes), |ring| {
         // The engine waits for this answer, so it is always taken.
-        let contiguous = ring.huge_bytes().is_some_and(|huge| huge >= options.window_bytes);
+        let contiguous = ring.huge_bytes().is_some_and(|huge| huge >= memory_bytes);
         let _ = ready.send(Ok((ring.waker(), contiguous)));
         Worker::new(ring, mailbox).run(ring);
     });
@@ -102,8 +104,8 @@ fn make(
     let target = Arc::new(target);
     let devices = for_each_worker(source, &target, workers.len())?;
     let first = Arc::clone(&wakers[0]);
-    let (extents, no_pivot) = (options.extents.clone(), no_pivot(drive, &target));
-    let job = JobCore::start(Arc::clone(&share), extents, names, wakers, Arc::clone(jobs), no_pivot)?;
+    let no_pivot = no_pivot(drive, &target);
+    let job = JobCore::start(Arc::clone(&share), options, names, wakers, Arc::clone(jobs), no_pivot)?;
     // Nobody begins before everybody has his part, so that a job which cannot be started has not written anything.
     share.hold();
     // *Tracked from birth*: from here on guest writes are recorded; the first chunk is decided after every part is sent.

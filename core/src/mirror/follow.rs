@@ -214,7 +214,9 @@ impl Follow {
             pace = FEW_PACE;
         }
         share.set_pace(pace);
-        share.pass_turn() || pace.in_flight_bytes > before.in_flight_bytes
+        // A turn in which nobody may copy is none.
+        let passed = before.in_flight_bytes > 0 && share.pass_turn();
+        passed || pace.in_flight_bytes > before.in_flight_bytes
     }
 
     /// What slows the copiers down.

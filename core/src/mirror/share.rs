@@ -252,6 +252,7 @@ impl Share {
     pub(super) fn paced_bytes(&self, worker: usize) -> u64 {
         let (pace, workers) = (self.pace(), bytes_u64(self.tallies.len()));
         if let Some(each) = pace.of_each(workers, self.geometry.run_bytes) {
+            self.tallies[worker].set_waits(false);
             return each;
         }
         let its_turn = self.turn.load(Ordering::Acquire) == worker;

@@ -40,6 +40,8 @@ use crate::units::{ByteRange, Chunk, bytes_u64};
 
 /// Pieces of one worker at most.
 pub(crate) const MAX_PIECES: usize = 4096;
+/// Of a worker's copy memory, what no single job takes, where there is enough of it.
+pub const RESERVE_BYTES: u64 = 2 << 20;
 /// Zeroing requests in flight at most; they share one thread.
 const MAX_ZEROES: usize = 16;
 
@@ -304,7 +306,9 @@ impl Copier {
     /// The part of the window that a piece uses.
     fn take_window(&mut self, window: &mut Window, len: u64) -> Option<BufRange> {
         let paced = self.share.paced_bytes(self.worker);
-        let most = self.share.geometry.buf_bytes.min(paced);
+        let reserve = RESERVE_BYTES.min(u64::from(window.capacity_bytes()) / 4);
+        let own = u64::from(window.capacity_bytes()) - reserve;
+        let most = self.share.geometry.buf_bytes.min(paced).min(own);
         if paced == 0 || (self.flying.bytes + len > most && self.flying.bytes > 0) {
             return None;
         }

@@ -49,13 +49,15 @@ impl Share {
     }
 
     /// The host pauses the job; what is in flight is finished.
-    pub fn pause(&self) {
-        self.command.fetch_or(flag::PAUSED, Ordering::AcqRel);
+    /// `false` when it was paused already.
+    pub fn pause(&self) -> bool {
+        self.command.fetch_or(flag::PAUSED, Ordering::AcqRel) & flag::PAUSED == 0
     }
 
-    /// The host resumes the job after a pause or a stop.
-    pub fn resume(&self) {
-        self.command.fetch_and(!(flag::PAUSED | flag::STOPPED | flag::NO_SPACE), Ordering::AcqRel);
+    /// The host resumes the job after a pause or a stop; `false` when there was neither.
+    pub fn resume(&self) -> bool {
+        let held = flag::PAUSED | flag::STOPPED;
+        self.command.fetch_and(!(held | flag::NO_SPACE), Ordering::AcqRel) & held != 0
     }
 
     /// The host cancels the job; nothing new is started.
