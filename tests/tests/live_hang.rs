@@ -19,10 +19,12 @@ const SOON: Duration = Duration::from_millis(2500);
 fn cancels_soon(job: &Job, guests: &Guests) {
     let begun = Instant::now();
     job.cancel(Cancel::Force).unwrap();
-    let outcome = job.wait_for(Duration::from_secs(10)).unwrap();
+    let Some(outcome) = job.wait_for(SOON) else { panic!("{:?}", job.query()) };
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert_eq!(outcome.end, End::Cancelled);
-    guests.go_on(20);
+    if guests.written() > 0 {
+        guests.go_on(20);
+    }
     assert_eq!(guests.failed(), 0);
 }
 
@@ -62,41 +64,62 @@ fn a_target_that_hangs_does_not_hold_up_a_forced_cancel_or_the_guest() {
     }
 }
 
-/// Scenario 28: a target that hangs during the switch-over holds the guest no longer than the pause; the job can be cancelled, or it
-/// completes when the target is back.
+/// Scenario 28: a target that hangs when the end is asked for does not hold the guest; the job can be cancelled, or completes when
+/// the target is back.
 #[test]
 fn a_target_that_hangs_at_the_switch_over_does_not_take_the_guest_along() {
     needs!(Fuse);
-    for (operation, comes_back) in [
-        (Operation::Write, false),
-        (Operation::Write, true),
-        (Operation::Flush, false),
-        (Operation::Flush, true),
-    ] {
+    for comes_back in [false, true] {
         let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
         let guests = scene.guests();
         let job = scene.mirror(Scene::options());
         until_status(&job, JobStatus::Ready);
-        scene.target.control().add_rule(Rule::on(operation, Effect::Stuck));
+        scene.target.control().add_rule(Rule::on(Operation::Write, Effect::Stuck));
         guests.go_on(20);
         job.complete(Completion::Pivot).unwrap();
         until("it hangs", || scene.target.control().counters().stuck > 0);
         guests.go_on(100);
-        if comes_back {
-            scene.target.control().clear_rules();
-            let _ = scene.target.control().release_stuck(None);
-            let outcome = job.wait_for(Duration::from_secs(20)).unwrap();
-            assert_eq!(outcome.end, End::Completed);
-            guests.go_on(20);
-            let _ = guests.stop();
-            scene.check_target();
-        } else {
-            cancels_soon(&job, &guests);
-            assert_eq!(scene.drive.device_number(), 0);
-            let _ = guests.stop();
-            scene.check_source();
-            let _ = scene.target.control().release_stuck(None);
-        }
+        ends_with(&scene, &job, &guests, comes_back);
+        let _ = guests.stop();
+        if comes_back { scene.check_target() } else { scene.check_source() }
+    }
+}
+
+/// The same for the flush. Nobody writes meanwhile: on a FUSE file the kernel lets no write begin while a flush is under way, and
+/// whoever sends one waits in the system call, a worker too. Disks do not do that.
+#[test]
+fn a_flush_that_hangs_at_the_switch_over_does_not_hold_up_a_forced_cancel() {
+    needs!(Fuse);
+    for comes_back in [false, true] {
+        let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+        let guests = scene.guests();
+        let job = scene.mirror(Scene::options());
+        until_status(&job, JobStatus::Ready);
+        guests.go_on(50);
+        let _ = guests.stop();
+        until("all is copied", || job.query().dirty_bytes == 0);
+        scene.target.control().add_rule(Rule::on(Operation::Flush, Effect::Stuck));
+        job.complete(Completion::Pivot).unwrap();
+        until("it hangs", || scene.target.control().counters().stuck > 0);
+        let guests = scene.guests_with(&[]);
+        ends_with(&scene, &job, &guests, comes_back);
+        if comes_back { scene.check_target() } else { scene.check_source() }
+    }
+}
+
+/// The target comes back and the job completes, or the job is cancelled by force.
+#[track_caller]
+fn ends_with(scene: &Scene, job: &Job, guests: &Guests, comes_back: bool) {
+    let control = scene.target.control();
+    if comes_back {
+        control.clear_rules();
+        let _ = control.release_stuck(None);
+        let Some(outcome) = job.wait_for(Duration::from_secs(10)) else { panic!("{:?}", job.query()) };
+        assert_eq!(outcome.end, End::Completed);
+    } else {
+        cancels_soon(job, guests);
+        assert_eq!(scene.drive.device_number(), 0);
+        let _ = control.release_stuck(None);
     }
 }
 

@@ -16,9 +16,10 @@ use blkmirror_testkit::{FaultDisk, LoopDevice, LoopOptions, ScratchDir};
 
 use super::guest::{GuestPlan, Guests};
 use super::history::History;
+use super::served::Served;
 
 /// How long a test waits for what must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a disk is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +43,8 @@ pub struct Place {
     pub content: PathBuf,
     /// The disk with faults, if it is one.
     pub faulty: Option<FaultDisk>,
+    /// The server, if another program serves it.
+    _served: Option<Served>,
     /// Keeps a loop device.
     _device: Option<LoopDevice>,
     /// Keeps a directory in memory.
@@ -61,6 +64,7 @@ impl Place {
             content: path.clone(),
             path,
             faulty: None,
+            _served: None,
             _device: None,
             _dir: None,
             _file: None,
@@ -88,6 +92,13 @@ impl Place {
                 Self { faulty: Some(disk), content, ..empty(path) }
             }
         }
+    }
+
+    /// A disk that `qemu-storage-daemon` serves.
+    #[must_use]
+    pub fn served(disk: Served) -> Self {
+        let (path, content) = (disk.path().to_owned(), disk.content().to_owned());
+        Self { _served: Some(disk), path, content, faulty: None, _device: None, _dir: None, _file: None }
     }
 
     /// Makes the file in its directory.
@@ -287,7 +298,8 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 pub fn until_status(job: &Job, status: JobStatus) {
     let end = Instant::now() + PATIENCE;
     while job.status() != status {
-        assert!(Instant::now() < end, "{:?} does not become {status}", job.query());
+        let late = Instant::now() >= end || (job.status().is_over() && status != JobStatus::Concluded);
+        assert!(!late, "{:?} does not become {status}", job.query());
         thread::sleep(Duration::from_millis(1));
     }
 }
