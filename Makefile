@@ -13,7 +13,8 @@ help:
 	@echo 'make check   all that must hold: format, lints, docs, header, models, every test (.ci/run calls it)'
 	@echo 'make test    the tests alone'
 	@echo 'make loom    models of what threads share without locks, every interleaving'
-	@echo 'make soak    the long tests too, and 1000 seeds of every simulated run, in release mode'
+	@echo 'make soak    the long tests too, 1000 seeds of every simulated run, in release mode,'
+	@echo '             and then new seeds of the simulator for SOAK_SECONDS=600 or as many as you say'
 	@echo 'make bench   the bitmap, the comparison with fio, QEMU and dd, and live mirroring (takes a while; best on an idle machine)'
 	@echo 'make demo    copy scratch disks, verify, and show how fast it was'
 	@echo 'make man     show the manual page'
@@ -67,9 +68,14 @@ loom:
 test: build
 	BLKMIRROR='$(BLKMIRROR)' $(CARGO) test --locked --workspace
 
+# How long `make soak` runs new seeds of the simulator.
+SOAK_SECONDS ?= 600
+
 soak: build
 	BLKMIRROR='$(BLKMIRROR)' BLKMIRROR_SEEDS=$(or $(BLKMIRROR_SEEDS),1000) \
-		$(CARGO) test --locked --release --workspace -- --include-ignored
+		$(CARGO) test --locked --release --workspace -- --include-ignored --skip simulator::tests::soak
+	BLKMIRROR_SOAK_SECONDS=$(SOAK_SECONDS) \
+		$(CARGO) test --locked --release -p blkmirror-core --lib -- --include-ignored --nocapture simulator::tests::soak
 
 bench: build
 	$(CARGO) bench --locked --bench bitmap

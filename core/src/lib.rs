@@ -25,6 +25,8 @@ pub mod engine;
 pub mod error;
 pub mod mirror;
 pub mod ring;
+#[cfg(any(test, feature = "sim"))]
+pub mod simulator;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

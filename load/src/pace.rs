@@ -7,8 +7,9 @@
 //! are closer together than [`TICK_NS`] share a time: a writer with 15,000 requests per second has one or two at a time,
 //! 10,000 times a second, as fio does with its batches. Between two times it sleeps (in the ring while requests are under
 //! way, in `clock_nanosleep` otherwise) and never spins. With a timer slack of 1 ns, set for the writers' threads only, it
-//! wakes 5 to 10 us late at the median on an idle machine; how late it was is measured and reported with every
-//! period ([`lateness`](crate::Period::lateness)). Lateness is part of the latency, with a job and without.
+//! sends a request 25 to 30 us late at the median (measured on a virtual machine with two cores: nearly all of it is the
+//! wake-up); the default slack would add up to 50 us. How late it was is measured and reported with every period
+//! ([`lateness`](crate::Period::lateness)). Lateness is part of the latency, with a job and without.
 #![forbid(unsafe_code)]
 
 use std::num::NonZeroU64;

@@ -128,7 +128,8 @@ fn other_cancels_leave_an_incomplete_target_and_an_untouched_guest() {
     }
 }
 
-/// Scenario 3: sizes that are no multiple of the granularity or of 4 KiB; others than whole sectors are refused, and so is nothing.
+/// Scenario 3: sizes that are no multiple of the granularity or of 4 KiB, and a disk of no size at all, which is ready at once; others than
+/// whole sectors are refused.
 #[test]
 fn every_size_is_followed_to_its_last_byte() {
     for size in [512, 4096, 64 * KIB + 512, MIB + 4096, MIB + 3 * 512] {
@@ -151,7 +152,11 @@ fn every_size_is_followed_to_its_last_byte() {
         let difference = compare::first_difference(&scene.source.content, &scene.target.content).unwrap();
         assert_eq!(difference, None, "{size}");
     }
-    for size in [0, 100, MIB + 100] {
+    let scene = Scene::new(0, Medium::Memory, Medium::Memory);
+    let job = scene.mirror(Scene::options());
+    until_status(&job, JobStatus::Ready);
+    let _ = scene.complete(&job, Completion::Pivot);
+    for size in [100, MIB + 100] {
         let place = Place::new(Medium::Memory, size);
         let refused = Device::open_source(&place.path).and_then(Drive::new);
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::WrongSize, "{size}");

@@ -15,8 +15,10 @@ const DEFAULT_ALIGN: usize = 4096;
 pub struct AlignedBuf {
     /// First byte, aligned.
     base: NonNull<u8>,
-    /// What was allocated; its size is the length of the slice.
+    /// What was allocated.
     layout: Layout,
+    /// Bytes of it that are used: what was asked for, rounded up to the alignment that was asked for.
+    len: usize,
 }
 
 // SAFETY: an AlignedBuf owns its bytes alone, like a Vec<u8>.
@@ -25,7 +27,8 @@ unsafe impl Send for AlignedBuf {}
 unsafe impl Sync for AlignedBuf {}
 
 impl AlignedBuf {
-    /// Allocates `len_bytes`, rounded up to `align_bytes`, both from the device's limits; at least a page aligned.
+    /// Allocates `len_bytes`, rounded up to a multiple of `align_bytes`, both from the device's limits; its address is a
+    /// multiple of `align_bytes` and of a page.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if the alignment is no power of two, [`ErrorKind::NoMemory`] if memory is short.
@@ -42,7 +45,8 @@ impl AlignedBuf {
             Error::new(ErrorKind::NoMemory, "allocate a buffer")
                 .because(format!("no memory for {len_bytes} bytes"))
         })?;
-        Ok(Self { base, layout })
+        let len = len_bytes.max(1).next_multiple_of(align_bytes.max(1)).min(layout.size());
+        Ok(Self { base, layout, len })
     }
 
     /// First byte, for requests that read into it or write from it.
@@ -55,15 +59,15 @@ impl Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: base points to layout.size() zero-initialised bytes that live as long as self.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.layout.size()) }
+        // SAFETY: base points to layout.size() zero-initialised bytes that live as long as self; len is no more (`new`).
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as for deref; the exclusive borrow of self makes it the only reference.
-        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.layout.size()) }
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }
     }
 }
 
@@ -76,7 +80,7 @@ impl Drop for AlignedBuf {
 
 impl fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AlignedBuf({} bytes at {:p})", self.layout.size(), self.base)
+        write!(f, "AlignedBuf({} bytes at {:p})", self.len, self.base)
     }
 }
 
@@ -88,10 +92,11 @@ mod tests {
     fn address_and_length_are_aligned_and_the_content_is_zero() {
         let mut b = AlignedBuf::new(5000, 512).unwrap();
         assert_eq!(b.as_ptr().addr() % 4096, 0);
-        assert_eq!(b.len(), 8192);
+        assert_eq!(b.len(), 5120, "a write of it must not reach further than was asked");
         assert!(b.iter().all(|&x| x == 0));
-        b[8191] = 7;
-        assert_eq!(b[8191], 7);
+        b[5119] = 7;
+        assert_eq!(b[5119], 7);
+        assert_eq!(AlignedBuf::new(512, 512).unwrap().len(), 512);
     }
 
     #[test]

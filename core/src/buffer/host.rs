@@ -224,6 +224,17 @@ impl Segment {
 }
 
 /// What a guest request is given and what comes back with its completion.
+///
+/// # When memory of the host's is its own again
+///
+/// With the completion of its request, if that gives the buffer back. Not before, and by nothing else:
+///
+/// - A completion without the buffer (the queue's ring broke) leaves the memory with the kernel.
+/// - A [`Queue`](crate::drive::queue::Queue) that is dropped with requests under way gives no completions. The kernel has
+///   nearly always let go of them when the drop returns, but the drop cannot wait for a device that hangs, and does not say
+///   whether it had to. So a host that wants the memory back pops every completion first, or ends the queue with
+///   [`Queue::close`](crate::drive::queue::Queue::close): when that succeeds, all of it is the host's.
+/// - A read that is under way writes to the memory until then; memory that is unmapped and used otherwise is overwritten.
 pub struct GuestBuffer(Kept);
 
 /// Who keeps the memory of a [`GuestBuffer`].

@@ -5,7 +5,8 @@
 //!
 //! The search starts where the last one ended, so that a stream of equal requests costs one word per unit and sweeps the
 //! region in order. A long request that finds no room waits; the copier issues nothing behind it in the meantime, so room
-//! always comes and nobody starves.
+//! comes as long as requests come back. A job whose requests do not come back keeps its memory, but no single job may take all
+//! (`mirror::RESERVE_BYTES`).
 #![forbid(unsafe_code)]
 
 use crate::units::bytes_u64;

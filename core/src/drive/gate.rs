@@ -105,7 +105,6 @@ impl Leaving<'_> {
 }
 
 /// Slots that the same threads mostly use, away from the cache lines of others.
-#[derive(Debug)]
 #[repr(align(128))]
 struct Shard {
     /// Where to look first; a hint.
@@ -115,7 +114,6 @@ struct Shard {
 }
 
 /// The gate; see the module.
-#[derive(Debug)]
 pub struct Gate {
     /// 1 while it is closed.
     closed: AtomicU64,
@@ -220,6 +218,20 @@ impl Gate {
         self.shards.iter().enumerate().all(|(number, shard)| number == missed || shard.is_quiet())
     }
 
+    /// The first half of entering, as by a thread that had found the gate open just before it was closed.
+    #[cfg(test)]
+    pub(crate) fn try_a_slot(&self) -> Option<(usize, u64)> {
+        self.shards[0].take()
+    }
+
+    /// The second half, by which time it is closed.
+    #[cfg(test)]
+    pub(crate) fn step_back(&self, tried: Option<(usize, u64)>) {
+        if let Some((slot, taken)) = tried {
+            self.shards[0].slots[slot].left.store(taken, Ordering::Release);
+        }
+    }
+
     /// The slot of a pass, whatever its number of uses.
     #[inline]
     fn slot(&self, pass: Pass) -> &Slot {
@@ -237,6 +249,15 @@ impl Slot {
         let taken = self.taken.load(Ordering::Relaxed);
         let ours = taken & USE == pass.0 >> INDEX_BITS && self.left.load(Ordering::Relaxed) != taken;
         ours.then_some(taken)
+    }
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate")
+            .field("closed", &self.is_closed())
+            .field("quiet", &self.is_quiet())
+            .finish_non_exhaustive()
     }
 }
 

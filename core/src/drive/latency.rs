@@ -55,12 +55,10 @@ const fn middle_ns(bucket: usize) -> u64 {
 }
 
 /// The counters of some threads, on cache lines of their own.
-#[derive(Debug)]
 #[repr(align(128))]
 struct Shard([AtomicU64; BUCKETS]);
 
 /// A histogram of latencies that threads fill together; see the module.
-#[derive(Debug)]
 pub struct Latencies {
     /// The counters.
     shards: Box<[Shard]>,
@@ -70,6 +68,12 @@ impl Default for Latencies {
     fn default() -> Self {
         let empty = |_| Shard([const { AtomicU64::new(0) }; BUCKETS]);
         Self { shards: (0..SHARDS).map(empty).collect() }
+    }
+}
+
+impl std::fmt::Debug for Latencies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.snapshot().fmt(f)
     }
 }
 

@@ -35,6 +35,8 @@ pub use tracker::{Admission, IoKind, Token, Tracker};
 
 pub(crate) use self::core::DriveCore;
 pub(crate) use self::follower::Follower;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use self::per_thread::{act_as, start_anew};
 use crate::device::{Device, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::Share;
@@ -51,12 +53,33 @@ pub struct Drive {
 }
 
 impl Drive {
-    /// A drive on `device`.
+    /// A drive on `device`, with the blocks of that device. It is read-only if the device was opened as a source, and stays so
+    /// over a pivot.
     ///
     /// # Errors
-    /// None today; the memory that a drive needs is small and had at once.
+    /// As [`Self::with_align_bytes`].
     pub fn new(device: Device) -> Result<Self> {
-        let (size_bytes, align_bytes) = (device.size_bytes(), device.limits().offset_align_bytes);
+        let align_bytes = device.limits().offset_align_bytes;
+        Self::with_align_bytes(device, align_bytes)
+    }
+
+    /// A drive whose queues take requests in blocks of `align_bytes`, which a host shows its guest as logical blocks. Larger
+    /// blocks than the device's let the drive move to a device that has such blocks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] unless `align_bytes` is a power of two and no less than the device's blocks,
+    /// [`ErrorKind::WrongSize`] when the device's size is not a multiple of it.
+    pub fn with_align_bytes(device: Device, align_bytes: u64) -> Result<Self> {
+        let (size_bytes, least) = (device.size_bytes(), device.limits().offset_align_bytes);
+        let refused = |kind, why| Err(Error::new(kind, "make a drive of").at(device.name()).because(why));
+        if !align_bytes.is_power_of_two() || align_bytes < least {
+            let why = format!("blocks of {align_bytes} bytes are not possible; its own have {least}");
+            return refused(ErrorKind::InvalidArgument, why);
+        }
+        if !size_bytes.is_multiple_of(align_bytes) {
+            let why = format!("its size {size_bytes} is not a multiple of blocks of {align_bytes} bytes");
+            return refused(ErrorKind::WrongSize, why);
+        }
         let writable = device.role() != Role::Source;
         Ok(Self { core: DriveCore::new(Arc::new(device), size_bytes, align_bytes, writable) })
     }

@@ -79,6 +79,23 @@ fn first_shard() -> usize {
     shard
 }
 
+/// Makes this thread pass for the host's thread with this number: a simulation has one thread for all.
+#[cfg(any(test, feature = "sim"))]
+pub(crate) fn act_as(number: usize) {
+    let _ = SHARD.try_with(|own| own.set(number));
+}
+
+/// Makes this thread draw as one that was just started, so that a simulation does not depend on what ran before it.
+#[cfg(any(test, feature = "sim"))]
+pub(crate) fn start_anew() {
+    let _ = SAMPLER.try_with(|sampler| {
+        sampler.chance.set(0);
+        sampler.one_in.set(ONE_IN);
+        sampler.requests.set(0);
+        sampler.last_ns.set(0);
+    });
+}
+
 /// The time now if this request is one whose time is taken, else 0.
 ///
 /// By chance and not each eighth: a thread that serves eight disks in turn would measure one of them only.

@@ -46,6 +46,16 @@ pub enum IoKind {
     WriteZeroes,
     /// Gives space back; the range may read as anything.
     Discard,
+    /// Makes durable what was written; it has no range. A switch-over waits for it, nothing is marked.
+    Flush,
+}
+
+impl IoKind {
+    /// Whether the range may read differently afterwards.
+    #[inline]
+    const fn changes(self) -> bool {
+        matches!(self, Self::Write | Self::WriteZeroes | Self::Discard)
+    }
 }
 
 /// A request that is under way; to be ended exactly once.
@@ -111,10 +121,15 @@ impl Drive {
 }
 
 impl Tracker {
-    /// A request is about to be sent. The range need not be aligned.
+    /// A request is about to be sent. The range need not be aligned; a flush has an empty one.
+    ///
+    /// With [`Admission::Go`] the request goes to the device that [`Token::device_number`] names: 0 is the one that the drive
+    /// was made with, and each pivot counts one more. [`Self::device`] is that device until the token is ended, for a host
+    /// that opened the target through this library only. Tracked writes are followed in background mode, whatever the
+    /// job's copy mode is, for only the host can write them.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for a range that is empty or goes past the end of the drive,
+    /// [`ErrorKind::InvalidArgument`] for a range that is empty (but for a flush) or goes past the end of the drive,
     /// [`ErrorKind::QueueFull`] when [`PASSES`] requests are under way.
     #[inline]
     pub fn begin(&self, range: ByteRange, kind: IoKind) -> Result<Admission> {
@@ -152,6 +167,13 @@ impl Tracker {
     pub fn device_number(&self) -> u64 {
         self.core.device_number()
     }
+
+    /// The device that the drive stands on; it stays that one while any token is not ended. Its descriptor
+    /// ([`Device::as_fd`](std::os::fd::AsFd)) is open as long as the host keeps this.
+    #[must_use]
+    pub fn device(&self) -> Arc<Device> {
+        Arc::clone(&self.core.place().device)
+    }
 }
 
 impl<D> DriveCore<D> {
@@ -163,7 +185,7 @@ impl<D> DriveCore<D> {
         kind: IoKind,
         now_ns: impl FnOnce() -> u64,
     ) -> Result<Admission> {
-        if range.is_empty() || range.end() > self.size_bytes() {
+        if (range.is_empty() && kind != IoKind::Flush) || range.end() > self.size_bytes() {
             return Err(outside(range, self.size_bytes()));
         }
         let pass = match self.gate().enter() {
@@ -187,7 +209,7 @@ impl<D> DriveCore<D> {
     ) -> Result<()> {
         // Looked at first, so that a token that is not under way changes nothing.
         let Some(leaving) = self.gate().leaving(token.pass) else { return Err(ended(token)) };
-        if token.kind != IoKind::Read {
+        if token.kind.changes() {
             self.written(token.range);
         }
         leaving.done();

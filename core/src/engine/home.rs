@@ -81,6 +81,7 @@ impl<D> Home<D> {
     pub(super) fn carry_out(&mut self, act: Act, core: &JobCore, now_ns: u64) -> bool {
         match act {
             Act::Rest | Act::Flush => {}
+            Act::Rouse => core.wake_all(),
             Act::CloseGate => {
                 self.holds_gate = true;
                 self.drive.close_gate();
@@ -90,7 +91,13 @@ impl<D> Home<D> {
                 self.open_gate();
                 core.wake_all();
             }
-            Act::Pivot => return self.drive.pivot(Arc::clone(&self.target), true).is_ok(),
+            Act::Pivot => {
+                // A guest that may not write may not write to the target either.
+                let writable = self.drive.place().writable;
+                if self.drive.pivot(Arc::clone(&self.target), writable).is_err() {
+                    return self.coordinator.not_moved(now_ns);
+                }
+            }
             Act::LetGo => self.let_go(),
             Act::Conclude(end) => {
                 core.set_pause_ns(self.coordinator.pause_ns());

@@ -1,14 +1,16 @@
 //! A job as the host sees it, and the part of it that all workers share.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::event::{Event, Events, IoStatus, LastError};
 use super::outcome::{self, Outcome, TargetState};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{CopyMode, End, ExtentMap, JobStatus, Notice, Progress, RateMeter, Share, Turn, Verb};
+use crate::mirror::{
+    CopyMode, End, ExtentMap, JobStatus, MirrorOptions, Notice, Progress, RateMeter, Share, Turn, Verb,
+};
 use crate::ring::{Wake, monotonic_ns};
 
 /// After the verdict, how long a waiting host waits for the last worker to let go of the devices.
@@ -62,7 +64,7 @@ pub struct JobInfo {
     pub speed_bytes_per_s: u64,
     /// How guest writes are followed now.
     pub copy_mode: CopyMode,
-    /// Write-blocking, and nothing is dirty: what the guest is told is written is on both sides.
+    /// Write-blocking, and nothing is dirty: what the guest is told is written through queues is on both sides.
     pub actively_synced: bool,
     /// Whether the host has asked for the end.
     pub completing: bool,
@@ -91,8 +93,6 @@ pub(super) struct JobCore {
     verdict: OnceLock<(End, u64, Instant)>,
     /// How long the switch-over held guest requests.
     pause_ns: AtomicU64,
-    /// The host paused it, and has not resumed it.
-    paused_by_host: AtomicBool,
     /// Workers that still hold their part.
     parts: AtomicUsize,
     /// Jobs of the engine; this one counts until its last part is gone.
@@ -101,29 +101,56 @@ pub(super) struct JobCore {
     over: (Mutex<()>, Condvar),
     /// To the host.
     events: Events,
+    /// The rate, sampled by whoever asks for progress.
+    meter: Mutex<RateMeter>,
+    /// A pending switch-over needs no word of the host.
+    auto_finalize: bool,
+    /// Why the drive cannot move to the target, if so.
+    no_pivot: Option<String>,
 }
 
-/// A handle to a mirror job; it may be used from any thread. Dropping it leaves the job running.
-#[derive(Debug)]
+/// A handle to a mirror job; it may be used from any thread, and cloned. Dropping the last one leaves the job running, and then
+/// only the end of its engine ends it; a job that needs to be finalized is cancelled.
+#[derive(Clone, Debug)]
+#[must_use = "a job that nobody has a handle of runs until its engine ends"]
 pub struct Job {
     /// The shared part.
     core: Arc<JobCore>,
-    /// The rate, sampled by whoever asks for progress.
-    meter: Mutex<RateMeter>,
+    /// Gone with the last handle.
+    _held: Arc<Held>,
+}
+
+/// What all handles of a job hold together.
+#[derive(Debug)]
+struct Held {
+    /// The shared part.
+    core: Arc<JobCore>,
+}
+
+/// A job that waits to be finalized holds guest requests. When nobody is left who could finalize it, it is cancelled (**The
+/// guest is not our hostage**).
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.core.auto_finalize && !self.core.is_over() {
+            self.core.share.cancel();
+            self.core.wake_all();
+        }
+    }
 }
 
 impl JobCore {
     /// The shared part and the host's handle of a new job.
     pub(super) fn start(
         share: Arc<Share>,
-        extents: Option<ExtentMap>,
+        options: &MirrorOptions,
         names: [String; 2],
         wakers: Vec<Arc<dyn Wake>>,
         jobs: Arc<AtomicUsize>,
+        no_pivot: Option<String>,
     ) -> Result<Job> {
         let core = Arc::new(Self {
             share,
-            extents,
+            extents: options.extents.clone(),
             names,
             parts: AtomicUsize::new(wakers.len()),
             jobs,
@@ -131,11 +158,13 @@ impl JobCore {
             started_ns: monotonic_ns(),
             verdict: OnceLock::new(),
             pause_ns: AtomicU64::new(NO_PAUSE),
-            paused_by_host: AtomicBool::new(false),
             over: (Mutex::new(()), Condvar::new()),
             events: Events::new()?,
+            meter: Mutex::new(RateMeter::default()),
+            auto_finalize: options.auto_finalize,
+            no_pivot,
         });
-        Ok(Job { core, meter: Mutex::new(RateMeter::default()) })
+        Ok(Job { _held: Arc::new(Held { core: Arc::clone(&core) }), core })
     }
 
     /// The home passes notices on to the host.
@@ -212,7 +241,7 @@ impl JobCore {
     }
 
     /// The outcome, once the verdict is there.
-    fn outcome(&self) -> Option<Outcome> {
+    pub(super) fn outcome(&self) -> Option<Outcome> {
         let &(end, at_ns, _) = self.verdict.get()?;
         let complete = end == End::Completed;
         let mut progress = self.share.progress();
@@ -264,10 +293,9 @@ impl Job {
     /// [`ErrorKind::WrongState`] naming the state, or when the host has paused it already.
     pub fn pause(&self) -> Result<()> {
         self.check(Verb::Pause)?;
-        if self.core.paused_by_host.swap(true, Ordering::AcqRel) {
+        if !self.core.share.pause() {
             return Err(Self::refused(Verb::Pause, "it is paused already; resume it first"));
         }
-        self.core.share.pause();
         self.core.wake_all();
         Ok(())
     }
@@ -278,11 +306,9 @@ impl Job {
     /// [`ErrorKind::WrongState`] naming the state, or when the job is neither paused nor stopped.
     pub fn resume(&self) -> Result<()> {
         self.check(Verb::Resume)?;
-        let paused = self.core.paused_by_host.swap(false, Ordering::AcqRel);
-        if !paused && self.core.share.stopped().is_none() {
+        if !self.core.share.resume() {
             return Err(Self::refused(Verb::Resume, "it is not paused"));
         }
-        self.core.share.resume();
         self.core.wake_all();
         Ok(())
     }
@@ -317,9 +343,15 @@ impl Job {
     /// [`Self::wait`] and the events tell the end.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongState`] naming the state, or when the end was asked for already.
+    /// [`ErrorKind::WrongState`] naming the state (wait for [`EventKind::Ready`](super::EventKind)), or when the end was asked for
+    /// already; [`ErrorKind::WrongSize`] for a pivot to a target with larger blocks than the drive's guest was promised.
     pub fn complete(&self, completion: Completion) -> Result<()> {
         self.check(Verb::Complete)?;
+        if let (Completion::Pivot, Some(why)) = (completion, &self.core.no_pivot) {
+            return Err(Error::new(ErrorKind::WrongSize, "move the drive to")
+                .at(&self.core.names[1])
+                .because(why.clone()));
+        }
         if !self.core.share.complete(completion == Completion::Pivot) {
             let why = "it is completing already; cancel it by force to stop that";
             return Err(Self::refused(Verb::Complete, why));
@@ -405,7 +437,7 @@ impl Job {
         }
         let now_ns = monotonic_ns();
         let mut p = self.core.share.progress();
-        let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut meter = self.core.meter.lock().unwrap_or_else(PoisonError::into_inner);
         p.rate_bytes_per_s = meter.sample(now_ns, p.done_bytes);
         p.eta = RateMeter::eta(p.disk_bytes - p.done_bytes, p.rate_bytes_per_s);
         p.elapsed = Duration::from_nanos(now_ns.saturating_sub(self.core.started_ns));
@@ -424,6 +456,13 @@ impl Job {
         self.core.events.fd()
     }
 
+    /// How it ended, once it has; there from [`EventKind::Concluded`](super::EventKind) on. Workers may still be closing the
+    /// devices then, which [`Self::wait_for`] waits for.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.core.outcome()
+    }
+
     /// Waits for the end of the job.
     #[must_use]
     pub fn wait(&self) -> Outcome {
@@ -436,8 +475,14 @@ impl Job {
 
     /// Waits for the end of the job for so long; `None` if it is not over then.
     ///
-    /// When it is over, every device is closed, with two exceptions: a worker whose requests hang keeps its devices until
-    /// they come back, which is waited for 250 ms at most, and a queue keeps the target until its thread uses it next.
+    /// When it is over, the workers have closed the source and the target. Who may still have them open:
+    ///
+    /// | ended | source | target |
+    /// |---|---|---|
+    /// | completed, pivot | each queue until its thread uses it next, and who asked for [`Drive::device`](crate::drive::Drive::device) | the drive |
+    /// | completed without, cancelled, failed | the drive | in write-blocking mode each queue until its thread uses it next |
+    ///
+    /// And a worker whose requests hang keeps both until they come back; that is waited for 250 ms at most.
     #[must_use]
     pub fn wait_for(&self, time: Duration) -> Option<Outcome> {
         let core = &*self.core;

@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 mod core_set;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) mod crew;
 mod event;
 mod home;
 mod job;
@@ -45,13 +47,15 @@ const MAILBOX_DEPTH: usize = 64;
 const MOST_HELPFUL_WORKERS: usize = 4;
 /// Workers at most.
 const MAX_WORKERS: usize = 256;
+/// The least copy memory of a worker: one run. With less, a request could wait for room that there never is.
+const MIN_WINDOW_BYTES: u64 = 1 << 20;
 
 /// How an engine is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Worker threads; `None` = as many as help (see [`EngineOptions::default_workers`]).
     pub workers: Option<NonZeroUsize>,
-    /// Copy memory of each worker in bytes; requests in flight live in it.
+    /// Copy memory of each worker in bytes, at least 1 MiB; requests in flight live in it.
     pub window_bytes: u64,
     /// Pin each worker to a core of the process's set.
     pub pin: bool,
@@ -138,6 +142,13 @@ impl Engine {
         if count > MAX_WORKERS {
             return Err(Error::new(ErrorKind::InvalidArgument, "start the engine")
                 .because(format!("{count} workers are more than {MAX_WORKERS}; one per core is enough")));
+        }
+        if options.window_bytes < MIN_WINDOW_BYTES {
+            let why = format!(
+                "{} bytes of copy memory cannot hold the largest request; give each worker {MIN_WINDOW_BYTES}",
+                options.window_bytes
+            );
+            return Err(Error::new(ErrorKind::InvalidArgument, "start the engine").because(why));
         }
         Ok(Self {
             workers: start::workers(count, options)?,

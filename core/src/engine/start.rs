@@ -11,7 +11,7 @@ use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
 use crate::device::{Device, DeviceKind, Role};
 use crate::drive::{DriveCore, Follower};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, Share};
+use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, RESERVE_BYTES, Share};
 use crate::ring::uring::{UringOptions, with_ring};
 use crate::ring::{Ring, Wake};
 
@@ -48,9 +48,11 @@ fn thread_main(
     if options.pin {
         core_set::pin(index);
     }
-    let outcome = with_ring(UringOptions::new(options.window_bytes), |ring| {
+    // A job whose target hangs keeps all the memory that it has; a part is left to the other jobs of the worker.
+    let memory_bytes = options.window_bytes.saturating_add(RESERVE_BYTES);
+    let outcome = with_ring(UringOptions::new(memory_bytes), |ring| {
         // The engine waits for this answer, so it is always taken.
-        let contiguous = ring.huge_bytes().is_some_and(|huge| huge >= options.window_bytes);
+        let contiguous = ring.huge_bytes().is_some_and(|huge| huge >= memory_bytes);
         let _ = ready.send(Ok((ring.waker(), contiguous)));
         Worker::new(ring, mailbox).run(ring);
     });
@@ -102,7 +104,8 @@ fn make(
     let target = Arc::new(target);
     let devices = for_each_worker(source, &target, workers.len())?;
     let first = Arc::clone(&wakers[0]);
-    let job = JobCore::start(Arc::clone(&share), options.extents.clone(), names, wakers, Arc::clone(jobs))?;
+    let no_pivot = no_pivot(drive, &target);
+    let job = JobCore::start(Arc::clone(&share), options, names, wakers, Arc::clone(jobs), no_pivot)?;
     // Nobody begins before everybody has his part, so that a job which cannot be started has not written anything.
     share.hold();
     // *Tracked from birth*: from here on guest writes are recorded; the first chunk is decided after every part is sent.
@@ -113,6 +116,25 @@ fn make(
         .enumerate()
         .map(|(number, devices)| Box::new(Part::new(Arc::clone(job.core()), number, devices, home.take())));
     Ok((order, parts.collect(), job))
+}
+
+/// Why the drive cannot move to the target: its guest sends requests that the target would refuse.
+fn no_pivot(drive: &DriveCore<Device>, target: &Device) -> Option<String> {
+    let source = &drive.place().device;
+    let memory = |device: &Device| device.limits().memory_align_bytes.max(512);
+    let (wants, has) = (target.limits().offset_align_bytes, drive.align_bytes());
+    if wants > has {
+        return Some(format!(
+            "it has blocks of {wants} bytes, the guest was promised {has}; make the drive with Drive::with_align_bytes, or \
+             complete without a pivot"
+        ));
+    }
+    (memory(target) > memory(source)).then(|| {
+        let (wants, has) = (memory(target), memory(source));
+        format!(
+            "it wants memory aligned to {wants} bytes, the guest was promised {has}; complete without a pivot"
+        )
+    })
 }
 
 /// Checks that the devices may be used together.

@@ -130,11 +130,13 @@ impl Share {
         aligned && after_sweep && whole_clusters
     }
 
-    /// Nothing was sent to the target: the write goes to the source alone.
+    /// Nothing was sent to the target: the write goes to the source alone. `true` when the job's home must be woken.
+    #[must_use = "a home that sleeps must be woken"]
     #[allow(clippy::needless_pass_by_value, reason = "taken, so that it is ended once")]
-    pub fn cancel_active(&self, write: ActiveWrite) {
-        self.dirty.mark_chunks(write.cleared);
+    pub fn cancel_active(&self, write: ActiveWrite) -> bool {
+        let marked = self.dirty.mark_chunks(write.cleared) > 0;
         self.writers.release_by_guest(write.range);
+        marked && self.doorbell.is_mine_to_ring()
     }
 
     /// Both writes have ended. `true` when the job's home must be woken.

@@ -32,14 +32,16 @@
 //! The pause is bounded: the coordinator closes the gate only when the forecast fits into `max_pause`, and opens it again,
 //! with the job as it was, when it does not come true. It then waits longer each time before it tries again.
 
+mod ending;
+mod flush;
+
 use std::sync::atomic::Ordering;
 
 use super::mutation::Mutation;
 use super::options::{MirrorOptions, OnCopied};
-use super::policy::{self, Side};
-use super::share::{FailureCause, Notice, Share};
+
+use super::share::{Notice, Share};
 use super::states::{JobStatus, Turn};
-use crate::units::ByteRange;
 
 /// What the home is to do now; after each but `Rest` it looks again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +54,8 @@ pub enum Act {
     CloseGate,
     /// Open it.
     OpenGate,
+    /// Wake every worker: the job ends, and who sleeps must put back what he holds.
+    Rouse,
     /// Move the drive to the target.
     Pivot,
     /// Detach the job from the drive.
@@ -143,6 +147,10 @@ const MISSED_BACKOFF_MAX_NS: u64 = 2_000_000_000;
 const BRAKE_GAP_NS: u64 = 200_000_000;
 /// The shortest such time.
 const BRAKE_GAP_MIN_NS: u64 = 5_000_000;
+/// When the drive refused to move, the wait until it is asked again.
+const MOVE_AGAIN_NS: u64 = 100_000;
+/// How often it is asked.
+const MOVES: u32 = 10_000;
 /// The part of the pause that is kept for what cannot be foreseen: a switch-over is begun when its forecast fits into the rest.
 const RESERVE: u64 = 4;
 /// A flush that was to make the job ready and did not is not repeated sooner.
@@ -190,6 +198,8 @@ pub struct Coordinator {
     missed: u32,
     /// How often guest requests were held to gain on them.
     braked: u32,
+    /// How often the drive refused to move.
+    refused_moves: u32,
     /// When the job was seen to end by cancel or failure.
     ending_since_ns: u64,
 }
@@ -214,6 +224,7 @@ impl Coordinator {
             tries: 0,
             missed: 0,
             braked: 0,
+            refused_moves: 0,
             ending_since_ns: 0,
         }
     }
@@ -243,7 +254,11 @@ impl Coordinator {
                 self.behind_gate(share, sight)
             }
             Stage::Sealed(seal) => self.sealed(seal, share, sight.now_ns),
-            Stage::Flushing(_) | Stage::Ending | Stage::Over => Act::Rest,
+            Stage::Flushing(_) => {
+                Self::follow_hold(share);
+                Act::Rest
+            }
+            Stage::Ending | Stage::Over => Act::Rest,
         }
     }
 
@@ -345,13 +360,6 @@ impl Coordinator {
         if self.strict_ready { share.is_finished() } else { self.fits(share, sight) }
     }
 
-    /// Asks for a flush.
-    fn flush(&mut self, share: &Share, purpose: Purpose) -> Act {
-        self.stage = Stage::Flushing(purpose);
-        self.flush_covers = Some(Self::written(share));
-        Act::Flush
-    }
-
     /// Closes the gate. From here on nothing slows the copiers down.
     fn close_gate(&mut self, share: &Share, now_ns: u64) -> Act {
         self.stage = Stage::Draining;
@@ -362,8 +370,12 @@ impl Coordinator {
 
     /// The gate is closed.
     fn behind_gate(&mut self, share: &Share, sight: &Sight) -> Act {
-        if share.is_held() || self.is_overdue(sight) {
+        // What failed and is tried again later would hold the guest until then.
+        if share.is_held() || share.awaits_round(sight.now_ns) || self.is_overdue(sight) {
             return self.miss(share, sight.now_ns);
+        }
+        if sight.now_ns < self.retry_at_ns {
+            return Act::Rest;
         }
         if self.stage == Stage::Draining
             && (sight.gate_is_quiet || share.is_mutated(Mutation::ReadyWithoutGate))
@@ -427,110 +439,6 @@ impl Coordinator {
             return (BRAKE_GAP_NS >> self.braked.min(8)).max(BRAKE_GAP_MIN_NS);
         }
         (MISSED_BACKOFF_NS << self.missed.min(8)).min(MISSED_BACKOFF_MAX_NS)
-    }
-
-    /// The steps to the end.
-    fn sealed(&mut self, seal: Seal, share: &Share, now_ns: u64) -> Act {
-        let (next, act) = match seal {
-            Seal::Announced if !self.auto_finalize && !share.wants_finalize() => return Act::Rest,
-            Seal::Announced if share.wants_pivot() => (Seal::Moved, Act::Pivot),
-            Seal::Announced | Seal::Moved => (Seal::Detached, Act::LetGo),
-            Seal::Detached => {
-                self.pause_ns = self.closed_at_ns.take().map(|at| now_ns.saturating_sub(at));
-                (Seal::Opened, Act::OpenGate)
-            }
-            Seal::Opened => {
-                self.stage = Stage::Over;
-                return Act::Conclude(End::Completed);
-            }
-        };
-        self.stage = Stage::Sealed(next);
-        act
-    }
-
-    /// A job that was cancelled or has failed: over when nothing is under way, or when waiting has no end.
-    fn end(&mut self, share: &Share, now_ns: u64) -> Act {
-        if self.closed_at_ns.take().is_some() {
-            share.set_urgent(false);
-            return Act::OpenGate;
-        }
-        if share.status() != JobStatus::Aborting {
-            share.turn(Turn::Abort);
-            self.ending_since_ns = now_ns;
-        }
-        if self.stage == Stage::Ending {
-            self.stage = Stage::Over;
-            return Act::Conclude(if share.is_cancelled() { End::Cancelled } else { End::Failed });
-        }
-        let quiet = share.is_idle() && self.flush_covers.is_none();
-        if quiet || now_ns >= self.ending_since_ns + GRACE_NS {
-            self.stage = Stage::Ending;
-            return Act::LetGo;
-        }
-        Act::Rest
-    }
-
-    /// Bytes that reached the target; exact when nobody has anything in hand.
-    fn written(share: &Share) -> u64 {
-        let p = share.progress();
-        p.copied_bytes + p.zeroed_bytes + p.active_bytes
-    }
-
-    /// The flush could not be sent for lack of room: ask again soon.
-    pub fn not_sent(&mut self, now_ns: u64) {
-        self.flush_covers = None;
-        match self.stage {
-            Stage::Flushing(Purpose::BehindGate) => self.stage = Stage::Final,
-            Stage::Flushing(_) => {
-                self.stage = Stage::Copying;
-                self.retry_at_ns = now_ns + ROOM_NS;
-            }
-            _ => {}
-        }
-    }
-
-    /// The flush that was asked for has ended, well or with an errno.
-    ///
-    /// A failed flush fails the job whatever the policy: the kernel reports such an error once and forgets what it could
-    /// not write (fsync(2)), so a second flush that succeeds says nothing about what came before the first.
-    pub fn flushed(&mut self, result: Result<(), i32>, share: &Share, sight: &Sight) {
-        let covers = self.flush_covers.take();
-        self.measure_at_ns = sight.now_ns.saturating_add(MEASURE_NS);
-        if let Err(errno) = result {
-            self.flush_failed(errno, share, sight.now_ns);
-            return;
-        }
-        self.tries = 0;
-        self.covers = covers;
-        match self.stage {
-            Stage::Flushing(Purpose::ToBeReady) => {
-                self.stage = Stage::Copying;
-                if share.is_held() || !self.could_be_ready(share, sight) || !share.turn(Turn::BecomeReady) {
-                    self.retry_at_ns = sight.now_ns + READY_AGAIN_NS;
-                }
-            }
-            Stage::Flushing(Purpose::BeforeGate) => {
-                self.stage = Stage::Copying;
-                self.preflushed = true;
-            }
-            Stage::Flushing(Purpose::BehindGate) => self.stage = Stage::Final,
-            _ => {}
-        }
-    }
-
-    /// Sends it again for a passing error, else the job fails.
-    fn flush_failed(&mut self, errno: i32, share: &Share, now_ns: u64) {
-        let behind_gate = self.stage == Stage::Flushing(Purpose::BehindGate);
-        if matches!(self.stage, Stage::Flushing(_)) {
-            self.stage = if behind_gate { Stage::Final } else { Stage::Copying };
-        }
-        if let Some(wait) = policy::transient_backoff_ns(errno, self.tries) {
-            self.tries += 1;
-            self.retry_at_ns = now_ns + if behind_gate { 0 } else { wait };
-            return;
-        }
-        let notice = share.on_error(Side::Target, errno, ByteRange::default(), FailureCause::Flush, now_ns);
-        share.post(notice);
     }
 
     /// When to look again if nothing happens.

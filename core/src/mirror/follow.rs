@@ -16,6 +16,7 @@ use super::estimate::{Effort, Estimate, Sample};
 use super::options::{CopyModeChoice, LatencyBudget, MirrorOptions};
 use super::pace::Pace;
 use super::pacer::{Budget, GuestLatency, Pacer, Tick};
+use super::progress::Progress;
 use super::share::{Escalation, Notice, Share};
 
 /// How often stock is taken while there is work.
@@ -26,6 +27,12 @@ const LOOK_NS: u64 = 2_000_000;
 const QUIET_NS: u64 = 100_000_000;
 /// A home that sleeps looks up all the same, in case that a host marks chunks without telling anybody.
 const LONGEST_SLEEP_NS: u64 = 500_000_000;
+/// After so long without a flush, the next one is expected to take half as long as the last.
+const FLUSH_FADES_NS: u64 = 1_000_000_000;
+/// A job that has less than this left is following, and what a guest wrote just now must not wait for a probe of the pacer.
+const FEW_BYTES: u64 = 4 << 20;
+/// The least pace then: one request at a time, which a guest hardly notices.
+const FEW_PACE: Pace = Pace { in_flight_bytes: 64 << 10, request_bytes: 64 << 10 };
 /// A figure that is not known.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -125,6 +132,8 @@ pub struct Follow {
     flush_sent_ns: Option<u64>,
     /// What flushes take.
     flush_ns: u64,
+    /// When that was found out, or believed a little less.
+    flush_known_ns: u64,
     /// Since when nothing was dirty.
     clean_since_ns: Option<u64>,
 }
@@ -147,6 +156,7 @@ impl Follow {
             tick_at_ns: 0,
             flush_sent_ns: None,
             flush_ns: 0,
+            flush_known_ns: 0,
             clean_since_ns: None,
         }
     }
@@ -170,6 +180,7 @@ impl Follow {
     #[must_use]
     pub fn tick(&mut self, share: &Share, missed: u32, guest: &Guest, now_ns: u64) -> bool {
         self.tick_at_ns = now_ns + TICK_NS;
+        self.fade_flushes(now_ns);
         let progress = share.progress();
         let left_bytes = share.left_bytes() + progress.in_flight_bytes;
         self.estimate.sample(Sample {
@@ -181,17 +192,31 @@ impl Follow {
         });
         share.figures.publish(&self.estimate);
         self.converge(share, missed, left_bytes, now_ns);
-        self.set_pace(share, guest, progress.in_flight_bytes, now_ns)
+        self.set_pace(share, guest, &progress, left_bytes, now_ns)
     }
 
     /// Makes room for the guest; `true` when the copiers may go faster than before.
-    fn set_pace(&mut self, share: &Share, guest: &Guest, copying_bytes: u64, now_ns: u64) -> bool {
+    fn set_pace(
+        &mut self,
+        share: &Share,
+        guest: &Guest,
+        progress: &Progress,
+        left_bytes: u64,
+        now_ns: u64,
+    ) -> bool {
         let Some(pacer) = &mut self.pacer else { return false };
         let before = share.pace();
-        let pace =
+        let copying_bytes = progress.in_flight_bytes;
+        let mut pace =
             pacer.tick(&Tick { now_ns, guest: &guest.latency, guest_waits: guest.waits, copying_bytes });
+        let few = share.sweep_is_claimed() && left_bytes <= FEW_BYTES;
+        if few && pace.in_flight_bytes < FEW_PACE.in_flight_bytes {
+            pace = FEW_PACE;
+        }
         share.set_pace(pace);
-        share.pass_turn() || pace.in_flight_bytes > before.in_flight_bytes
+        // A turn in which nobody may copy is none.
+        let passed = before.in_flight_bytes > 0 && share.pass_turn();
+        passed || pace.in_flight_bytes > before.in_flight_bytes
     }
 
     /// What slows the copiers down.
@@ -245,6 +270,17 @@ impl Follow {
     pub fn flush_ended(&mut self, now_ns: u64) {
         if let Some(sent) = self.flush_sent_ns.take() {
             self.flush_ns = now_ns.saturating_sub(sent);
+            self.flush_known_ns = now_ns;
+            self.estimate.flushed(self.flush_ns);
+        }
+    }
+
+    /// What is known of flushes fades. Otherwise one slow flush, while the target hung for a moment, could keep the job from
+    /// ready for ever: with a forecast that does not fit nothing is flushed, and only a flush would correct the forecast.
+    fn fade_flushes(&mut self, now_ns: u64) {
+        if self.flush_sent_ns.is_none() && now_ns >= self.flush_known_ns + FLUSH_FADES_NS {
+            self.flush_known_ns = now_ns;
+            self.flush_ns /= 2;
             self.estimate.flushed(self.flush_ns);
         }
     }
@@ -269,5 +305,35 @@ impl Follow {
         }
         share.doorbell.disarm();
         Some(now_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The forecast is what decides about the next flush, so a bad one must not last.
+    #[test]
+    fn one_slow_flush_does_not_keep_the_forecast_high_for_ever() {
+        let mut follow = Follow::new(&MirrorOptions::default(), &GuestLatency::default());
+        let sample = |now_ns| Sample {
+            now_ns,
+            copied_bytes: 0,
+            dirtied_bytes: 0,
+            left_bytes: 0,
+            effort: Effort::Full,
+        };
+        follow.estimate.sample(sample(1));
+        follow.flush_sent(1);
+        follow.flush_ended(90_000_000);
+        let pause_ns = |follow: &Follow| follow.sight(0, false).predicted_pause_ns.unwrap();
+        (0..90).for_each(|n| follow.fade_flushes(n * 10_000_000));
+        assert!(pause_ns(&follow) >= 89_000_000, "it is believed for a while");
+        (0..700).for_each(|n| follow.fade_flushes(1_000_000_000 + n * 10_000_000));
+        assert!(pause_ns(&follow) < 30_000_000, "{} ns", pause_ns(&follow));
+        follow.flush_sent(8_000_000_000);
+        let before = pause_ns(&follow);
+        (0..300).for_each(|n| follow.fade_flushes(8_000_000_000 + n * 10_000_000));
+        assert_eq!(pause_ns(&follow), before, "a flush is under way and will tell");
     }
 }

@@ -45,8 +45,9 @@ impl Limiter {
     /// Changes the limit; what was reserved under the old one is void.
     pub fn set_speed(&self, bytes_per_s: u64) {
         self.speed.store(bytes_per_s, Ordering::Release);
-        self.free_at_ns.store(0, Ordering::Release);
+        // Before the time is set back: who reserves at the old speed then sees the new epoch after it, and sets it back again.
         self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.free_at_ns.store(0, Ordering::Release);
     }
 
     /// The limit in bytes per second; 0 = none.

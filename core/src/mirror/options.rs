@@ -26,7 +26,8 @@ pub enum SyncMode {
 pub enum CopyModeChoice {
     /// They go to the source and mark their chunks; copiers come round.
     Background,
-    /// They go to the source and the target at once, and the guest is told when both are done.
+    /// They go to the source and the target at once, and the guest is told when both are done. For queues; what a tracker
+    /// tells of is followed in background.
     WriteBlocking,
     /// Background, and write-blocking when the remainder stops shrinking.
     #[default]
@@ -94,17 +95,23 @@ pub struct MirrorOptions {
     pub copy_mode: CopyModeChoice,
     /// How long guest requests may take while the job runs.
     pub latency_budget: LatencyBudget,
-    /// How long guest requests may be held at a switch-over; `None` = as long as it takes.
+    /// How long guest requests may be held at a switch-over; `None` = as long as it takes. The time in which a job waits to
+    /// be finalized (see `auto_finalize`) comes on top.
     pub max_pause: Option<Duration>,
     /// Ready only when nothing at all is dirty or in flight (QEMU's meaning), not as soon as a switch-over would fit into
     /// `max_pause`.
     pub strict_ready: bool,
-    /// At the switch-over: go on at once; otherwise the job stays pending, with guest requests held, until it is finalized.
+    /// At the switch-over: go on at once; otherwise the job stays pending, with guest requests held, until it is finalized or
+    /// cancelled, however long that takes. It is the moment to write down, durably, that the target is the disk from now on: a
+    /// host that crashes after the pivot must not start its guest on the source. Do not wait for guest requests on the thread
+    /// that is to finalize.
     pub auto_finalize: bool,
     /// What happens when everything is copied.
     pub on_copied: OnCopied,
     /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs:
-    /// nobody else may set or clear bits. Afterwards it says what is not copied. Its granularity is the job's.
+    /// nobody else may set or clear bits. At the job's end it says what is not copied; guest writes that end after that are
+    /// not in it, so use it for the next job only if no guest request was under way from before the end of one to the
+    /// start of the other. Its granularity is the job's.
     pub bitmap: Option<Arc<DirtyBitmap>>,
 }
 

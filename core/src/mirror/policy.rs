@@ -17,7 +17,8 @@ pub enum ErrorPolicy {
     /// The job fails.
     #[default]
     Report,
-    /// The chunk stays dirty and is tried again in a later round, a bounded number of times.
+    /// The chunk stays dirty and is tried again in a later round. A job that completes by itself gives up after eight; one
+    /// that follows a guest never does, and is not ready meanwhile.
     Ignore,
     /// No space stops the job, anything else fails it.
     Enospc,

@@ -1,11 +1,14 @@
 //! What the workers of a job share: bitmaps, the sweep, the command word, counters. Atomics only.
 
+mod command;
+mod notice;
+mod rounds;
+
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_queue::ArrayQueue;
 
-use super::active::CopyMode;
 use super::activity::Activity;
 use super::doorbell::Doorbell;
 use super::follow::Figures;
@@ -15,123 +18,16 @@ use super::marks::Marks;
 use super::mutation::Mutation;
 use super::options::{CopyModeChoice, MirrorOptions, OnCopied, SyncMode};
 use super::pace::Pace;
-use super::policy::{self, ErrorAction, ErrorPolicy, Side};
+use super::policy::ErrorPolicy;
 use super::progress::{Progress, Tally};
 use super::states::{JobStatus, Turn};
 use super::sweep::Sweep;
 use super::writers::Writers;
 use crate::bitmap::DirtyBitmap;
 use crate::error::Result;
-use crate::units::{ByteRange, bytes_u64};
+use crate::units::bytes_u64;
 
-/// The size of requests that salvage what can be read around a bad block.
-const SALVAGE_BYTES: u64 = 4096;
-
-/// A round of an ignored error in which nothing failed for so long is over: what failed would have been tried by then.
-const ROUND_SETTLED_NS: u64 = 200_000_000;
-
-/// Why a job failed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FailureCause {
-    /// A request failed and the policy said `report`.
-    Io,
-    /// The source became shorter than it was.
-    SourceShrank,
-    /// The target could not be flushed; what it was given may be lost.
-    Flush,
-    /// The policy said `ignore`, and the bounded number of rounds is used up.
-    GaveUp,
-    /// A bug was caught in a worker.
-    Panic,
-    /// The ring of a worker broke.
-    Ring,
-}
-
-/// The first failure of a job; later ones are counted only.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Failure {
-    /// Which side.
-    pub side: Side,
-    /// What the kernel said.
-    pub errno: i32,
-    /// The bytes it was about; empty for a flush.
-    pub range: ByteRange,
-    /// Why it ended the job.
-    pub cause: FailureCause,
-}
-
-/// What copy mode auto does when the remainder stops shrinking, one after the other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Escalation {
-    /// Guest writes through queues go to both sides.
-    WriteBlocking,
-    /// That was not enough, as with hosts that do their own I/O: guest requests are held again and again, for `max_pause` at
-    /// most each time, until the remainder fits into one pause.
-    Braking,
-}
-
-/// Something that a host wants to hear of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Notice {
-    /// A request failed for good.
-    Error {
-        /// Which side.
-        side: Side,
-        /// What the kernel said.
-        errno: i32,
-        /// The bytes it was about; empty for a flush.
-        range: ByteRange,
-        /// What is done about it.
-        action: ErrorAction,
-    },
-    /// The job's state has changed.
-    Status {
-        /// What it was.
-        from: JobStatus,
-        /// What it is.
-        to: JobStatus,
-    },
-    /// The way in which guest writes are followed has changed.
-    CopyMode(CopyMode),
-    /// Copy mode auto: the remainder stopped shrinking.
-    Escalated {
-        /// What is done about it.
-        step: Escalation,
-        /// Bytes that were left.
-        left_bytes: u64,
-    },
-    /// A switch-over did not fit into its time; the gate is open again, and it will be tried again.
-    SwitchOverMissed {
-        /// How long guest requests were held.
-        held_ns: u64,
-        /// Bytes that were left.
-        left_bytes: u64,
-    },
-}
-
-/// Bits of the command word.
-mod flag {
-    /// The host paused the job.
-    pub(super) const PAUSED: u32 = 1;
-    /// An error policy stopped the job.
-    pub(super) const STOPPED: u32 = 2;
-    /// ... because the target is full.
-    pub(super) const NO_SPACE: u32 = 4;
-    /// The host cancelled the job.
-    pub(super) const CANCELLED: u32 = 8;
-    /// The job failed.
-    pub(super) const FAILED: u32 = 16;
-    /// Not every worker has its part yet.
-    pub(super) const STARTING: u32 = 32;
-    /// The host wants the job to come to its end.
-    pub(super) const COMPLETE: u32 = 64;
-    /// ... with the drive on the target.
-    pub(super) const PIVOT: u32 = 128;
-    /// The host wants a pending switch-over to be carried out.
-    pub(super) const FINALIZE: u32 = 256;
-    /// A switch-over is being made: no speed limit, no pacing.
-    pub(super) const URGENT: u32 = 512;
-}
+pub use self::notice::{Escalation, Failure, FailureCause, Notice};
 
 /// Notices that wait for the host at most; more are counted.
 const MAX_NOTICES: usize = 128;
@@ -300,83 +196,6 @@ impl Share {
         }
     }
 
-    /// The job is being started: nothing is done before every worker has its part.
-    pub fn hold(&self) {
-        self.command.fetch_or(flag::STARTING, Ordering::AcqRel);
-    }
-
-    /// Whether some worker has not got its part yet.
-    #[must_use]
-    pub(super) fn is_starting(&self) -> bool {
-        self.commanded(flag::STARTING)
-    }
-
-    /// Every worker has its part.
-    pub fn let_start(&self) {
-        self.command.fetch_and(!flag::STARTING, Ordering::AcqRel);
-    }
-
-    /// The host pauses the job; what is in flight is finished.
-    pub fn pause(&self) {
-        self.command.fetch_or(flag::PAUSED, Ordering::AcqRel);
-    }
-
-    /// The host resumes the job after a pause or a stop.
-    pub fn resume(&self) {
-        self.command.fetch_and(!(flag::PAUSED | flag::STOPPED | flag::NO_SPACE), Ordering::AcqRel);
-    }
-
-    /// The host cancels the job; nothing new is started.
-    pub fn cancel(&self) {
-        self.command.fetch_or(flag::CANCELLED, Ordering::AcqRel);
-    }
-
-    /// The host wants the job's end: with `pivot` the drive moves to the target, else the target is a copy as of then.
-    /// `false` when that was wanted already.
-    #[must_use]
-    pub fn complete(&self, pivot: bool) -> bool {
-        let pivot = if pivot { flag::PIVOT } else { 0 };
-        let more = |word| (word & flag::COMPLETE == 0).then_some(word | flag::COMPLETE | pivot);
-        self.command.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
-    }
-
-    /// Whether the host wants the job's end.
-    #[must_use]
-    pub fn wants_completion(&self) -> bool {
-        self.commanded(flag::COMPLETE)
-    }
-
-    /// Whether the drive is to move to the target.
-    #[must_use]
-    pub fn wants_pivot(&self) -> bool {
-        self.commanded(flag::PIVOT)
-    }
-
-    /// The host wants a pending switch-over to be carried out.
-    pub fn finalize(&self) {
-        self.command.fetch_or(flag::FINALIZE, Ordering::AcqRel);
-    }
-
-    /// Whether the host wants that.
-    pub(super) fn wants_finalize(&self) -> bool {
-        self.commanded(flag::FINALIZE)
-    }
-
-    /// A switch-over begins or ends: as long as it lasts there is neither speed limit nor pacing.
-    pub(super) fn set_urgent(&self, urgent: bool) {
-        if urgent {
-            self.command.fetch_or(flag::URGENT, Ordering::AcqRel);
-        } else {
-            self.command.fetch_and(!flag::URGENT, Ordering::AcqRel);
-        }
-    }
-
-    /// Whether a switch-over is being made.
-    #[must_use]
-    pub fn is_urgent(&self) -> bool {
-        self.commanded(flag::URGENT)
-    }
-
     /// Where the job stands.
     #[must_use]
     pub fn status(&self) -> JobStatus {
@@ -433,6 +252,7 @@ impl Share {
     pub(super) fn paced_bytes(&self, worker: usize) -> u64 {
         let (pace, workers) = (self.pace(), bytes_u64(self.tallies.len()));
         if let Some(each) = pace.of_each(workers, self.geometry.run_bytes) {
+            self.tallies[worker].set_waits(false);
             return each;
         }
         let its_turn = self.turn.load(Ordering::Acquire) == worker;
@@ -450,125 +270,6 @@ impl Share {
             self.turn.store(next, Ordering::Release);
         }
         next.is_some()
-    }
-
-    /// The job fails; the first failure is kept.
-    pub fn fail(&self, failure: Failure) {
-        // Losing this race means that somebody else's failure came first, which is what is wanted.
-        let _ = self.failure.set(failure);
-        self.command.fetch_or(flag::FAILED, Ordering::AcqRel);
-    }
-
-    /// The first failure.
-    #[must_use]
-    pub fn failure(&self) -> Option<Failure> {
-        self.failure.get().copied()
-    }
-
-    /// Whether one of the bits of the command word is set.
-    fn commanded(&self, bits: u32) -> bool {
-        self.command.load(Ordering::Acquire) & bits != 0
-    }
-
-    /// Whether the host cancelled the job.
-    #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        self.commanded(flag::CANCELLED)
-    }
-
-    /// Whether nothing more will be copied: cancelled or failed.
-    #[must_use]
-    pub fn is_ending(&self) -> bool {
-        self.commanded(flag::CANCELLED | flag::FAILED)
-    }
-
-    /// Whether new work must wait: paused or stopped.
-    #[must_use]
-    pub fn is_held(&self) -> bool {
-        self.commanded(flag::PAUSED | flag::STOPPED | flag::STARTING)
-    }
-
-    /// Whether an error policy stopped the job, and whether that was for lack of space.
-    #[must_use]
-    pub fn stopped(&self) -> Option<bool> {
-        self.commanded(flag::STOPPED).then(|| self.commanded(flag::NO_SPACE))
-    }
-
-    /// Applies the policy to an error. The caller has set the dirty bits again.
-    pub fn on_error(
-        &self,
-        side: Side,
-        errno: i32,
-        range: ByteRange,
-        cause: FailureCause,
-        now_ns: u64,
-    ) -> Notice {
-        let policy = match side {
-            Side::Source => self.on_source_error,
-            Side::Target => self.on_target_error,
-        };
-        let mut action = policy::decide(policy, errno, cause);
-        if action == ErrorAction::Ignore && !self.schedule_round(now_ns) {
-            self.fail(Failure { side, errno, range, cause: FailureCause::GaveUp });
-            action = ErrorAction::Report;
-        }
-        match action {
-            ErrorAction::Report => self.fail(Failure { side, errno, range, cause }),
-            ErrorAction::Ignore => {}
-            ErrorAction::Stop => {
-                let space = if policy::is_no_space(errno) { flag::NO_SPACE } else { 0 };
-                self.command.fetch_or(flag::STOPPED | space, Ordering::AcqRel);
-            }
-        }
-        Notice::Error { side, errno, range, action }
-    }
-
-    /// Puts the next round of an ignored error off; `false` when there were too many.
-    fn schedule_round(&self, now_ns: u64) -> bool {
-        let round = self.round.load(Ordering::Acquire);
-        self.round_at_ns.fetch_max(now_ns + policy::ignore_backoff_ns(round), Ordering::AcqRel);
-        self.round_pending.store(true, Ordering::Release);
-        !self.gives_up || round < policy::IGNORE_ROUNDS
-    }
-
-    /// With policy `ignore`: something failed, and it is not known yet whether it would fail again.
-    pub(super) fn awaits_round(&self, now_ns: u64) -> bool {
-        let settled_ns = self.round_at_ns.load(Ordering::Acquire).saturating_add(ROUND_SETTLED_NS);
-        self.round_pending.load(Ordering::Acquire)
-            || (self.round.load(Ordering::Acquire) > 0 && now_ns < settled_ns)
-    }
-
-    /// Everything could be copied: requests have their full size again, and the next failure is a first one.
-    pub(super) fn end_rounds(&self) {
-        if !self.round_pending.load(Ordering::Acquire) {
-            self.round.store(0, Ordering::Release);
-        }
-    }
-
-    /// When dirty chunks may be taken up again; `None` = now. Begins the next round when its time has come.
-    pub(super) fn round_wait(&self, now_ns: u64) -> Option<u64> {
-        if !self.round_pending.load(Ordering::Acquire) {
-            return None;
-        }
-        let at = self.round_at_ns.load(Ordering::Acquire);
-        if now_ns < at {
-            return Some(at);
-        }
-        if self.round_pending.swap(false, Ordering::AcqRel) {
-            self.round.fetch_add(1, Ordering::AcqRel);
-        }
-        None
-    }
-
-    /// The largest request in this round: after an error that was ignored, runs are copied chunk by chunk, then block by
-    /// block, so that one bad block does not keep its neighbours from the target.
-    pub(super) fn request_bytes(&self) -> u64 {
-        let g = &self.geometry;
-        match self.round.load(Ordering::Acquire) {
-            0 => g.request_bytes,
-            1 => g.request_bytes.min(g.granularity.bytes()),
-            _ => g.request_bytes.min(SALVAGE_BYTES.max(g.align_bytes)),
-        }
     }
 
     /// The largest request that the speed limit and the pace allow.

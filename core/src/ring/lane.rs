@@ -100,6 +100,24 @@ impl Lane {
         Ok(())
     }
 
+    /// Ends the thread: the request that is under way is waited for a little, those behind it are never begun. `true` when
+    /// nothing of this lane can reach the device any more.
+    pub(super) fn end(&mut self) -> bool {
+        let Some(Running { jobs, thread, done }) = self.running.take() else { return true };
+        // With nobody to answer to, it does not begin another one.
+        drop((jobs, done));
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let over = thread.is_finished();
+        if over {
+            // It caught every panic, so there is nothing to learn from the result.
+            let _ = thread.join();
+        }
+        over
+    }
+
     /// Takes one result, if there is one.
     pub(super) fn pop(&mut self) -> Option<Done> {
         let running = self.running.as_ref()?;
@@ -157,15 +175,6 @@ fn run(device: &Device, work: Work) -> std::result::Result<u64, i32> {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let Some(Running { jobs, thread, .. }) = self.running.take() else { return };
-        drop(jobs);
-        let deadline = Instant::now() + PATIENCE;
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if thread.is_finished() {
-            // It caught every panic, so there is nothing to learn from the result.
-            let _ = thread.join();
-        }
+        self.end();
     }
 }

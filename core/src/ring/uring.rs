@@ -23,7 +23,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::ThreadId;
 
 use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
@@ -131,6 +131,8 @@ pub struct UringRing {
     wake_armed: bool,
     /// io_uring_enter calls so far.
     enters: u64,
+    /// Told at the end: whether nothing of this ring can reach a device or its memory any more.
+    over: Option<Arc<AtomicBool>>,
 }
 
 impl UringRing {

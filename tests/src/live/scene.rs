@@ -207,7 +207,6 @@ impl Scene {
     ///
     /// # Panics
     /// When it is refused.
-    #[must_use]
     pub fn mirror(&self, options: MirrorOptions) -> Job {
         self.engine.mirror(&self.drive, self.open_target(), options).unwrap()
     }

@@ -107,7 +107,8 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// In write-blocking mode, claims the range and makes the stable copy; `None`: to the drive alone.
     fn begin_active<R: Ring<Device = D>>(&mut self, ring: &mut R, index: u32) -> Option<Both> {
         let seat = self.seats.target?;
-        let share = &*self.seats.get(seat)?.follower.as_ref()?.share;
+        let follower = self.seats.get(seat)?.follower.as_ref()?;
+        let share = &*follower.share;
         if self.targets >= self.options.depth || share.copy_mode() != CopyMode::WriteBlocking {
             return None;
         }
@@ -127,7 +128,9 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         };
         let len = u32::try_from(memory.len()).unwrap_or(u32::MAX);
         let Some(staging) = self.window.take(len) else {
-            share.cancel_active(active);
+            if share.cancel_active(active) {
+                follower.home.wake();
+            }
             return None;
         };
         ring.stage(memory, staging);

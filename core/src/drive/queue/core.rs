@@ -24,6 +24,7 @@ use super::seats::Seats;
 use super::{GuestCompletion, Rejected};
 use crate::buffer::{BufRange, GuestBuffer, Window};
 use crate::drive::core::DriveCore;
+use crate::drive::gate::Pass;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::{Mutation, Side};
 use crate::ring::{Completion, Ring, Wait, Wake};
@@ -81,6 +82,9 @@ pub(crate) struct QueueCore<D: Send + Sync + std::fmt::Debug + 'static> {
     now_ns: u64,
     /// The ring broke with this errno.
     broken: Option<i32>,
+    /// Writes that may still land on the drive although their requests are over, because the ring broke: their passes stay
+    /// inside until the kernel has let go.
+    pub(super) hung: Vec<(ByteRange, Pass)>,
     /// Wakes the ring's thread; the drive holds it weakly.
     waker: Arc<dyn Wake>,
 }
@@ -125,6 +129,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
             unsent: 0,
             now_ns: ring.now_ns(),
             broken: None,
+            hung: Vec::with_capacity(options.depth * 2),
             waker,
         };
         queue.follow(ring);
@@ -242,6 +247,18 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// Wakes this queue's own thread, so that its eventfd is readable.
     pub(super) fn wake(&self) {
         self.waker.wake();
+    }
+
+    /// A host that sleeps on the eventfd alone must come back when something is due: nothing else says that it is time.
+    pub(super) fn call_back(&self) {
+        if self.due_ns().is_some() {
+            self.wake();
+        }
+    }
+
+    /// Whether the ring broke.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.is_some()
     }
 
     /// Whether a ring request is under way, also one that nobody waits for.
@@ -406,7 +423,8 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         }
     }
 
-    /// The ring broke, or the queue ends: every request completes with this error, marked if it may have changed anything.
+    /// The ring broke, or the queue ends: every request completes with this error, marked if it may have changed anything. A
+    /// write that is in the ring may still land; what follows from that, `lose` does.
     pub(crate) fn lose_all(&mut self, errno: i32, now_ns: u64) {
         self.broken = Some(errno);
         self.entry.clear();
@@ -422,8 +440,8 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     pub(super) const SIDES: [Side; 2] = [Side::Source, Side::Target];
 }
 
-/// However a queue ends, what it had in hand is marked and leaves the gate. Memory that the kernel may still use is never
-/// freed.
+/// However a queue ends, what it had in hand is marked. Unless [`QueueCore::end`] said that nothing is left, what is in the ring
+/// may still land: those passes are never given back, and memory that the kernel may still use is never freed.
 impl<D: Send + Sync + std::fmt::Debug + 'static> Drop for QueueCore<D> {
     fn drop(&mut self) {
         self.lose_all(libc::ECANCELED, self.now_ns);

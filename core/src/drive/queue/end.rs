@@ -6,14 +6,22 @@
 //!
 //! **The guest is not our hostage.** The completion has the drive's result alone. A target whose job is ending is not waited
 //! for; its memory stays taken until its request comes back.
+//!
+//! A ring that breaks, or a queue that is dropped, takes requests away while the kernel still has them. A write that lands
+//! after its mark is a write that no job knows of. So what may still land on the drive is marked, fails the job, and **keeps
+//! its pass**: the gate is never quiet, and no job can decide behind it that nothing is dirty, until the kernel has let go;
+//! then it is marked once more, for whoever copied meanwhile, and leaves. If that is not seen, it stays for ever.
 #![forbid(unsafe_code)]
 
 use super::GuestCompletion;
 use super::core::QueueCore;
+use super::part::Part;
 use super::phase::{Event, Phase};
 use super::request::{PartId, Request};
+use crate::drive::follower::Follower;
 use crate::error::Error;
 use crate::mirror::{Failure, FailureCause, Mutation, Side};
+use crate::units::ByteRange;
 
 impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// A part has ended.
@@ -139,21 +147,60 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// A request will not be completed by its ring any more.
     pub(super) fn lose(&mut self, index: u32, errno: i32, now_ns: u64) {
         let Some(request) = self.table.get(index) else { return };
-        let hangs = request.target.as_ref().is_some_and(|part| part.in_ring);
+        let in_ring = |part: &Option<Part>| part.as_ref().is_some_and(|part| part.in_ring);
+        let on_source = request.wish.changes() && in_ring(&request.source);
+        let on_target = in_ring(&request.target);
         let (range, seat) = (request.range, request.job_seat);
+        // The target's write has ended, nobody knows how. That is no error of the target's: its job copies the range again.
+        let unknown = request.active.is_some() && !on_target;
         for side in Self::SIDES {
             if let Some(part) = request.part(side) {
-                part.result = part.result.or(Some(Err(errno)));
+                let result = if unknown && side == Side::Target { Ok(()) } else { Err(errno) };
+                part.result = part.result.or(Some(result));
             }
         }
+        let kept = if on_source { request.pass.take() } else { None };
         let follower = seat.and_then(|seat| self.seats.get(seat)?.follower.as_ref());
-        if let (true, Some(follower)) = (hangs, follower.filter(|follower| !follower.share.is_ending())) {
-            // The write may still land on the target, after whatever is copied there next: its job cannot be right any more.
-            let cause = FailureCause::Ring;
-            follower.share.fail(Failure { side: Side::Target, errno, range, cause });
-            follower.home.wake();
+        match follower {
+            // It may still land on the target, after whatever is copied there next: its job cannot be right any more.
+            Some(follower) if on_target => fail(follower, Side::Target, errno, range),
+            Some(follower) if unknown && follower.share.guest_wrote(range) => follower.home.wake(),
+            _ => {}
         }
+        if let (true, Some(follower)) = (on_source, self.drive.follower()) {
+            fail(&follower, Side::Source, errno, range);
+        }
+        self.hung.extend(kept.map(|pass| (range, pass)));
         self.happen(index, Event::Lost, now_ns);
+    }
+
+    /// The ring has ended. `over`: the kernel has let go of every request, so nothing lands any more; what nobody knows the
+    /// end of is marked, and all leave the gate. Otherwise what was in the ring is treated as if it lands some day.
+    pub(crate) fn end(mut self, over: bool) {
+        if !over {
+            return;
+        }
+        for (range, pass) in std::mem::take(&mut self.hung) {
+            self.drive.written(range);
+            let ours = self.drive.leave(pass);
+            debug_assert!(ours, "a pass is given back once");
+        }
+        for index in 0..self.table.places() {
+            let Some(request) = self.table.get(index) else { continue };
+            for side in Self::SIDES {
+                if let Some(part) = request.part(side) {
+                    part.in_ring = false;
+                }
+            }
+        }
+    }
+}
+
+/// Fails a job that cannot be right any more.
+fn fail<D>(follower: &Follower<D>, side: Side, errno: i32, range: ByteRange) {
+    if !follower.share.is_ending() {
+        follower.share.fail(Failure { side, errno, range, cause: FailureCause::Ring });
+        follower.home.wake();
     }
 }
 

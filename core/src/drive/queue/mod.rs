@@ -44,6 +44,8 @@ mod simulated;
 
 use std::fmt;
 
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use self::{core::QueueCore, request::Wish};
 pub use options::{QueueOptions, WriteFlags, ZeroFlags};
 pub use owned::Queue;
 

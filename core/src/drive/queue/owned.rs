@@ -5,8 +5,12 @@
 //! so that it can be put into the host's event loop before.
 //!
 //! An eventfd says "there may be something to poll for", never "a request has completed": it also becomes readable when
-//! the gate opens and when a job comes or ends. The loop is: wait until it is readable, read it, [`Queue::poll`], then
-//! [`Queue::pop`] until nothing comes.
+//! the gate opens and when a job comes or ends. The loop is: wait until it is readable, [`Queue::poll`], then
+//! [`Queue::pop`] until nothing comes. Nobody but the queue reads it: `poll` and `wait` reset it *before* they collect, so what
+//! happens after that makes it readable again, and a loop neither misses anything nor spins.
+//!
+//! A queue ends in this order: the requests, then the ring, then the marks. A write must not land after its mark, so nothing
+//! is marked and given back to the gate before the kernel has let go of the ring (**Mark after, before the ack**).
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,8 +44,20 @@ const LOOK_NS: u64 = 20_000_000;
 /// Nothing is sent before [`submit`](Self::submit), [`poll`](Self::poll) or [`wait`](Self::wait). Completions come in any
 /// order, and an order between requests is the host's to make, as with any disk.
 ///
-/// When it is dropped with requests under way, it waits a little; what does not come back then is marked as written, and its
-/// memory is never freed.
+/// # Dropping it with requests under way
+///
+/// There will be no completions. What was not sent is not sent any more. On its own thread it waits for the rest, about 300 ms;
+/// then, and on another thread at once, it has the kernel end the ring and waits for that, again about 300 ms. A job copies what
+/// those writes may have changed.
+///
+/// A kernel that does not let go in that time, because a device hangs, may carry out such a write at any later moment. So a job
+/// that follows the drive fails, the memory and the devices of the queue are never
+/// given back, and the writes are counted as under way for ever: **no later job on this drive can switch over**, each reports
+/// that it missed its switch-overs. Make a new [`Drive`] on the device once it is well again. [`close`](Self::close) lets a
+/// host wait as long as it likes instead. The same holds for a queue whose ring broke, until that queue is dropped.
+///
+/// The host's memory ([`GuestBuffer::from_raw`] and the like) is the kernel's until a completion comes. When a drop returns,
+/// the host cannot tell whether the kernel has let go; see there.
 #[derive(Debug)]
 pub struct Queue {
     /// The drive.
@@ -59,7 +75,7 @@ pub struct Queue {
 struct Running {
     /// Whose it is.
     thread: ThreadId,
-    /// The logic; before the ring, for it must be gone first.
+    /// The logic. Gone before the ring it must assume the worst; [`Running::end`] is how it should be.
     core: QueueCore<Device>,
     /// The ring.
     ring: OwnedRing,
@@ -83,8 +99,10 @@ impl Queue {
     /// Reads `buffer.len()` bytes at `offset` into `buffer`. `tag` comes back with the completion.
     ///
     /// # Errors
-    /// Not accepted, and there will be no completion: not aligned to [`Drive::align_bytes`] in offset, length or memory; past the
-    /// drive's end; the queue is full; another thread's queue; the ring could not be made.
+    /// Not accepted, and there will be no completion: offset, or the length of any segment of `buffer`, not a multiple of
+    /// [`Drive::align_bytes`]; the address of a segment not a multiple of what the device asks of memory, at least 512 (an
+    /// [`AlignedBuf`](crate::buffer::AlignedBuf) at 4096 is good for every device); past the drive's end; the queue is full;
+    /// another thread's queue; the ring could not be made.
     pub fn read(
         &mut self,
         offset: u64,
@@ -152,6 +170,7 @@ impl Queue {
             // It ended without the ring, so nothing else makes the eventfd readable.
             core.wake();
         }
+        core.call_back();
         Ok(())
     }
 
@@ -160,12 +179,9 @@ impl Queue {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub fn poll(&mut self) -> Result<()> {
-        let Running { core, ring, .. } = self.running("poll a queue")?;
+        let Running { core, ring, .. } = self.collecting("poll a queue")?;
         core.turn(ring.ring(), Wait::POLL)?;
-        if core.due_ns().is_some() {
-            // A host that sleeps on the eventfd alone must come back: nothing else says that the time has come.
-            core.wake();
-        }
+        core.call_back();
         Ok(())
     }
 
@@ -177,7 +193,7 @@ impl Queue {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub fn wait(&mut self, min_completions: usize, timeout: Option<Duration>) -> Result<()> {
-        let Running { core, ring, .. } = self.running("wait for completions")?;
+        let Running { core, ring, .. } = self.collecting("wait for completions")?;
         let ring = ring.ring();
         let deadline_ns = timeout
             .map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).saturating_add(monotonic_ns()));
@@ -186,6 +202,7 @@ impl Queue {
             let missing = min_completions.saturating_sub(core.answers()).min(core.in_flight());
             let now_ns = ring.now_ns();
             if missing == 0 || deadline_ns.is_some_and(|at_ns| at_ns <= now_ns) {
+                core.call_back();
                 return Ok(());
             }
             core.turn(ring, core.sleep(missing, deadline_ns, now_ns))?;
@@ -198,6 +215,11 @@ impl Queue {
     }
 
     /// Readable when there may be something to [`poll`](Self::poll) for; `None` if the host chose none.
+    ///
+    /// The host waits for it, level-triggered or edge-triggered, and never reads it: [`poll`](Self::poll) and
+    /// [`wait`](Self::wait) reset it, then collect, so what comes later makes it readable again. It may be readable once more
+    /// than there is something to collect. It does not tell of completions that were collected already: [`pop`](Self::pop) them
+    /// all before waiting for it.
     #[must_use]
     pub fn eventfd(&self) -> Option<BorrowedFd<'_>> {
         self.eventfd.as_ref().map(AsFd::as_fd)
@@ -207,6 +229,22 @@ impl Queue {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.running.as_ref().map_or(0, |running| running.core.in_flight())
+    }
+
+    /// Waits at most `timeout` for the requests under way and ends the queue; gives it back when they did not end in this time,
+    /// on a thread that is not its own, too, unless nothing is under way. Requests that wait for a closed gate are under way.
+    ///
+    /// Completions that were not popped go with it; a host that wants them [`wait`](Self::wait)s and [`pop`](Self::pop)s before.
+    ///
+    /// # Errors
+    /// The queue, with its requests still under way; or its ring broke, and what it has can only be dropped.
+    pub fn close(mut self, timeout: Duration) -> std::result::Result<(), Self> {
+        if self.in_flight() > 0 {
+            // It fails on another thread, where they stay under way, or because the ring breaks.
+            let _ = self.wait(usize::MAX, Some(timeout));
+        }
+        let broken = self.running.as_ref().is_some_and(|running| running.core.is_broken());
+        if self.in_flight() > 0 || broken { Err(self) } else { Ok(()) }
     }
 
     /// Takes a request.
@@ -221,6 +259,16 @@ impl Queue {
             Ok(Running { core, .. }) => core.accept(wish, range, buffer, tag, monotonic_ns()),
             Err(error) => Err(Rejected { error, buffer }),
         }
+    }
+
+    /// As [`running`](Self::running), for a call that collects: takes the signal of all that is there to be collected now.
+    fn collecting(&mut self, attempt: &'static str) -> Result<&mut Running> {
+        self.running(attempt)?;
+        if let Some(eventfd) = &self.eventfd {
+            // It fails only when there is no signal.
+            let _ = rustix::io::read(eventfd, &mut [0_u8; 8]);
+        }
+        self.running(attempt)
     }
 
     /// The ring and the logic, made now if this is the first use.
@@ -254,18 +302,28 @@ impl Queue {
     }
 }
 
-/// What was not sent is dropped; what is under way is waited for a little.
-impl Drop for Running {
-    fn drop(&mut self) {
-        let Self { core, ring, .. } = self;
+impl Running {
+    /// Ends it, on any thread: the requests, then the ring, then the marks.
+    fn end(self) {
+        let Self { mut core, mut ring, .. } = self;
         core.lose_unsent();
         let deadline_ns = monotonic_ns().saturating_add(PATIENCE_NS);
-        // Another thread cannot use the ring: that is an error, and ends this at once.
-        while core.is_busy() && monotonic_ns() < deadline_ns {
+        // Another thread cannot use the ring, only end it.
+        while ring.is_mine() && core.is_busy() && monotonic_ns() < deadline_ns {
             let wait = Wait { completions: 1, batch_ns: 0, timeout_ns: Some(LOOK_NS) };
             if core.turn(ring.ring(), wait).is_err() {
-                return;
+                break;
             }
+        }
+        let over = ring.end();
+        core.end(over);
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.end();
         }
     }
 }

@@ -197,3 +197,13 @@ fn an_engine_ends_with_a_full_mailbox_too() {
     });
     assert!(ended.recv_timeout(std::time::Duration::from_secs(2)).is_ok(), "dropping the engine hangs");
 }
+
+#[test]
+fn an_engine_whose_requests_would_wait_for_memory_for_ever_is_refused() {
+    let options = crate::engine::EngineOptions { window_bytes: 128 << 10, ..Default::default() };
+    let error = crate::engine::Engine::start(options).map(drop).unwrap_err();
+    assert!(
+        error.kind() == crate::ErrorKind::InvalidArgument && error.to_string().contains("1048576"),
+        "{error}"
+    );
+}

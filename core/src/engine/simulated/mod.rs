@@ -3,6 +3,7 @@
 mod copies;
 mod endings;
 mod guests;
+mod windows;
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -91,10 +92,11 @@ impl Sim {
         let wakers = rings.iter().map(Ring::waker).collect();
         let job = JobCore::start(
             share,
-            recipe.options.extents.clone(),
+            &recipe.options,
             ["source".into(), "target".into()],
             wakers,
             Arc::new(1.into()),
+            None,
         )
         .unwrap();
         let drive = DriveCore::new(Arc::clone(&source), recipe.bytes, 512, false);

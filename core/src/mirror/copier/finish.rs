@@ -210,15 +210,24 @@ impl Copier {
     /// The piece's chunks are dirty again, then its hold on the run is dropped.
     fn give_up(&mut self, key: u32, piece: Piece, window: &mut Window) {
         self.leave_unwritten(piece.run);
-        let late = self.share.is_mutated(Mutation::ReleaseBeforeRedirty);
-        if late {
+        #[cfg(any(test, feature = "sim"))]
+        if self.share.is_mutated(Mutation::ReleaseBeforeRedirty) {
             self.retire(key, piece, window);
+            self.late.push(piece.range);
+            return;
         }
         if !self.share.is_mutated(Mutation::ForgetFailure) {
             self.share.dirty.mark(piece.range);
         }
-        if !late {
-            self.retire(key, piece, window);
+        self.retire(key, piece, window);
+    }
+
+    /// The second half of a broken protocol: between release and mark everybody else may have a turn, as if another thread
+    /// had come in between.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn mark_late(&mut self) {
+        for range in self.late.drain(..) {
+            self.share.dirty.mark(range);
         }
     }
 

@@ -40,6 +40,8 @@ use crate::units::{ByteRange, Chunk, bytes_u64};
 
 /// Pieces of one worker at most.
 pub(crate) const MAX_PIECES: usize = 4096;
+/// Of a worker's copy memory, what no single job takes, where there is enough of it.
+pub const RESERVE_BYTES: u64 = 2 << 20;
 /// Zeroing requests in flight at most; they share one thread.
 const MAX_ZEROES: usize = 16;
 
@@ -102,6 +104,9 @@ pub struct Copier {
     working: bool,
     /// Counted out since the last `take_counted_out`.
     counted_out: bool,
+    /// What a broken protocol marks dirty only after it has let others in.
+    #[cfg(any(test, feature = "sim"))]
+    late: Vec<ByteRange>,
 }
 
 /// How many requests of each kind are in flight, and how many bytes of the window pieces hold.
@@ -145,6 +150,8 @@ impl Copier {
             sweeping: false,
             working: false,
             counted_out: false,
+            #[cfg(any(test, feature = "sim"))]
+            late: Vec::new(),
         }
     }
 
@@ -156,6 +163,8 @@ impl Copier {
 
     /// What to do now.
     pub fn next(&mut self, now_ns: u64, window: &mut Window) -> Step {
+        #[cfg(any(test, feature = "sim"))]
+        self.mark_late();
         if self.share.is_ending() {
             self.abandon(window);
         }
@@ -297,7 +306,9 @@ impl Copier {
     /// The part of the window that a piece uses.
     fn take_window(&mut self, window: &mut Window, len: u64) -> Option<BufRange> {
         let paced = self.share.paced_bytes(self.worker);
-        let most = self.share.geometry.buf_bytes.min(paced);
+        let reserve = RESERVE_BYTES.min(u64::from(window.capacity_bytes()) / 4);
+        let own = u64::from(window.capacity_bytes()) - reserve;
+        let most = self.share.geometry.buf_bytes.min(paced).min(own);
         if paced == 0 || (self.flying.bytes + len > most && self.flying.bytes > 0) {
             return None;
         }

@@ -54,10 +54,11 @@ impl Cache {
         }
     }
 
-    /// A write to a block has completed, as number `writes`.
+    /// A write to a block has completed, as number `writes`. Where another one, which is part of the same content, completed
+    /// before, a flush that covers that one covers this content.
     pub(super) fn settle(&mut self, number: usize, writes: u64) {
         if let Some(block) = self.blocks.get_mut(&number) {
-            block.settled = Some(writes);
+            block.settled = block.settled.or(Some(writes));
         }
     }
 
@@ -88,6 +89,14 @@ impl Cache {
             }
             !is_covered(block.settled)
         });
+    }
+
+    /// The first block of which a crash may leave something else than `content` says.
+    pub(super) fn first_loss<'a>(&self, content: impl Fn(usize) -> &'a [u8]) -> Option<usize> {
+        let differs = |(number, block): &(&usize, &Block)| {
+            block.older.iter().any(|version| version.bytes != content(**number))
+        };
+        self.blocks.iter().find(differs).map(|(number, _)| *number)
     }
 
     /// Empties the cache: each block with all that may be left of it besides its content.

@@ -85,6 +85,50 @@ impl SimDisk {
         self.state().bytes.clone()
     }
 
+    /// Looks at its content.
+    pub fn look<R>(&self, at: impl FnOnce(&[u8]) -> R) -> R {
+        at(&self.state().bytes)
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.look(|bytes| bytes_u64(bytes.len()))
+    }
+
+    /// Whether the block at `offset` was never written or was punched.
+    #[must_use]
+    pub fn is_hole(&self, offset: u64) -> bool {
+        self.state().holes.get(bytes_usize(offset / BLOCK)).copied().unwrap_or(true)
+    }
+
+    /// Where a crash now could leave something else than the content.
+    #[must_use]
+    pub fn may_lose(&self) -> Option<u64> {
+        let state = self.state();
+        let block = state.cache.first_loss(|number| &state.bytes[state.bytes_of(number)]);
+        block.map(|number| bytes_u64(number) * BLOCK)
+    }
+
+    /// Writes as a host that does its own I/O: at once, and not durably.
+    pub fn write(&self, at: u64, data: &[u8]) {
+        let range = ByteRange::at(at, bytes_u64(data.len()));
+        let mut state = self.state();
+        for number in blocks_of(range) {
+            let block = ByteRange::at(bytes_u64(number) * BLOCK, BLOCK).intersect(range);
+            let from = bytes_usize(block.start() - at);
+            state.change(block, false, |into| into.copy_from_slice(&data[from..from + into.len()]));
+        }
+        state.end_write(range, true, false);
+    }
+
+    /// Flushes as a host that does its own I/O: at once.
+    pub fn flush(&self) {
+        let mut state = self.state();
+        let covered = state.begin_flush();
+        state.end_flush(covered, false);
+    }
+
     /// How many writes and zeroings requests made.
     #[must_use]
     pub fn writes(&self) -> u64 {
@@ -124,6 +168,12 @@ impl SimDisk {
     /// While it is dead, no request comes back, old or new. Once it is not, all of them do.
     pub fn set_dead(&self, dead: bool) {
         self.state().dead = dead;
+    }
+
+    /// Whether it is dead.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        !self.state().dead
     }
 
     /// The power fails: of each block, some version is left that it had since the last flush that covers it. Requests that

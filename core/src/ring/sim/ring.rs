@@ -214,7 +214,9 @@ impl SimRing {
         let on_disk = self.transfer(pending, true);
         let (op, fate) = (pending.request.op, pending.fate);
         if matches!(op, Op::Flush) {
-            pending.disk.state().end_flush(pending.late, fate.is_err());
+            // One that was refused for the moment was not begun: it covers nothing, and nothing has lost its claim.
+            let refused = fate == Err(libc::EAGAIN);
+            pending.disk.state().end_flush(if refused { 0 } else { pending.late }, fate.is_err() && !refused);
         } else if !is_read(op) {
             let durable = matches!(op, Op::WriteThrough(_) | Op::WriteHost { fua: true, .. });
             let range = pending.request.range.prefix(fate.unwrap_or(0));

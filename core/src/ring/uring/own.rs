@@ -16,7 +16,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use io_uring::types::CancelBuilder;
 use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, opcode};
@@ -137,6 +137,21 @@ impl OwnedRing {
         &mut self.0
     }
 
+    /// Whether this is the thread that may enter the ring.
+    pub(crate) fn is_mine(&self) -> bool {
+        self.0.is_mine()
+    }
+
+    /// Ends the ring, on any thread, within a bounded time. `true`: every request has ended, and nothing can reach a device or
+    /// the host's memory any more. `false`: something may, at any time; the copy memory and the devices stay as they are.
+    #[must_use = "a write may still land"]
+    pub(crate) fn end(mut self) -> bool {
+        let over = Arc::new(AtomicBool::new(false));
+        self.0.over = Some(Arc::clone(&over));
+        drop(self);
+        over.load(Ordering::Acquire)
+    }
+
     /// Makes `fd`, an eventfd of the host's, readable with every completion, result of a blocking request and wake-up from
     /// now on. It may become readable without there being anything to collect.
     ///
@@ -195,6 +210,7 @@ impl UringRing {
             wake_count: Box::new(AtomicU64::new(0)),
             wake_armed: false,
             enters: 0,
+            over: None,
         };
         // A first call, so that a filter which forbids it speaks now and not in the middle of a job.
         ring.try_enter()?;
@@ -214,8 +230,7 @@ impl UringRing {
     }
 
     /// Cancels what is in flight and waits a little; `true` when nothing is left that could touch the memory.
-    fn cancel_all(&mut self) -> bool {
-        let deadline = monotonic_ns().saturating_add(PATIENCE_NS);
+    fn cancel_all(&mut self, deadline: u64) -> bool {
         let mut asked = false;
         while self.flights.in_kernel() > 0 || self.wake_armed {
             if !asked {
@@ -260,14 +275,21 @@ impl UringRing {
 impl Drop for UringRing {
     fn drop(&mut self) {
         let mine = self.is_mine();
-        let mut safe = mine && self.cancel_all();
+        let deadline_ns = monotonic_ns().saturating_add(PATIENCE_NS);
+        let mut safe = mine && self.cancel_all(deadline_ns);
         if mine {
             self.let_go();
         }
         // SAFETY: dropped once, here, and not used after this.
         unsafe { ManuallyDrop::drop(&mut self.kernel) };
-        // Who waited in vain for his own requests need not wait for the kernel to fail in the same.
-        safe = safe || self.sentinel.is_gone_within(if mine { 0 } else { PATIENCE_NS });
+        // The kernel is closing the ring meanwhile.
+        let ended = self.devices.iter_mut().flatten().map(|attached| attached.lane.end());
+        let lanes_over = ended.fold(true, |all, over| all && over);
+        // Who waited in vain for his own requests has no time left to wait for the kernel to fail in the same.
+        safe = safe || self.sentinel.is_gone_within(deadline_ns.saturating_sub(monotonic_ns()));
+        if let Some(over) = &self.over {
+            over.store(safe && lanes_over, Ordering::Release);
+        }
         if safe {
             // SAFETY: dropped once, here; the ring is closed and nothing of it is left that could touch the memory.
             unsafe { ManuallyDrop::drop(&mut self.region) };

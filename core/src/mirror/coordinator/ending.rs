@@ -1,0 +1,62 @@
+//! The last steps of a job: of one that is all copied and flushed behind the closed gate, and of one that was cancelled or has
+//! failed.
+
+use super::{Act, Coordinator, End, GRACE_NS, MOVE_AGAIN_NS, MOVES, Seal, Stage};
+use crate::mirror::share::Share;
+use crate::mirror::states::{JobStatus, Turn};
+
+impl Coordinator {
+    /// The steps to the end.
+    pub(super) fn sealed(&mut self, seal: Seal, share: &Share, now_ns: u64) -> Act {
+        let (next, act) = match seal {
+            Seal::Announced if !self.auto_finalize && !share.wants_finalize() => return Act::Rest,
+            Seal::Announced if now_ns < self.retry_at_ns => return Act::Rest,
+            Seal::Announced if share.wants_pivot() => (Seal::Moved, Act::Pivot),
+            Seal::Announced | Seal::Moved => (Seal::Detached, Act::LetGo),
+            Seal::Detached => {
+                self.pause_ns = self.closed_at_ns.take().map(|at| now_ns.saturating_sub(at));
+                (Seal::Opened, Act::OpenGate)
+            }
+            Seal::Opened => {
+                self.stage = Stage::Over;
+                return Act::Conclude(End::Completed);
+            }
+        };
+        self.stage = Stage::Sealed(next);
+        act
+    }
+
+    /// A job that was cancelled or has failed: over when nothing is under way, or when waiting has no end.
+    pub(super) fn end(&mut self, share: &Share, now_ns: u64) -> Act {
+        if self.closed_at_ns.take().is_some() {
+            share.set_urgent(false);
+            return Act::OpenGate;
+        }
+        if share.status() != JobStatus::Aborting {
+            share.turn(Turn::Abort);
+            self.ending_since_ns = now_ns;
+            return Act::Rouse;
+        }
+        if self.stage == Stage::Ending {
+            self.stage = Stage::Over;
+            return Act::Conclude(if share.is_cancelled() { End::Cancelled } else { End::Failed });
+        }
+        let quiet = share.is_idle() && self.flush_covers.is_none();
+        if quiet || now_ns >= self.ending_since_ns + GRACE_NS {
+            self.stage = Stage::Ending;
+            return Act::LetGo;
+        }
+        Act::Rest
+    }
+
+    /// The drive refused to move: somebody looks whether the gate is open, and has not stepped back yet. Asks again soon.
+    ///
+    /// `false` when that was so too often, which cannot be: then the job does not complete, and the caller fails it.
+    pub fn not_moved(&mut self, now_ns: u64) -> bool {
+        self.refused_moves += 1;
+        let again = self.refused_moves < MOVES;
+        self.stage = if again { Stage::Sealed(Seal::Announced) } else { Stage::Final };
+        self.retry_at_ns = now_ns + MOVE_AGAIN_NS;
+        again
+    }
+}

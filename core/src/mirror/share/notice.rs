@@ -1,0 +1,85 @@
+//! What a host hears of a job, and why a job failed.
+
+use crate::mirror::active::CopyMode;
+use crate::mirror::policy::{ErrorAction, Side};
+use crate::mirror::states::JobStatus;
+use crate::units::ByteRange;
+
+/// Why a job failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FailureCause {
+    /// A request failed and the policy said `report`.
+    Io,
+    /// The source became shorter than it was.
+    SourceShrank,
+    /// The target could not be flushed; what it was given may be lost.
+    Flush,
+    /// The policy said `ignore`, and the bounded number of rounds is used up.
+    GaveUp,
+    /// A bug was caught in a worker.
+    Panic,
+    /// The ring of a worker broke.
+    Ring,
+}
+
+/// The first failure of a job; later ones are counted only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// Which side.
+    pub side: Side,
+    /// What the kernel said.
+    pub errno: i32,
+    /// The bytes it was about; empty for a flush.
+    pub range: ByteRange,
+    /// Why it ended the job.
+    pub cause: FailureCause,
+}
+
+/// What copy mode auto does when the remainder stops shrinking, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Escalation {
+    /// Guest writes through queues go to both sides.
+    WriteBlocking,
+    /// That was not enough, as with hosts that do their own I/O: guest requests are held again and again, for `max_pause` at
+    /// most each time, until the remainder fits into one pause.
+    Braking,
+}
+
+/// Something that a host wants to hear of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// A request failed for good.
+    Error {
+        /// Which side.
+        side: Side,
+        /// What the kernel said.
+        errno: i32,
+        /// The bytes it was about; empty for a flush.
+        range: ByteRange,
+        /// What is done about it.
+        action: ErrorAction,
+    },
+    /// The job's state has changed.
+    Status {
+        /// What it was.
+        from: JobStatus,
+        /// What it is.
+        to: JobStatus,
+    },
+    /// The way in which guest writes are followed has changed.
+    CopyMode(CopyMode),
+    /// Copy mode auto: the remainder stopped shrinking.
+    Escalated {
+        /// What is done about it.
+        step: Escalation,
+        /// Bytes that were left.
+        left_bytes: u64,
+    },
+    /// A switch-over did not fit into its time; the gate is open again, and it will be tried again.
+    SwitchOverMissed {
+        /// How long guest requests were held.
+        held_ns: u64,
+        /// Bytes that were left.
+        left_bytes: u64,
+    },
+}

@@ -1,0 +1,344 @@
+//! The guests: host threads with a queue, and host threads that do their own I/O and tell a tracker.
+//!
+//! Every request is told to the model before it is sent and after its completion was taken, so the model's order is what a
+//! guest can know.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::model::{BLOCK, fill};
+use super::simulation::{Simulation, Wrong};
+use crate::buffer::{AlignedBuf, GuestBuffer};
+use crate::drive::queue::{QueueCore, QueueOptions, Wish, WriteFlags, ZeroFlags};
+use crate::drive::{Admission, DriveCore, IoKind, Token};
+use crate::ring::Ring;
+use crate::ring::sim::{SimDisk, SimRing, World};
+use crate::units::{ByteRange, bytes_u64, bytes_usize};
+
+/// Memory that a queue needs for itself.
+const ZEROES_BYTES: usize = 256 << 10;
+/// Requests that a guest with a tracker has under way at most.
+const TRACKED: usize = 4;
+/// How long a guest whose request is held waits until it asks again.
+const HELD_NS: u64 = 50_000;
+
+/// What was asked on a queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// What.
+    pub(super) wish: Wish,
+    /// Where.
+    pub(super) range: ByteRange,
+    /// When, by the model's clock.
+    pub(super) since: u64,
+    /// When, in virtual time.
+    pub(super) at_ns: u64,
+    /// Which devices had errors then.
+    pub(super) may_fail: bool,
+}
+
+/// A host thread with a queue.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// The queue.
+    core: QueueCore<SimDisk>,
+    /// Its ring.
+    ring: SimRing,
+    /// What is under way.
+    pub(super) asked: BTreeMap<u64, Asked>,
+    /// When the guest asks again.
+    pub(super) next_ns: u64,
+}
+
+impl Line {
+    /// A queue of a drive.
+    pub(super) fn new(
+        world: &Arc<World>,
+        drive: &Arc<DriveCore<SimDisk>>,
+        plan: &super::recipe::GuestPlan,
+    ) -> Result<Self, Wrong> {
+        let options = QueueOptions {
+            depth: plan.depth,
+            staging_bytes: plan.staging_bytes,
+            eventfd: false,
+            stable_buffers: plan.stable_buffers,
+        };
+        let mut ring = SimRing::new(world, ZEROES_BYTES + bytes_usize(plan.staging_bytes));
+        let core =
+            QueueCore::new(Arc::clone(drive), options, &mut ring).map_err(|e| Wrong::new(e.to_string()))?;
+        Ok(Self { core, ring, asked: BTreeMap::new(), next_ns: 0 })
+    }
+
+    /// When it has something to do beside what the guest asks.
+    pub(super) fn due_ns(&self) -> Option<u64> {
+        self.ring.due_ns().into_iter().chain(self.core.due_ns()).min()
+    }
+
+    /// Whether nothing is under way, also nothing that nobody waits for.
+    pub(super) fn is_idle(&self) -> bool {
+        self.asked.is_empty() && self.core.in_flight() == 0
+    }
+}
+
+/// A request that a host carries out itself.
+#[derive(Debug)]
+struct Io {
+    /// The drive's leave.
+    token: Token,
+    /// Which write of the model; 0 for a read.
+    write: u64,
+    /// What it writes.
+    word: u64,
+    /// Blocks that have not landed.
+    left: Vec<u64>,
+    /// How many more land before it fails; `None` = it does not fail.
+    fails_after: Option<usize>,
+    /// Where the drive stood when it began.
+    device: Arc<SimDisk>,
+    /// For a read: since when.
+    since: u64,
+    /// What was read.
+    seen: Option<Vec<u8>>,
+    /// When it began.
+    at_ns: u64,
+}
+
+/// A host thread that does its own I/O.
+#[derive(Debug, Default)]
+pub(super) struct Tracked {
+    /// Requests under way.
+    ios: Vec<Io>,
+    /// When something happens to one of them.
+    pub(super) step_ns: u64,
+    /// When the guest asks again.
+    pub(super) next_ns: u64,
+}
+
+impl Tracked {
+    /// Whether nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.ios.is_empty()
+    }
+
+    /// Ranges that are being written.
+    pub(super) fn writes(&self) -> impl Iterator<Item = ByteRange> {
+        self.ios.iter().filter(|io| io.token.kind() != IoKind::Read).map(|io| io.token.range())
+    }
+
+    /// When the oldest of them began.
+    pub(super) fn oldest_ns(&self) -> Option<u64> {
+        self.ios.iter().map(|io| io.at_ns).min()
+    }
+}
+
+impl Simulation {
+    /// A range of blocks: often near the start, sometimes the tail.
+    fn range(&self) -> ByteRange {
+        let plan = &self.recipe.guests;
+        let len = (self.world.pick(plan.blocks) + 1) * BLOCK;
+        let len = if self.chance(30) { len.next_multiple_of(4096) } else { len }.min(self.recipe.bytes);
+        let last = self.recipe.bytes - len;
+        let start = if self.chance(plan.hot_percent) {
+            let first = self.recipe.bytes * plan.hot_at_percent / 100 / 4096 * 4096;
+            first + self.world.pick((2 * self.recipe.granularity.bytes()).max(32 << 10) / BLOCK) * BLOCK
+        } else {
+            self.world.pick(self.recipe.bytes / BLOCK) * BLOCK
+        };
+        let start = if self.chance(40) { start - start % 4096 } else { start };
+        ByteRange::at(if self.chance(8) { last } else { start.min(last) }, len)
+    }
+
+    /// What the guest wants.
+    fn wish(&self) -> Wish {
+        let fua = self.chance(15);
+        if !self.chance(self.recipe.guests.write_percent) {
+            return if self.chance(30) { Wish::Flush } else { Wish::Read };
+        }
+        if !self.chance(self.recipe.guests.zero_percent) {
+            return Wish::Write(WriteFlags { fua });
+        }
+        if self.chance(50) {
+            Wish::Discard
+        } else {
+            Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua })
+        }
+    }
+
+    /// When a guest that asked now asks again.
+    fn next_ask_ns(&self) -> u64 {
+        let burst = self.chance(30);
+        self.world.now_ns() + if burst { 0 } else { self.world.pick(2 * self.recipe.guests.think_ns) + 1 }
+    }
+
+    /// The guest of a queue asks for something.
+    pub(super) fn ask(&mut self, line: usize) {
+        self.lines[line].next_ns = self.next_ask_ns();
+        let (wish, range) = (self.wish(), self.range());
+        let range = if wish == Wish::Flush { ByteRange::default() } else { range };
+        let tag = self.next_tag();
+        let data = matches!(wish, Wish::Read | Wish::Write(_));
+        let buffer =
+            data.then(|| AlignedBuf::new(bytes_usize(range.len()), 4096).ok()).flatten().map(|mut buffer| {
+                fill(&mut buffer, tag);
+                GuestBuffer::from(buffer)
+            });
+        let at_ns = self.world.now_ns();
+        if self.lines[line].core.accept(wish, range, buffer, tag, at_ns).is_err() {
+            return;
+        }
+        self.asked += 1;
+        let since = self.model.tick();
+        if changes(wish) {
+            self.model.sent(range, tag, if matches!(wish, Wish::Write(_)) { tag } else { 0 });
+        }
+        let may_fail = self.errors_possible;
+        let Line { asked, ring, .. } = &mut self.lines[line];
+        asked.insert(tag, Asked { wish, range, since, at_ns, may_fail });
+        ring.waker().wake();
+    }
+
+    /// Turns a queue and takes what it has completed.
+    pub(super) fn turn_line(&mut self, line: usize) -> Result<(), Wrong> {
+        let Line { core, ring, .. } = &mut self.lines[line];
+        let wait = core.sleep(1, None, ring.now_ns());
+        core.turn(ring, wait).map_err(|e| Wrong::new(e.to_string()))?;
+        while let Some(done) = self.lines[line].core.pop() {
+            let Some(asked) = self.lines[line].asked.remove(&done.tag) else {
+                return Err(Wrong::new(format!("request {} was completed a second time", done.tag)));
+            };
+            if matches!(asked.wish, Wish::Read | Wish::Write(_)) != done.buffer.is_some() {
+                return Err(Wrong::new(format!("request {} lost its buffer", done.tag)));
+            }
+            let whole = done.result.is_ok();
+            if let (Err(e), false) = (&done.result, asked.may_fail || self.errors_possible) {
+                return Err(Wrong::new(format!("{:?} failed on a disk without errors: {e}", asked.wish)));
+            }
+            self.completed += 1;
+            match asked.wish {
+                Wish::Read if whole => {
+                    let data = done.buffer.and_then(GuestBuffer::into_aligned);
+                    let data = data.ok_or_else(|| Wrong::new("a buffer came back as another"))?;
+                    let seen = self.model.check(asked.range, &data, asked.since);
+                    seen.map_err(|e| Wrong::new(format!("request {} read wrongly: {e}", done.tag)))?;
+                }
+                Wish::Flush if whole => self.model.flushed(asked.since),
+                // A discard may have no effect, so it leaves what was there possible.
+                Wish::Discard => self.model.ended(asked.range, done.tag, false, false),
+                Wish::Write(WriteFlags { fua }) | Wish::WriteZeroes(ZeroFlags { fua, .. }) => {
+                    self.model.ended(asked.range, done.tag, whole, whole && fua);
+                }
+                Wish::Read | Wish::Flush => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The host drops a queue with whatever is under way on it, and makes another one.
+    pub(super) fn drop_queue(&mut self) -> Result<(), Wrong> {
+        let Some(first) = self.lines.first_mut() else { return Ok(()) };
+        let new = Line::new(&self.world, &self.drive, &self.recipe.guests)?;
+        let old = std::mem::replace(first, new);
+        first.next_ns = old.next_ns;
+        for (tag, asked) in old.asked.into_iter().filter(|(_, asked)| changes(asked.wish)) {
+            // Nobody will hear of it, and it may have done anything.
+            self.model.ended(asked.range, tag, false, false);
+        }
+        self.dropped = true;
+        Ok(())
+    }
+
+    /// The guest of a tracker asks for something.
+    pub(super) fn track(&mut self, number: usize) -> Result<(), Wrong> {
+        self.tracked[number].next_ns = self.next_ask_ns();
+        if self.tracked[number].ios.len() >= TRACKED {
+            self.tracked[number].next_ns = self.world.now_ns() + HELD_NS;
+            return Ok(());
+        }
+        let kind = match self.wish() {
+            Wish::Read => IoKind::Read,
+            Wish::Write(_) => IoKind::Write,
+            Wish::WriteZeroes(_) => IoKind::WriteZeroes,
+            Wish::Discard => IoKind::Discard,
+            Wish::Flush => {
+                self.drive.place().device.flush();
+                let now = self.model.tick();
+                self.model.flushed(now);
+                return Ok(());
+            }
+        };
+        let (range, now_ns) = (self.range(), self.world.now_ns());
+        let token = match self.drive.begin(range, kind, || now_ns).map_err(|e| Wrong::new(e.to_string()))? {
+            Admission::Go(token) => token,
+            Admission::Held => {
+                self.tracked[number].next_ns = now_ns + HELD_NS;
+                return Ok(());
+            }
+        };
+        self.asked += 1;
+        let (write, since) = (self.next_tag(), self.model.tick());
+        let word = if kind == IoKind::Write { write } else { 0 };
+        let blocks = range.len() / BLOCK;
+        if kind != IoKind::Read {
+            self.model.sent(range, write, word);
+        }
+        let fails_after =
+            (self.errors_possible && self.chance(4)).then(|| bytes_usize(self.world.pick(blocks)));
+        let device = Arc::clone(&self.drive.place().device);
+        let left = (0..blocks).map(|block| range.start() + block * BLOCK).collect();
+        let io = Io { token, write, word, left, fails_after, device, since, seen: None, at_ns: now_ns };
+        self.tracked[number].ios.push(io);
+        self.tracked[number].step_ns = now_ns + self.world.pick(100_000);
+        Ok(())
+    }
+
+    /// Something happens to one of a tracker's requests: a part of its data lands, or it ends.
+    pub(super) fn step_tracked(&mut self, number: usize) -> Result<(), Wrong> {
+        let now_ns = self.world.now_ns();
+        let Tracked { ios, step_ns, .. } = &mut self.tracked[number];
+        *step_ns = now_ns + self.world.pick(100_000);
+        let which = bytes_usize(self.world.pick(bytes_u64(ios.len()).max(1)));
+        let Some(io) = ios.get_mut(which) else { return Ok(()) };
+        let range = io.token.range();
+        if io.token.kind() == IoKind::Read && io.seen.is_none() {
+            let part = bytes_usize(range.start())..bytes_usize(range.end());
+            io.seen = Some(io.device.look(|bytes| bytes[part].to_vec()));
+            return Ok(());
+        }
+        if io.token.kind() != IoKind::Read && !io.left.is_empty() && io.fails_after != Some(0) {
+            let most = io.fails_after.unwrap_or(usize::MAX).min(io.left.len());
+            let count = bytes_usize(1 + self.world.pick(bytes_u64(most)));
+            io.fails_after = io.fails_after.map(|more| more - count);
+            let mut data = vec![0; bytes_usize(BLOCK)];
+            fill(&mut data, io.word);
+            for _ in 0..count {
+                let block = bytes_usize(self.world.pick(bytes_u64(io.left.len())));
+                io.device.write(io.left.swap_remove(block), &data);
+            }
+            return Ok(());
+        }
+        let Io { token, write, fails_after, since, seen, .. } = ios.swap_remove(which);
+        let result = if fails_after.is_some() { Err(libc::EIO) } else { Ok(()) };
+        self.drive.end(token, result, || now_ns).map_err(|e| Wrong::new(e.to_string()))?;
+        if self.drive.end(token, result, || now_ns).is_ok() {
+            return Err(Wrong::new("a token was ended twice and nobody said so"));
+        }
+        self.completed += 1;
+        match seen {
+            Some(data) => self
+                .model
+                .check(range, &data, since)
+                .map_err(|e| Wrong::new(format!("a host read wrongly: {e}"))),
+            None => {
+                let whole = result.is_ok() && token.kind() != IoKind::Discard;
+                self.model.ended(range, write, whole, false);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Whether a request may change the drive.
+pub(super) fn changes(wish: Wish) -> bool {
+    matches!(wish, Wish::Write(_) | Wish::WriteZeroes(_) | Wish::Discard)
+}

@@ -1,0 +1,65 @@
+//! Whole lives of drives and jobs from seeds: no threads, no clock, everything that can go wrong.
+//!
+//! A seed is a run. It chooses what the run is made of (`recipe`), and then what happens in it: who of the workers, the
+//! guests and the host comes next, how long requests take, which of them fail. The code that runs is the real one, from the
+//! verbs of a job down to the requests of a ring; only the disks and the time are made up ([`ring::sim`](crate::ring::sim)).
+//!
+//! | file | idea |
+//! |---|---|
+//! | `recipe` | what a run is made of |
+//! | `simulation` | who is there, and who comes next |
+//! | `guests` | host threads with queues and with trackers |
+//! | `host` | commands at random times, and the end of each job |
+//! | `model` | what the drive may hold, byte by byte, also after a power failure |
+//! | `watch` | what must hold at every moment and at the end |
+//!
+//! What is checked: an acknowledged guest write is on the drive; every request completes once; a job's outcome is true, and so
+//! is "ready"; a chunk that differs is dirty or somebody's; nobody but the guest writes the source; after every end the gate is
+//! open and the job detached; nothing hangs; a target's error is not the guest's; the gate is closed for `max_pause` at most;
+//! after a power failure what was flushed is there.
+//!
+//! A run that fails says how to have it again: `BLKMIRROR_SEED=<seed> cargo test -p blkmirror-core --lib simulator::replay`.
+#![forbid(unsafe_code)]
+
+mod guests;
+mod host;
+mod model;
+mod recipe;
+mod simulation;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use simulation::Story;
+
+use crate::mirror::Mutation;
+use recipe::Recipe;
+use simulation::{Simulation, Wrong};
+
+/// Runs a seed, with the protocol as it is or broken in one way.
+///
+/// # Errors
+/// What was wrong, the seed and its recipe, and how to run it again.
+pub fn run(seed: u64, mutation: Option<Mutation>) -> Result<Story, String> {
+    let recipe = Recipe::new(seed);
+    let tell = |wrong: &Wrong, when: String| {
+        let broken = mutation.map_or(String::new(), |mutation| format!("BLKMIRROR_MUTATION={mutation:?} "));
+        format!(
+            "seed {seed}: {wrong}\n{when}\n{recipe:#?}\nto run it again: {broken}BLKMIRROR_SEED={seed} \
+             cargo test -p blkmirror-core --lib simulator::tests::replay -- --nocapture"
+        )
+    };
+    let simulation =
+        Simulation::new(recipe.clone(), mutation).map_err(|wrong| tell(&wrong, String::new()))?;
+    simulation.run().map_err(|(simulation, wrong)| {
+        let story = simulation.story;
+        let events = &simulation.watch.last_events;
+        let events: Vec<_> = events.iter().rev().take(20).rev().map(|event| format!("{event:?}")).collect();
+        let events = events.join("\n");
+        tell(
+            &wrong,
+            format!("after {} steps, at {} ns; the last events:\n{events}", story.steps, story.time_ns),
+        )
+    })
+}

@@ -1,0 +1,356 @@
+//! What must hold at every moment of a run, and at its end.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::guests::changes;
+use super::recipe::{MS, Wanted};
+use super::simulation::{Live, Neighbour, Simulation, Wrong};
+use crate::engine::crew::Crew;
+use crate::engine::{EventKind, Outcome};
+use crate::mirror::{End, JobStatus};
+use crate::ring::sim::Faults;
+use crate::units::{ByteRange, Chunk, ChunkRange, bytes_u64, bytes_usize};
+
+/// A pause may be so much longer than it was asked for.
+const PAUSE_SLACK_NS: u64 = 500_000;
+/// A job that is cancelled by force is over after this.
+const FORCE_NS: u64 = 1_000 * MS;
+/// When nothing is broken any more, a job that is to end is over after this.
+const END_NS: u64 = 60_000 * MS;
+/// A guest request is over after this, unless its disk does not answer.
+const REQUEST_NS: u64 = 3_000 * MS;
+/// One step in so many is followed by a look at all chunks.
+const CHUNKS_EVERY: u64 = 150;
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Since when the gate is closed.
+    closed_since: Option<u64>,
+    /// It stays closed for as long as the host wants.
+    host_decides: bool,
+    /// The job was ready.
+    was_ready: bool,
+    /// All was seen to be copied behind the gate.
+    was_sealed: bool,
+    /// Events of this job.
+    events: u64,
+    /// The events of the run, and when they were seen.
+    pub(super) last_events: Vec<(u64, EventKind)>,
+    /// The last time at which a guest request had a reason to wait.
+    excused_ns: u64,
+}
+
+impl Simulation {
+    /// Looks after a step.
+    pub(super) fn look(&mut self) -> Result<(), Wrong> {
+        let now_ns = self.world.now_ns();
+        self.look_at_gate(now_ns)?;
+        self.look_at_requests(now_ns)?;
+        let Some(live) = &self.live else { return Ok(()) };
+        let status = live.job.status();
+        self.look_at_events()?;
+        self.look_at_ready(status)?;
+        if matches!(status, JobStatus::Waiting | JobStatus::Pending) && !self.watch.was_sealed {
+            self.watch.was_sealed = true;
+            self.check_sealed()?;
+        }
+        if status.is_over() {
+            return self.job_is_over(now_ns);
+        }
+        if self.host.forced_ns.is_some_and(|at_ns| now_ns > at_ns + FORCE_NS) {
+            return Err(Wrong::new("a job that was cancelled by force is not over after a second"));
+        }
+        if self.host.mended.is_some_and(|at_ns| now_ns > at_ns + END_NS) {
+            return Err(Wrong::new(format!(
+                "nothing is broken, and the job does not end: {:#?}",
+                self.live.as_ref().map(|live| live.job.query())
+            )));
+        }
+        if self.world.pick(CHUNKS_EVERY) == 0 { self.check_clean(false) } else { Ok(()) }
+    }
+
+    /// The gate is closed for `max_pause` at most.
+    fn look_at_gate(&mut self, now_ns: u64) -> Result<(), Wrong> {
+        let closed = self.drive.gate().is_closed();
+        if !closed && self.watch.closed_since.is_none() {
+            return Ok(());
+        }
+        let pending = self.live.as_ref().is_some_and(|live| {
+            !live.options.auto_finalize
+                && matches!(live.job.status(), JobStatus::Waiting | JobStatus::Pending)
+        });
+        self.watch.host_decides |= pending;
+        let since = *self.watch.closed_since.get_or_insert(now_ns);
+        let most = self.recipe.options.max_pause.filter(|_| !self.watch.host_decides);
+        let held_ns = now_ns - since;
+        if !closed {
+            self.watch.closed_since = None;
+            self.watch.host_decides = false;
+        }
+        match most.and_then(|most| u64::try_from(most.as_nanos()).ok()) {
+            Some(most_ns) if held_ns > most_ns + PAUSE_SLACK_NS => {
+                Err(Wrong::new(format!("guest requests were held for {held_ns} ns, {most_ns} were allowed")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Every guest request completes in bounded time.
+    fn look_at_requests(&mut self, now_ns: u64) -> Result<(), Wrong> {
+        let waits = self.watch.host_decides || !self.drive.place().device.answers();
+        let hangs = |live: &Live| !live.target.answers() || self.recipe.faults[1].stuck > 0;
+        let target_is_dead = self.live.as_ref().is_some_and(|live| !live.share.is_ending() && hangs(live));
+        if waits || target_is_dead {
+            self.watch.excused_ns = now_ns;
+        }
+        let asked = self.lines.iter().flat_map(|line| line.asked.values().map(|asked| asked.at_ns));
+        let oldest = asked.chain(self.tracked.iter().filter_map(|tracked| tracked.oldest_ns())).min();
+        match oldest.map(|at_ns| at_ns.max(self.watch.excused_ns)) {
+            Some(since) if now_ns > since + REQUEST_NS => {
+                Err(Wrong::new("a guest request does not complete"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Events come in order and none is missing.
+    fn look_at_events(&mut self) -> Result<(), Wrong> {
+        let Some(live) = &self.live else { return Ok(()) };
+        while let Some(event) = live.job.next_event() {
+            if event.seq != self.watch.events {
+                return Err(Wrong::new(format!("event {} came after {}", event.seq, self.watch.events)));
+            }
+            self.watch.events += match event.what {
+                EventKind::Overflow(lost) => lost,
+                _ => 1,
+            };
+            self.watch.last_events.push((self.world.now_ns(), event.what));
+            match event.what {
+                EventKind::Ready => self.story.ready += 1,
+                EventKind::SwitchOverMissed { .. } => self.story.missed += 1,
+                EventKind::Escalated { .. } => self.story.escalated += 1,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ready means what it says.
+    fn look_at_ready(&mut self, status: JobStatus) -> Result<(), Wrong> {
+        let ready = status.is_ready();
+        if !ready || std::mem::replace(&mut self.watch.was_ready, true) {
+            return Ok(());
+        }
+        let Some(Live { share, options, .. }) = &self.live else { return Ok(()) };
+        if !share.sweep_is_claimed() {
+            return Err(Wrong::new("ready before the first pass was over"));
+        }
+        if options.strict_ready && !(share.dirty.is_clean() && share.is_finished()) {
+            return Err(Wrong::new("strictly ready, and something is dirty or under way"));
+        }
+        self.check_clean(false)
+    }
+
+    /// All is copied and flushed behind the gate.
+    fn check_sealed(&mut self) -> Result<(), Wrong> {
+        let Some(Live { source, target, .. }) = &self.live else { return Ok(()) };
+        let differs = source.look(|source| target.look(|target| first_difference(source, target)));
+        if let Some(at) = differs {
+            return Err(Wrong::new(format!("complete, and yet different at {at}")));
+        }
+        match target.may_lose() {
+            Some(at) => Err(Wrong::new(format!("complete, and a power failure would lose what is at {at}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Ranges that guests are writing to now.
+    fn being_written(&self) -> Vec<ByteRange> {
+        let asked = self.lines.iter().flat_map(|line| line.asked.values());
+        let queued = asked.filter(|asked| changes(asked.wish)).map(|asked| asked.range);
+        queued.chain(self.tracked.iter().flat_map(|tracked| tracked.writes())).collect()
+    }
+
+    /// A chunk that differs is dirty, ahead of the first pass, or somebody's; with `over`, no worker owns anything.
+    fn check_clean(&self, over: bool) -> Result<(), Wrong> {
+        let Some(Live { share, source, target, .. }) = &self.live else { return Ok(()) };
+        if !over && !share.sweep_is_claimed() {
+            return Ok(());
+        }
+        let written = self.being_written();
+        let granularity = share.geometry.granularity;
+        let excused = |chunk: u64, range: ByteRange| {
+            let run = ChunkRange::new(chunk, chunk + 1);
+            share.dirty.test(Chunk(chunk))
+                || range.start() >= share.sweep.position()
+                || (!over && share.writers.copier_in(run))
+                || written.iter().any(|other| other.overlaps(range))
+        };
+        let bytes = self.recipe.bytes;
+        let wrong = source.look(|source| {
+            target.look(|target| {
+                (0..share.dirty.chunks()).find(|&chunk| {
+                    let range = granularity.bytes_of(ChunkRange::new(chunk, chunk + 1), bytes);
+                    let part = bytes_usize(range.start())..bytes_usize(range.end());
+                    source[part.clone()] != target[part] && !excused(chunk, range)
+                })
+            })
+        });
+        match wrong {
+            Some(chunk) => {
+                let run = ChunkRange::new(chunk, chunk + 1);
+                let range = granularity.bytes_of(run, bytes);
+                let part = bytes_usize(range.start())..bytes_usize(range.end());
+                let differs = source.look(|source| {
+                    target.look(|target| {
+                        let blocks = source[part.clone()].chunks(512).zip(target[part].chunks(512));
+                        blocks
+                            .map(|(a, b)| format!("{:x} {:x}", word(a), word(b)))
+                            .collect::<Vec<_>>()
+                            .join(", ")
+                    })
+                });
+                let (copier, guest) = (share.writers.copier_in(run), share.writers.guest_in(run));
+                Err(Wrong::new(format!(
+                    "chunk {chunk} differs and is said to be clean; a copier's: {copier}, a guest's: {guest}; its blocks on \
+                     source and target: {differs}"
+                )))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The job is over: was it what it said?
+    fn job_is_over(&mut self, now_ns: u64) -> Result<(), Wrong> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let Some(outcome) = Crew::outcome(&live.job) else {
+            return Err(Wrong::new("concluded without an outcome"));
+        };
+        if self.drive.gate().is_closed() || self.drive.has_job() || self.drive.follower().is_some() {
+            return Err(Wrong::new("the job is over, and still attached or with the gate closed"));
+        }
+        let moved = Arc::ptr_eq(&self.drive.place().device, &live.target);
+        if moved != outcome.pivoted {
+            return Err(Wrong::new(format!(
+                "pivoted: {}, the drive on the target: {moved}",
+                outcome.pivoted
+            )));
+        }
+        if self.host.forced_ns.is_some_and(|at_ns| now_ns > at_ns + FORCE_NS) {
+            return Err(Wrong::new("a force cancel took more than a second"));
+        }
+        self.story.active_bytes += outcome.progress.active_bytes;
+        self.check_outcome(&outcome)?;
+        if let Some(live) = self.live.take() {
+            if outcome.end == End::Completed {
+                let left = if outcome.pivoted { &live.source } else { &live.target };
+                self.left.push((Arc::clone(left), left.writes()));
+            }
+            live.source.set_dead(false);
+            live.target.set_dead(false);
+            if outcome.pivoted {
+                // From now on it is the guest's disk, and a guest's disk answers.
+                live.target.set_faults(Faults { stuck: 0, ..self.recipe.faults[1] });
+            }
+        }
+        let last_events = std::mem::take(&mut self.watch.last_events);
+        self.watch = Watch { excused_ns: now_ns, last_events, ..Watch::default() };
+        let more = self.jobs < self.recipe.jobs;
+        self.host.job_is_over(now_ns, more);
+        Ok(())
+    }
+
+    /// The outcome is true.
+    fn check_outcome(&mut self, outcome: &Outcome) -> Result<(), Wrong> {
+        match outcome.end {
+            End::Completed => {
+                self.check_sealed()?;
+                self.story.pivots += u32::from(outcome.pivoted);
+                self.story.copies += u32::from(!outcome.pivoted);
+                if outcome.pivoted {
+                    // The target was flushed, so everything that was acknowledged is durable there.
+                    let now = self.model.tick();
+                    self.model.flushed(now);
+                    self.errors_possible = self.recipe.has_errors(1);
+                }
+            }
+            End::Cancelled => {
+                self.story.cancelled += 1;
+                let meddles = self.recipe.meddle_ns > 0 || !self.recipe.options.auto_finalize;
+                if matches!(self.recipe.wanted, Wanted::Pivot | Wanted::PointInTime)
+                    && !meddles
+                    && self.host.forced_ns.is_none()
+                {
+                    return Err(Wrong::new("cancelled, and nobody asked for that"));
+                }
+                self.check_clean(true)?;
+            }
+            End::Failed => {
+                self.story.failed += 1;
+                if outcome.error.is_none() {
+                    return Err(Wrong::new("failed without an error"));
+                }
+                if !self.recipe.has_errors(0) && !self.recipe.has_errors(1) && !self.dropped {
+                    return Err(Wrong::new(format!("failed on disks without errors: {:?}", outcome.error)));
+                }
+                self.check_clean(true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// With nothing under way any more, everything that was promised holds.
+    pub(super) fn check_end(&mut self) -> Result<(), Wrong> {
+        if self.story.crashed > 0 {
+            return Ok(());
+        }
+        if self.drive.gate().is_closed() || !self.drive.is_quiet(false) {
+            return Err(Wrong::new("somebody never left the gate"));
+        }
+        if self.left.iter().any(|(disk, writes)| disk.writes() != *writes) {
+            return Err(Wrong::new("a disk was written after the job that it was part of had completed"));
+        }
+        if let Some(Neighbour { job, source, target }) = &self.neighbour {
+            let end = Crew::outcome(job).map(|outcome| outcome.end);
+            if end != Some(End::Completed) || source.content() != target.content() {
+                return Err(Wrong::new(format!("another drive's job, which nobody disturbed: {end:?}")));
+            }
+        }
+        let content = self.drive.place().device.content();
+        let whole = ByteRange::new(0, self.recipe.bytes);
+        self.model
+            .check(whole, &content, u64::MAX)
+            .map_err(|e| Wrong::new(format!("a write was lost: {e}")))?;
+        self.story.requests = self.completed;
+        self.story.content =
+            content.iter().fold(0, |sum: u64, &byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        Ok(())
+    }
+
+    /// After a power failure: what was flushed is there.
+    pub(super) fn check_crash(&mut self) -> Result<(), Wrong> {
+        if self.recipe.faults.iter().any(|faults| faults.flush_error > 0) {
+            // What a flush that failed should have covered is lost, and no later one covers it.
+            return Ok(());
+        }
+        let device = Arc::clone(&self.drive.place().device);
+        device.crash(&self.world);
+        let checked = device.look(|content| self.model.check_after_crash(content));
+        checked.map_err(|e| Wrong::new(format!("a power failure lost what was durable: {e}")))
+    }
+}
+
+/// The first word of a block.
+fn word(block: &[u8]) -> u64 {
+    block.first_chunk::<8>().map_or(0, |&word| u64::from_le_bytes(word))
+}
+
+/// Where two disks begin to differ.
+fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {
+    if a == b {
+        return None;
+    }
+    a.iter().zip(b).position(|(a, b)| a != b).map(bytes_u64).or(Some(bytes_u64(a.len().min(b.len()))))
+}
