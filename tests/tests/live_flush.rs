@@ -11,7 +11,7 @@ use blkmirror_testkit::faultdisk::{Effect, Operation, Rule, Times};
 use blkmirror_testkit::{MIB, needs};
 use blkmirror_tests::live::{EIO, Medium, Scene, events_of, until, until_status};
 
-/// Size of the disks here.
+/// Size of the disks here. Where a drive moves both are of one kind, or the target might want memory that guests did not promise.
 const SIZE: u64 = 4 * MIB;
 /// Every policy.
 const POLICIES: [ErrorPolicy; 4] =
@@ -26,7 +26,7 @@ fn within_50_ms() -> MirrorOptions {
 #[test]
 fn one_slow_flush_does_not_keep_a_job_from_being_ready() {
     needs!(Fuse);
-    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
     scene.target.control().set_flush_latency(Duration::from_millis(200));
     let guests = scene.guests();
     let job = scene.mirror(within_50_ms());
@@ -44,7 +44,7 @@ fn one_slow_flush_does_not_keep_a_job_from_being_ready() {
 #[test]
 fn one_slow_flush_does_not_keep_a_job_from_completing() {
     needs!(Fuse);
-    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
     let guests = scene.guests();
     let job = scene.mirror(within_50_ms());
     until_status(&job, JobStatus::Ready);
@@ -63,7 +63,7 @@ fn one_slow_flush_does_not_keep_a_job_from_completing() {
 #[test]
 fn a_target_with_slow_flushes_is_ready_while_the_guest_is_idle() {
     needs!(Fuse);
-    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
     scene.target.control().set_flush_latency(Duration::from_millis(120));
     let job = scene.mirror(within_50_ms());
     until_status(&job, JobStatus::Ready);
@@ -76,7 +76,7 @@ fn a_target_with_slow_flushes_is_ready_while_the_guest_is_idle() {
 #[test]
 fn a_target_with_20_ms_of_latency_switches_over_within_the_pause() {
     needs!(Fuse);
-    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
     let slow = Duration::from_millis(20);
     scene.target.control().set_flush_latency(slow);
     scene.target.control().set_write_latency(Duration::from_millis(5));
@@ -99,7 +99,7 @@ fn a_failed_flush_fails_the_job_and_no_guest_request_under_every_policy() {
         .flat_map(|policy| [(policy, Times::Once, false), (policy, Times::Once, true)])
         .chain([(ErrorPolicy::Report, Times::Forever, true)])
     {
-        let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+        let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
         let guests = scene.guests();
         let fault = || {
             let rule = Rule::on(Operation::Flush, Effect::Error(EIO)).times(times);
@@ -136,7 +136,7 @@ fn a_failed_flush_fails_the_job_and_no_guest_request_under_every_policy() {
 #[test]
 fn a_forced_cancel_does_not_care_about_flushes() {
     needs!(Fuse);
-    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
     let job = scene.mirror(Scene::options());
     until_status(&job, JobStatus::Ready);
     scene.target.control().add_rule(Rule::on(Operation::Flush, Effect::Error(EIO)));

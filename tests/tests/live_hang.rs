@@ -9,7 +9,7 @@ use blkmirror_testkit::faultdisk::{Effect, Operation, Rule};
 use blkmirror_testkit::{MIB, needs};
 use blkmirror_tests::live::{Guests, Medium, Scene, until, until_status};
 
-/// Size of the disks here.
+/// Size of the disks here. Where a drive moves both are of one kind, or the target might want memory that guests did not promise.
 const SIZE: u64 = 4 * MIB;
 /// A forced cancel takes a second at most; this is for machines that have other things to do.
 const SOON: Duration = Duration::from_millis(2500);
@@ -39,7 +39,7 @@ fn a_target_that_hangs_does_not_hold_up_a_forced_cancel_or_the_guest() {
     needs!(Fuse);
     for mode in [CopyModeChoice::Background, CopyModeChoice::WriteBlocking] {
         for after_ready in [false, true] {
-            let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+            let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
             let stuck = Rule::on(Operation::Write, Effect::Stuck);
             if !after_ready {
                 scene.target.control().add_rule(stuck.clone());
@@ -70,7 +70,7 @@ fn a_target_that_hangs_does_not_hold_up_a_forced_cancel_or_the_guest() {
 fn a_target_that_hangs_at_the_switch_over_does_not_take_the_guest_along() {
     needs!(Fuse);
     for comes_back in [false, true] {
-        let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+        let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
         let guests = scene.guests();
         let job = scene.mirror(Scene::options());
         until_status(&job, JobStatus::Ready);
@@ -91,7 +91,7 @@ fn a_target_that_hangs_at_the_switch_over_does_not_take_the_guest_along() {
 fn a_flush_that_hangs_at_the_switch_over_does_not_hold_up_a_forced_cancel() {
     needs!(Fuse);
     for comes_back in [false, true] {
-        let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+        let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
         let guests = scene.guests();
         let job = scene.mirror(Scene::options());
         until_status(&job, JobStatus::Ready);
@@ -142,7 +142,7 @@ fn a_source_whose_reads_hang_does_not_hold_up_a_forced_cancel() {
 #[test]
 fn a_job_that_fails_beside_hanging_requests_lets_go_of_the_guest() {
     needs!(Fuse);
-    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
     let guests = scene.queued_guests();
     let job = scene.mirror(Scene::options_in(CopyModeChoice::WriteBlocking));
     until_status(&job, JobStatus::Ready);
@@ -168,7 +168,7 @@ fn a_job_that_fails_beside_hanging_requests_lets_go_of_the_guest() {
 #[test]
 fn an_engine_ends_while_its_targets_hang() {
     needs!(Fuse);
-    let scene = Scene::new(SIZE, Medium::Memory, Medium::Faulty);
+    let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
     scene.target.control().add_rule(Rule::on(Operation::Write, Effect::Stuck));
     let guests = scene.queued_guests();
     let job = scene.mirror(Scene::options_in(CopyModeChoice::WriteBlocking));

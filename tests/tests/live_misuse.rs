@@ -23,6 +23,22 @@ fn slowly() -> MirrorOptions {
     MirrorOptions { speed_bytes_per_s: 256 * KIB, ..Scene::options() }
 }
 
+/// A guest that was promised small blocks is not moved to a disk with large ones; everything else works.
+#[test]
+fn a_pivot_to_a_target_with_larger_blocks_is_refused_in_words() {
+    needs!(Fuse);
+    let (source, target) = (Place::new(Medium::Memory, SIZE), Place::new(Medium::Faulty, SIZE));
+    let drive = Drive::new(Device::open_disk(&source.path).unwrap()).unwrap();
+    let engine = Engine::start(EngineOptions::default()).unwrap();
+    let target = Device::open_target(&target.path, TargetOptions::default()).unwrap();
+    let job = engine.mirror(&drive, target, Scene::options()).unwrap();
+    until_status(&job, JobStatus::Ready);
+    let text = job.complete(Completion::Pivot).unwrap_err().to_string();
+    assert!(text.contains("4096") && text.contains("512"), "{text}");
+    job.complete(Completion::PointInTime).unwrap();
+    assert_eq!(job.wait_for(Duration::from_secs(20)).unwrap().end, End::Completed);
+}
+
 /// Opens a target.
 fn target(place: &Place) -> Device {
     Device::open_target(&place.path, TargetOptions::default()).unwrap()

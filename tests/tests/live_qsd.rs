@@ -125,7 +125,7 @@ fn a_flush_that_fails_once_fails_the_job_under_every_policy() {
         // The flush on the way to ready may find nothing written yet, and succeed.
         until("it is ready or over", || job.status().is_ready() || job.status().is_over());
         guests.go_on(5);
-        let _ = job.complete(Completion::Pivot);
+        let _ = job.complete(Completion::PointInTime);
         let Some(outcome) = job.wait_for(Duration::from_secs(10)) else { panic!("{:?}", job.query()) };
         assert!(outcome.end == End::Failed && !outcome.pivoted, "{policy:?}");
         guests.go_on(5);

@@ -168,7 +168,10 @@ impl Scene {
     pub fn between(len_bytes: u64, source: Place, target: Place) -> Self {
         History::fill(&source.content, len_bytes);
         let engine = Engine::start(EngineOptions::default()).unwrap();
-        let drive = Drive::new(Device::open_disk(&source.path).unwrap()).unwrap();
+        let disk = Device::open_disk(&source.path).unwrap();
+        // As coarse as the coarsest target, so that the drive may move to each of them.
+        let align_bytes = if len_bytes.is_multiple_of(4096) { 4096 } else { 512 };
+        let drive = Drive::with_align_bytes(disk, align_bytes).unwrap();
         let faulty = [&source, &target].into_iter().filter_map(|place| place.faulty.as_ref());
         let healer = Healer(faulty.map(|disk| disk.control().clone()).collect());
         Self { _healer: healer, engine, drive, history: Arc::default(), len_bytes, source, target }
