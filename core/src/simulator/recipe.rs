@@ -185,6 +185,10 @@ impl Recipe {
             neighbour: percent(c, 15),
             jobs: if percent(c, 20) { 2 } else { 1 },
         };
+        if recipe.guests.stable_buffers {
+            // Its price: a write waits for the target, which has the host's memory, for as long as that hangs.
+            recipe.faults[1].stuck = 0;
+        }
         // Requests that hang keep their memory, and a neighbour may wait for it.
         recipe.neighbour &= !recipe.target_may_hang();
         match c.pick(100) {
