@@ -152,12 +152,12 @@ impl Recipe {
         options.granularity = Granularity::new(granularity).ok().filter(|_| first != First::Bitmap);
         let latency =
             |c: &World| one(c, &[(1_000, 400_000), (20_000, 80_000), (1_000, 20_000), (300_000, 500_000)]);
-        let recipe = Self {
+        let mut recipe = Self {
             seed,
             bytes,
             granularity: Granularity::new(granularity).unwrap_or(Granularity::DEFAULT),
             workers: bytes_usize(1 + c.pick(3)),
-            window_bytes: one(c, &[256 << 10, 512 << 10, 2 << 20]),
+            window_bytes: one(c, &[1 << 20, 2 << 20]),
             first,
             options,
             guests: Self::guests(c),
@@ -185,6 +185,12 @@ impl Recipe {
             neighbour: percent(c, 15),
             jobs: if percent(c, 20) { 2 } else { 1 },
         };
+        if recipe.guests.stable_buffers {
+            // Its price: a write waits for the target, which has the host's memory, for as long as that hangs.
+            recipe.faults[1].stuck = 0;
+        }
+        // Requests that hang keep their memory, and a neighbour may wait for it.
+        recipe.neighbour &= !recipe.target_may_hang();
         match c.pick(100) {
             0..3 => recipe.into_marathon(c),
             3..6 => recipe.into_race_with_the_sweep(c),

@@ -432,6 +432,18 @@ impl Simulation {
         }
     }
 
+    /// Who has not come to an end.
+    fn who_waits(&self) -> String {
+        let lines: Vec<_> = self.lines.iter().map(|line| &line.asked).collect();
+        let job = self.live.as_ref().map(|live| live.job.status());
+        let tracked = self.tracked.iter().filter(|tracked| !tracked.is_idle()).count();
+        let gate = if self.drive.gate().is_closed() { "closed" } else { "open" };
+        format!(
+            "job {job:?}, gate {gate}, {tracked} trackers busy, guests asked {}, queues: {lines:?}",
+            self.asked
+        )
+    }
+
     /// All steps.
     fn steps(&mut self) -> Result<(), Wrong> {
         for step in 0..MAX_STEPS {
@@ -445,7 +457,7 @@ impl Simulation {
                 return Ok(());
             }
             if !self.step()? || self.world.now_ns() > MAX_NS {
-                return Err(Wrong::new("it hangs: nobody has anything to do, or has had for long"));
+                return Err(Wrong::new(format!("it hangs: {}", self.who_waits())));
             }
         }
         Err(Wrong::new("it does not come to an end"))

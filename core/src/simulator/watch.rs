@@ -36,6 +36,8 @@ pub(super) struct Watch {
     was_sealed: bool,
     /// Events of this job.
     events: u64,
+    /// Requests of this job that failed.
+    errors: u64,
     /// The events of the run, and when they were seen.
     pub(super) last_events: Vec<(u64, EventKind)>,
     /// The last time at which a guest request had a reason to wait.
@@ -68,7 +70,10 @@ impl Simulation {
                 self.live.as_ref().map(|live| live.job.query())
             )));
         }
-        if self.world.pick(CHUNKS_EVERY) == 0 { self.check_clean(false) } else { Ok(()) }
+        // What failed must be dirty again before anybody else has a turn.
+        let errors = self.live.as_ref().map_or(0, |live| live.share.progress().errors);
+        let failed = std::mem::replace(&mut self.watch.errors, errors) != errors;
+        if failed || self.world.pick(CHUNKS_EVERY) == 0 { self.check_clean(false) } else { Ok(()) }
     }
 
     /// The gate is closed for `max_pause` at most.
