@@ -239,12 +239,15 @@ impl Simulation {
         let Some(first) = self.lines.first_mut() else { return Ok(()) };
         let new = Line::new(&self.world, &self.drive, &self.recipe.guests)?;
         let old = std::mem::replace(first, new);
-        first.next_ns = old.next_ns;
-        for (tag, asked) in old.asked.into_iter().filter(|(_, asked)| changes(asked.wish)) {
+        let Line { core, ring, asked, next_ns } = old;
+        first.next_ns = next_ns;
+        // What was under way ends as it is now: nothing of it lands after this.
+        drop(ring);
+        core.end(true);
+        for (tag, asked) in asked.into_iter().filter(|(_, asked)| changes(asked.wish)) {
             // Nobody will hear of it, and it may have done anything.
             self.model.ended(asked.range, tag, false, false);
         }
-        self.dropped = true;
         Ok(())
     }
 

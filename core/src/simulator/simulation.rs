@@ -156,8 +156,6 @@ pub(super) struct Simulation {
     pub(super) completed: u64,
     /// Whether the disks that the drive stands on had errors at any time.
     pub(super) errors_possible: bool,
-    /// A queue was dropped with requests under way, which may fail a job that they were part of.
-    pub(super) dropped: bool,
     /// What happened.
     pub(super) story: Story,
     /// The last tag.
@@ -213,7 +211,6 @@ impl Simulation {
             jobs: 0,
             asked: 0,
             completed: 0,
-            dropped: false,
             story: Story::default(),
             tag: 0,
         })

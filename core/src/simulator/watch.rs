@@ -297,7 +297,7 @@ impl Simulation {
                 if outcome.error.is_none() {
                     return Err(Wrong::new("failed without an error"));
                 }
-                if !self.recipe.has_errors(0) && !self.recipe.has_errors(1) && !self.dropped {
+                if !self.recipe.has_errors(0) && !self.recipe.has_errors(1) {
                     return Err(Wrong::new(format!("failed on disks without errors: {:?}", outcome.error)));
                 }
                 self.check_clean(true)?;
