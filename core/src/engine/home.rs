@@ -51,8 +51,12 @@ impl<D> Home<D> {
     }
 
     /// Whether nobody is inside the drive's gate; asked only while this job holds it closed.
-    pub(super) fn gate_is_quiet(&self, core: &JobCore) -> bool {
-        self.holds_gate && core.share.sees_quiet(|missed| self.drive.is_quiet(missed))
+    pub(super) fn gate_is_quiet(&mut self, core: &JobCore, now_ns: u64) -> bool {
+        let quiet = self.holds_gate && core.share.sees_quiet(|missed| self.drive.is_quiet(missed));
+        if quiet {
+            self.follow.gate_is_quiet(now_ns);
+        }
+        quiet
     }
 
     /// Takes stock if it is time.
@@ -85,9 +89,11 @@ impl<D> Home<D> {
             Act::CloseGate => {
                 self.holds_gate = true;
                 self.drive.close_gate();
+                self.follow.gate_closed(&core.share, now_ns);
                 core.wake_all();
             }
             Act::OpenGate => {
+                self.follow.gate_opened(&core.share, now_ns);
                 self.open_gate();
                 core.wake_all();
             }

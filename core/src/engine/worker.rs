@@ -134,7 +134,8 @@ impl<D> Part<D> {
         home.tell_queues(core);
         loop {
             let now_ns = ring.now_ns();
-            let sight = home.follow.sight(now_ns, home.gate_is_quiet(core));
+            let quiet = home.gate_is_quiet(core, now_ns);
+            let sight = home.follow.sight(now_ns, quiet);
             let act = home.coordinator.look(&core.share, &sight);
             if act == Act::Flush {
                 let request = Request { device: self.slots[1], range: ByteRange::default(), op: Op::Flush };

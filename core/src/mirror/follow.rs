@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::active::CopyMode;
 use super::convergence::{Convergence, Observation, Verdict};
 use super::coordinator::{Sight, within_ns};
-use super::estimate::{Effort, Estimate, Sample};
+use super::estimate::{Attempt, Effort, Estimate, Sample};
 use super::options::{CopyModeChoice, LatencyBudget, MirrorOptions};
 use super::pace::Pace;
 use super::pacer::{Budget, GuestLatency, Pacer, Tick};
@@ -113,6 +113,19 @@ pub struct Guest {
     pub waits: bool,
 }
 
+/// A switch-over that is being tried, to learn from it for the next forecast.
+#[derive(Clone, Copy, Debug)]
+struct Attempting {
+    /// When the gate was closed.
+    closed_ns: u64,
+    /// When the last guest request had left it.
+    quiet_ns: Option<u64>,
+    /// What had been copied by then.
+    copied_bytes: u64,
+    /// What its flushes took.
+    flush_ns: u64,
+}
+
 /// The home's view of a job; see the module.
 #[derive(Debug)]
 pub struct Follow {
@@ -134,6 +147,10 @@ pub struct Follow {
     flush_ns: u64,
     /// When that was found out, or believed a little less.
     flush_known_ns: u64,
+    /// The switch-over that is being tried.
+    attempting: Option<Attempting>,
+    /// Ready only when nothing is dirty, however little it is.
+    strict_ready: bool,
     /// Since when nothing was dirty.
     clean_since_ns: Option<u64>,
 }
@@ -156,6 +173,8 @@ impl Follow {
             tick_at_ns: 0,
             flush_sent_ns: None,
             flush_ns: 0,
+            attempting: None,
+            strict_ready: options.strict_ready,
             flush_known_ns: 0,
             clean_since_ns: None,
         }
@@ -244,7 +263,7 @@ impl Follow {
             copy_rate_bytes_per_s: self.estimate.copy_rate_bytes_per_s(),
             dirty_rate_bytes_per_s: self.estimate.dirty_rate_bytes_per_s(),
             first_pass_over: share.sweep_is_claimed(),
-            is_small_enough: small || self.max_pause.is_none(),
+            is_small_enough: (small && !self.strict_ready) || self.max_pause.is_none(),
             missed,
         });
         if let Verdict::Escalate(_) = verdict {
@@ -261,6 +280,36 @@ impl Follow {
         }
     }
 
+    /// The gate was closed for a switch-over.
+    pub fn gate_closed(&mut self, share: &Share, now_ns: u64) {
+        let copied_bytes = Self::copied_bytes(share);
+        self.attempting = Some(Attempting { closed_ns: now_ns, quiet_ns: None, copied_bytes, flush_ns: 0 });
+    }
+
+    /// Nobody is inside the closed gate.
+    pub fn gate_is_quiet(&mut self, now_ns: u64) {
+        if let Some(attempting) = &mut self.attempting {
+            attempting.quiet_ns.get_or_insert(now_ns);
+        }
+    }
+
+    /// The gate is open again, whatever came of it.
+    pub fn gate_opened(&mut self, share: &Share, now_ns: u64) {
+        let Some(attempting) = self.attempting.take() else { return };
+        let Some(quiet_ns) = attempting.quiet_ns else { return };
+        self.estimate.attempted(Attempt {
+            copied_bytes: Self::copied_bytes(share).saturating_sub(attempting.copied_bytes),
+            copy_ns: now_ns.saturating_sub(quiet_ns).saturating_sub(attempting.flush_ns),
+            overhead_ns: quiet_ns.saturating_sub(attempting.closed_ns),
+        });
+    }
+
+    /// Bytes that copiers have written.
+    fn copied_bytes(share: &Share) -> u64 {
+        let progress = share.progress();
+        progress.copied_bytes + progress.zeroed_bytes
+    }
+
     /// A flush is sent.
     pub fn flush_sent(&mut self, now_ns: u64) {
         self.flush_sent_ns = Some(now_ns);
@@ -270,6 +319,9 @@ impl Follow {
     pub fn flush_ended(&mut self, now_ns: u64) {
         if let Some(sent) = self.flush_sent_ns.take() {
             self.flush_ns = now_ns.saturating_sub(sent);
+            if let Some(attempting) = &mut self.attempting {
+                attempting.flush_ns += self.flush_ns;
+            }
             self.flush_known_ns = now_ns;
             self.estimate.flushed(self.flush_ns);
         }
