@@ -283,8 +283,9 @@ impl Drop for UringRing {
         // SAFETY: dropped once, here, and not used after this.
         unsafe { ManuallyDrop::drop(&mut self.kernel) };
         // The kernel is closing the ring meanwhile.
-        let ended = self.devices.iter_mut().flatten().map(|attached| attached.lane.end());
-        let lanes_over = ended.fold(true, |all, over| all && over);
+        let hanging =
+            self.devices.iter_mut().flatten().filter_map(|attached| (!attached.lane.end()).then_some(()));
+        let lanes_over = hanging.count() == 0;
         // Who waited in vain for his own requests has no time left to wait for the kernel to fail in the same.
         safe = safe || self.sentinel.is_gone_within(deadline_ns.saturating_sub(monotonic_ns()));
         if let Some(over) = &self.over {

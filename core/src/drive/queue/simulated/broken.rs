@@ -68,9 +68,9 @@ fn a_write_that_may_still_land_fails_its_job_and_never_leaves_the_gate() {
         let (mut sim, Line { mut core, ring, .. }, follower) = under_way(seed);
         let writes = writes_in_ring(&mut core);
         if seed % 2 == 0 {
-            drop(core)
+            drop(core);
         } else {
-            core.end(false)
+            core.end(false);
         }
         assert!(writes == 0 || follower.share.failure().is_some());
         sim.detach();
