@@ -256,9 +256,14 @@ impl UringRing {
     }
 
     /// Lets go of what the ring holds elsewhere, so that a device is free again when this returns and not a moment later.
-    fn let_go(&mut self) {
+    ///
+    /// The table of files only when nothing is in flight: the sentinel is in it, and must not report before the kernel has
+    /// let go of the last request.
+    fn let_go(&mut self, safe: bool) {
         // Both fail only where there is nothing to take back.
-        let _ = self.kernel.submitter.unregister_files();
+        if safe {
+            let _ = self.kernel.submitter.unregister_files();
+        }
         if self.setup.ring_fd {
             let _ = self.kernel.submitter.unregister_ring_fd();
         }
@@ -278,7 +283,7 @@ impl Drop for UringRing {
         let deadline_ns = monotonic_ns().saturating_add(PATIENCE_NS);
         let mut safe = mine && self.cancel_all(deadline_ns);
         if mine {
-            self.let_go();
+            self.let_go(safe);
         }
         // SAFETY: dropped once, here, and not used after this.
         unsafe { ManuallyDrop::drop(&mut self.kernel) };

@@ -29,23 +29,57 @@ fn blocking(seed: u64, options: QueueOptions) -> Sim {
     sim
 }
 
+/// A queue with requests in hand, some of them under way, and the job that follows its drive.
+fn under_way(seed: u64) -> (Sim, Line, Arc<Follower<SimDisk>>) {
+    let mut sim = blocking(seed, Recipe::default().options);
+    (0..30).for_each(|_| sim.ask(0));
+    sim.turn(0);
+    (0..sim.world.pick(20)).for_each(|_| _ = sim.step());
+    let line = sim.lines.remove(0);
+    let follower = Arc::clone(&sim.job.as_ref().unwrap().follower);
+    (sim, line, follower)
+}
+
+/// How many writes the ring may still carry out on the drive.
+fn writes_in_ring(core: &mut QueueCore<SimDisk>) -> usize {
+    let is_one = |core: &mut QueueCore<SimDisk>, index| {
+        let request = core.table.get(index);
+        request.is_some_and(|r| r.wish.changes() && r.source.is_some_and(|part| part.in_ring))
+    };
+    (0..core.table.places()).filter(|&index| is_one(core, index)).count()
+}
+
 #[test]
-fn a_queue_that_is_dropped_marks_what_it_had_in_hand_and_leaves_the_gate() {
+fn a_queue_whose_ring_has_ended_marks_what_it_had_in_hand_and_leaves_the_gate() {
     for seed in seeds() {
-        let mut sim = blocking(seed, Recipe::default().options);
-        (0..30).for_each(|_| sim.ask(0));
-        sim.turn(0);
-        (0..sim.world.pick(20)).for_each(|_| _ = sim.step());
-        let Line { core, ring, .. } = sim.lines.remove(0);
-        let busy = core.in_flight() > 0;
-        drop(core);
-        let job = sim.job.as_ref().unwrap();
-        // A write that may still land makes any later copy of that place doubtful, so its job must have failed.
-        assert!(!busy || job.follower.share.is_ending() || !job.follower.share.dirty.is_clean());
+        let (mut sim, Line { core, ring, .. }, follower) = under_way(seed);
         drop(ring);
+        core.end(true);
+        assert!(!follower.share.is_ending(), "nothing lands any more, so the job can copy all of it");
         sim.check_all();
         assert_eq!(sim.wrong, None, "seed {seed}");
     }
+}
+
+#[test]
+fn a_write_that_may_still_land_fails_its_job_and_never_leaves_the_gate() {
+    let mut hung = 0;
+    for seed in seeds() {
+        let (mut sim, Line { mut core, ring, .. }, follower) = under_way(seed);
+        let writes = writes_in_ring(&mut core);
+        if seed % 2 == 0 {
+            drop(core);
+        } else {
+            core.end(false);
+        }
+        assert!(writes == 0 || follower.share.failure().is_some());
+        sim.detach();
+        sim.drive.close_gate();
+        assert_eq!(sim.drive.is_quiet(false), writes == 0, "seed {seed}: {writes} writes may still land");
+        hung += writes;
+        drop(ring);
+    }
+    assert!(hung > 0, "no write was under way");
 }
 
 #[test]
@@ -109,6 +143,17 @@ fn a_ring_that_breaks_ends_every_request_once_and_marks_it() {
         }
         let refused = core.accept(Wish::Flush, ByteRange::default(), None, 1, 1).unwrap_err();
         assert!(refused.error.to_string().contains("make a new queue"), "{}", refused.error);
+        // What may still land holds the gate until the ring has ended, and is marked once more then, for a later job.
+        let Line { core, ring, .. } = sim.lines.remove(0);
+        let hung = core.hung.len();
+        sim.detach();
+        sim.attach(CopyMode::Background);
+        sim.drive.close_gate();
+        assert_eq!(sim.drive.is_quiet(false), hung == 0, "seed {seed}");
+        sim.drive.open_gate();
+        drop(ring);
+        core.end(true);
+        assert!(hung == 0 || !sim.job.as_ref().unwrap().follower.share.dirty.is_clean());
         sim.check_all();
         assert_eq!(sim.wrong, None, "seed {seed}");
     }
