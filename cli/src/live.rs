@@ -67,6 +67,8 @@ pub(crate) fn run(
     interrupts.check()?;
     let engine = Engine::start(EngineOptions::default())?;
     let drive = Arc::new(Drive::new(source)?);
+    // The writers overwrite the source, so all that could be refused is refused before they begin.
+    engine.check(&drive, &target, &course.options, true)?;
     let ledger = Arc::new(Ledger::new(drive.size_bytes(), course.plan.block_bytes, course.plan.seed));
     let open = {
         let (drive, depth) = (Arc::clone(&drive), course.plan.depth);

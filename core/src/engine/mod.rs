@@ -180,6 +180,15 @@ impl Engine {
         self.start_job(drive.core(), target, &options)
     }
 
+    /// Whether [`Self::mirror`] would take these, and, if `pivot`, whether the drive could move to the target at the end. Changes
+    /// nothing; for a host that wants to know before it does something that cannot be undone.
+    ///
+    /// # Errors
+    /// As [`Self::mirror`] and [`Job::complete`], but for what depends on the moment: a busy drive, too many jobs.
+    pub fn check(&self, drive: &Drive, target: &Device, options: &MirrorOptions, pivot: bool) -> Result<()> {
+        start::check_all(&self.workers, drive.core(), target, options, pivot)
+    }
+
     /// Starts a job that copies `source`, which nobody writes meanwhile, to `target` and completes by itself. Both are held
     /// until the job is over.
     ///

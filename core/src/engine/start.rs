@@ -137,6 +137,23 @@ fn no_pivot(drive: &DriveCore<Device>, target: &Device) -> Option<String> {
     })
 }
 
+/// Whether a job like this could be started now, and end with the drive on the target if `pivot`; changes nothing.
+pub(super) fn check_all(
+    workers: &[WorkerHandle],
+    drive: &DriveCore<Device>,
+    target: &Device,
+    options: &MirrorOptions,
+    pivot: bool,
+) -> Result<()> {
+    let source = &drive.place().device;
+    check(source, target)?;
+    geometry(workers, source, target, options)?;
+    match no_pivot(drive, target).filter(|_| pivot) {
+        Some(why) => Err(Error::new(ErrorKind::WrongSize, "move the drive to").at(target.name()).because(why)),
+        None => Ok(()),
+    }
+}
+
 /// Checks that the devices may be used together.
 fn check(source: &Device, target: &Device) -> Result<()> {
     let opened_as = match target.role() {
@@ -155,6 +172,17 @@ fn check(source: &Device, target: &Device) -> Result<()> {
     }
 }
 
+/// The sizes of a job.
+fn geometry(
+    workers: &[WorkerHandle],
+    source: &Device,
+    target: &Device,
+    options: &MirrorOptions,
+) -> Result<Geometry> {
+    let contiguous = workers.iter().all(|w| w.contiguous);
+    Geometry::new(options, &shape(source, contiguous), &shape(target, contiguous), workers.len())
+}
+
 /// The state that the workers of a job share.
 fn share(
     workers: &[WorkerHandle],
@@ -162,10 +190,8 @@ fn share(
     target: &Device,
     options: &MirrorOptions,
 ) -> Result<Arc<Share>> {
-    let contiguous = workers.iter().all(|w| w.contiguous);
-    let shapes = [shape(source, contiguous), shape(target, contiguous)];
-    let geometry = Geometry::new(options, &shapes[0], &shapes[1], workers.len())?;
-    let target_is_zero = options.target_is_zero || shapes[1].reads_as_zeroes;
+    let geometry = geometry(workers, source, target, options)?;
+    let target_is_zero = options.target_is_zero || target.reads_as_zeroes();
     let bitmaps = Bitmaps::new(&geometry, options)?;
     Ok(Arc::new(Share::new(geometry, options, bitmaps, target_is_zero, workers.len())))
 }

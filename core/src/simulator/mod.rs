@@ -18,7 +18,7 @@
 //! open and the job detached; nothing hangs; a target's error is not the guest's; the gate is closed for `max_pause` at most;
 //! after a power failure what was flushed is there.
 //!
-//! A run that fails says how to have it again: `BLKMIRROR_SEED=<seed> cargo test -p blkmirror-core --lib simulator::replay`.
+//! A run that fails says how to have it again: `BLKMIRROR_SEED=<seed> cargo test -p blkmirror-core --lib simulator::tests::replay`.
 #![forbid(unsafe_code)]
 
 mod guests;
