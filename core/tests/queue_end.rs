@@ -199,6 +199,8 @@ fn a_write_that_hangs_when_its_queue_is_dropped_can_never_be_missed_by_a_later_j
         let sender = std::thread::spawn(move || {
             (0..4).for_each(|n| queue.write(n * MIB, filled(MIB, 2), WriteFlags::default(), n).unwrap());
             queue.submit().unwrap();
+            // What no kernel thread has begun yet is cancelled well.
+            std::thread::sleep(Duration::from_millis(50));
             give.send((!drop_there).then_some(queue)).unwrap();
             std::thread::park_timeout(Duration::from_secs(10));
         });
