@@ -410,10 +410,16 @@ mod tests {
         let scene = Scene::new();
         scene.file("a", 2 << 20);
         scene.file("small", 1 << 20);
+        let before = fs::read(scene.path("a")).unwrap();
         for target in ["small", "a", "missing"] {
             let output = scene.run(&["bench", "live", "a", target, "--yes", "--time", "100ms"]);
             assert_eq!(output.status.code(), Some(1), "{target}: {}", said(&output));
             assert_eq!(said(&output).lines().count(), 1, "{target}: {}", said(&output));
+            let source = std::fs::read(scene.path("a")).unwrap();
+            assert!(
+                source.iter().all(|&byte| byte == 0),
+                "{target}: the source was written before the target was refused"
+            );
         }
     }
 }

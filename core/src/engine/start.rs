@@ -149,7 +149,9 @@ pub(super) fn check_all(
     check(source, target)?;
     geometry(workers, source, target, options)?;
     match no_pivot(drive, target).filter(|_| pivot) {
-        Some(why) => Err(Error::new(ErrorKind::WrongSize, "move the drive to").at(target.name()).because(why)),
+        Some(why) => {
+            Err(Error::new(ErrorKind::WrongSize, "move the drive to").at(target.name()).because(why))
+        }
         None => Ok(()),
     }
 }

@@ -100,7 +100,7 @@ pub struct Share {
     pub(super) keep_allocated: bool,
     /// The target cannot zero, so zeroes are written as data.
     zero_by_writing: AtomicBool,
-    /// The command word; bits in [`flag`].
+    /// The command word; bits in [`command::flag`].
     command: AtomicU32,
     /// Where the job stands, a [`JobStatus`]; written by its home only.
     status: AtomicU8,

@@ -79,6 +79,11 @@ fn replay() {
     let Some(seed) = from_env("BLKMIRROR_SEED") else { return };
     let name = std::env::var("BLKMIRROR_MUTATION").unwrap_or_default();
     let mutation = Mutation::ALL.into_iter().find(|mutation| format!("{mutation:?}") == name);
+    assert!(
+        name.is_empty() || mutation.is_some(),
+        "no mutation is called {name}; there are {:?}",
+        Mutation::ALL
+    );
     match run(seed, mutation) {
         Ok(story) => println!("seed {seed}: {story:#?}"),
         Err(wrong) => panic!("{wrong}"),
