@@ -42,6 +42,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::Share;
 use crate::ring::Wake;
 
+/// What memory of requests must be aligned to, for a drive with blocks of `align_bytes` on `device`. A host that asked for larger
+/// blocks than the device's, so that the drive can move, aligns the memory to them, too.
+pub(crate) fn memory_align_bytes(align_bytes: u64, device: &Device) -> u64 {
+    let limits = device.limits();
+    let asked = if align_bytes > limits.offset_align_bytes { align_bytes } else { 0 };
+    limits.memory_align_bytes.max(asked).max(512)
+}
+
 /// A guest's disk.
 ///
 /// Queues and trackers of it, and a job that runs on it, live on when this handle is dropped; [`close`](Self::close)
@@ -64,7 +72,7 @@ impl Drive {
     }
 
     /// A drive whose queues take requests in blocks of `align_bytes`, which a host shows its guest as logical blocks. Larger
-    /// blocks than the device's let the drive move to a device that has such blocks.
+    /// blocks than the device's, with memory aligned to them, let the drive move to a device that has such blocks.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] unless `align_bytes` is a power of two and no less than the device's blocks,
@@ -94,6 +102,13 @@ impl Drive {
     #[must_use]
     pub fn align_bytes(&self) -> u64 {
         self.core.align_bytes()
+    }
+
+    /// What every address of a queued request's memory must be a multiple of; lengths are multiples of
+    /// [`align_bytes`](Self::align_bytes).
+    #[must_use]
+    pub fn memory_align_bytes(&self) -> u64 {
+        memory_align_bytes(self.align_bytes(), &self.core.place().device)
     }
 
     /// How often the drive was moved to another device.

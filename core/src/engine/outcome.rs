@@ -59,6 +59,10 @@ pub(super) fn describe(failure: Failure, names: &[String; 2]) -> Error {
         FailureCause::GaveUp => error.because(format!("{reason}; given up after several tries")),
         FailureCause::Panic => Error::new(ErrorKind::Internal, "go on with the job")
             .because("a bug in blkmirror was caught; please report it"),
+        FailureCause::QueueLost => Error::from_errno("mirror the drive", errno).at(place).because(
+            "a queue of the guest ended while the kernel still had writes of it, which may land at any time; start the guest's \
+             disk anew before it is mirrored",
+        ),
         FailureCause::Ring => Error::from_errno("run the io_uring of a worker", errno),
     }
 }

@@ -9,7 +9,7 @@ use super::job::{Job, JobCore};
 use super::worker::{Mail, Part, Worker};
 use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
 use crate::device::{Device, DeviceKind, Role};
-use crate::drive::{DriveCore, Follower};
+use crate::drive::{DriveCore, Follower, memory_align_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, RESERVE_BYTES, Share};
 use crate::ring::uring::{UringOptions, with_ring};
@@ -121,7 +121,6 @@ fn make(
 /// Why the drive cannot move to the target: its guest sends requests that the target would refuse.
 fn no_pivot(drive: &DriveCore<Device>, target: &Device) -> Option<String> {
     let source = &drive.place().device;
-    let memory = |device: &Device| device.limits().memory_align_bytes.max(512);
     let (wants, has) = (target.limits().offset_align_bytes, drive.align_bytes());
     if wants > has {
         return Some(format!(
@@ -129,10 +128,11 @@ fn no_pivot(drive: &DriveCore<Device>, target: &Device) -> Option<String> {
              complete without a pivot"
         ));
     }
-    (memory(target) > memory(source)).then(|| {
-        let (wants, has) = (memory(target), memory(source));
+    let (wants, promised) = (target.limits().memory_align_bytes.max(512), memory_align_bytes(has, source));
+    (wants > promised).then(|| {
         format!(
-            "it wants memory aligned to {wants} bytes, the guest was promised {has}; complete without a pivot"
+            "it wants memory aligned to {wants} bytes, the guest was promised {promised}; make the drive with \
+             Drive::with_align_bytes, or complete without a pivot"
         )
     })
 }

@@ -199,7 +199,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
 /// Fails a job that cannot be right any more.
 fn fail<D>(follower: &Follower<D>, side: Side, errno: i32, range: ByteRange) {
     if !follower.share.is_ending() {
-        follower.share.fail(Failure { side, errno, range, cause: FailureCause::Ring });
+        follower.share.fail(Failure { side, errno, range, cause: FailureCause::QueueLost });
         follower.home.wake();
     }
 }

@@ -25,8 +25,8 @@ use super::request::Wish;
 use super::{GuestCompletion, QueueOptions, Rejected, WriteFlags, ZeroFlags};
 use crate::buffer::GuestBuffer;
 use crate::device::Device;
-use crate::drive::Drive;
 use crate::drive::core::DriveCore;
+use crate::drive::{Drive, memory_align_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::uring::{OwnedRing, UringOptions};
 use crate::ring::{Ring, Wait, monotonic_ns};
@@ -34,8 +34,6 @@ use crate::units::ByteRange;
 
 /// How long the end of a queue waits for requests under way.
 const PATIENCE_NS: u64 = 300_000_000;
-/// The unit of memory that guests use for their disks, whatever the disk is.
-const SECTOR_BYTES: u64 = 512;
 /// How often it looks meanwhile.
 const LOOK_NS: u64 = 20_000_000;
 
@@ -296,8 +294,7 @@ impl Queue {
         }
         let mut core = QueueCore::new(Arc::clone(&self.drive), self.options, ring.ring())?;
         // A device may take less than whole sectors of memory, but the one after a pivot may not.
-        let limits = self.drive.place();
-        core.memory_align_bytes = limits.device.limits().memory_align_bytes.max(SECTOR_BYTES);
+        core.memory_align_bytes = memory_align_bytes(self.drive.align_bytes(), &self.drive.place().device);
         Ok(Running { thread, core, ring })
     }
 }

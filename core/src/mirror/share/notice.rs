@@ -16,6 +16,8 @@ pub enum FailureCause {
     Flush,
     /// The policy said `ignore`, and the bounded number of rounds is used up.
     GaveUp,
+    /// A queue ended with guest requests that the kernel has not let go of; they may still land.
+    QueueLost,
     /// A bug was caught in a worker.
     Panic,
     /// The ring of a worker broke.
