@@ -31,8 +31,6 @@ const LONGEST_SLEEP_NS: u64 = 500_000_000;
 const FLUSH_FADES_NS: u64 = 1_000_000_000;
 /// A job that has less than this left is following, and what a guest wrote just now must not wait for a probe of the pacer.
 const FEW_BYTES: u64 = 4 << 20;
-/// The least pace then: one request at a time, which a guest hardly notices.
-const FEW_PACE: Pace = Pace { in_flight_bytes: 64 << 10, request_bytes: 64 << 10 };
 /// A figure that is not known.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -229,8 +227,8 @@ impl Follow {
         let mut pace =
             pacer.tick(&Tick { now_ns, guest: &guest.latency, guest_waits: guest.waits, copying_bytes });
         let few = share.sweep_is_claimed() && left_bytes <= FEW_BYTES;
-        if few && pace.in_flight_bytes < FEW_PACE.in_flight_bytes {
-            pace = FEW_PACE;
+        if few && pace.in_flight_bytes < Pace::SLOWEST.in_flight_bytes {
+            pace = Pace::SLOWEST;
         }
         share.set_pace(pace);
         // A turn in which nobody may copy is none.

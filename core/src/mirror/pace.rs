@@ -17,6 +17,8 @@ pub struct Pace {
 impl Pace {
     /// No bound but the buffers.
     pub const FULL: Self = Self { in_flight_bytes: u64::MAX, request_bytes: u64::MAX };
+    /// One small request at a time, which a guest hardly notices.
+    pub const SLOWEST: Self = Self { in_flight_bytes: 64 * KIB, request_bytes: 64 * KIB };
     /// Hold still: begin nothing, end what is on its way.
     pub const HOLD: Self = Self { in_flight_bytes: 0, request_bytes: 64 * KIB };
 

@@ -16,7 +16,7 @@ use super::geometry::Geometry;
 use super::limiter::Limiter;
 use super::marks::Marks;
 use super::mutation::Mutation;
-use super::options::{CopyModeChoice, MirrorOptions, OnCopied, SyncMode};
+use super::options::{CopyModeChoice, LatencyBudget, MirrorOptions, OnCopied, SyncMode};
 use super::pace::Pace;
 use super::policy::ErrorPolicy;
 use super::progress::{Progress, Tally};
@@ -141,6 +141,12 @@ pub struct Share {
     pub(super) tallies: Box<[Tally]>,
 }
 
+/// The pace until the home has looked at the guest for the first time, 10 ms later: a busy guest must not be met by a full queue
+/// of copies, and an idle one does not notice.
+fn first_pace(options: &MirrorOptions) -> Pace {
+    if options.latency_budget == LatencyBudget::Off { Pace::FULL } else { Pace::SLOWEST }
+}
+
 impl Share {
     /// The state of a new job; the bitmaps are made by the caller because mapping memory is a system call.
     #[must_use]
@@ -179,7 +185,7 @@ impl Share {
             braking: AtomicBool::new(false),
             mode_is_chosen: AtomicBool::new(false),
             doorbell: Doorbell::default(),
-            pace: AtomicU64::new(Pace::FULL.pack()),
+            pace: AtomicU64::new(first_pace(options).pack()),
             turn: AtomicUsize::new(0),
             figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
