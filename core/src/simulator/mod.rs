@@ -23,7 +23,7 @@
 
 mod guests;
 mod host;
-mod model;
+pub(crate) mod model;
 mod recipe;
 mod simulation;
 mod watch;

@@ -9,7 +9,7 @@
 use crate::units::{ByteRange, bytes_usize};
 
 /// The unit of the model.
-pub(super) const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 
 /// A value that a block may have.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ struct Value {
 
 /// The model of a disk.
 #[derive(Debug)]
-pub(super) struct Model {
+pub(crate) struct Model {
     /// Values by block.
     blocks: Vec<Vec<Value>>,
     /// Counts events.
@@ -54,14 +54,14 @@ fn word_of(block: &[u8]) -> Option<u64> {
 }
 
 /// Data of one value.
-pub(super) fn fill(data: &mut [u8], word: u64) {
+pub(crate) fn fill(data: &mut [u8], word: u64) {
     let (words, _) = data.as_chunks_mut::<8>();
     words.fill(word.to_le_bytes());
 }
 
 impl Model {
     /// A disk that holds this, durably; every block of it has one value.
-    pub(super) fn new(content: &[u8]) -> Self {
+    pub(crate) fn new(content: &[u8]) -> Self {
         let value =
             |word| Value { word, write: 0, sent: 0, ended: Some(0), whole: true, gone: None, lost: false };
         let blocks = content.chunks(bytes_usize(BLOCK));
@@ -72,13 +72,13 @@ impl Model {
     }
 
     /// The time of an event.
-    pub(super) fn tick(&mut self) -> u64 {
+    pub(crate) fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
     }
 
     /// A write is sent.
-    pub(super) fn sent(&mut self, range: ByteRange, write: u64, word: u64) {
+    pub(crate) fn sent(&mut self, range: ByteRange, write: u64, word: u64) {
         let sent = self.tick();
         for block in &mut self.blocks[blocks(range)] {
             block.push(Value { word, write, sent, ended: None, whole: false, gone: None, lost: false });
@@ -86,7 +86,7 @@ impl Model {
     }
 
     /// A write has ended. With `whole` it is known to have happened; with `durable` it survives a power failure.
-    pub(super) fn ended(&mut self, range: ByteRange, write: u64, whole: bool, durable: bool) {
+    pub(crate) fn ended(&mut self, range: ByteRange, write: u64, whole: bool, durable: bool) {
         let now = self.tick();
         for block in &mut self.blocks[blocks(range)] {
             let Some(own) = block.iter_mut().find(|value| value.write == write) else { continue };
@@ -105,7 +105,7 @@ impl Model {
     }
 
     /// A flush was acknowledged that was sent at `sent`: what was acknowledged before is durable.
-    pub(super) fn flushed(&mut self, sent: u64) {
+    pub(crate) fn flushed(&mut self, sent: u64) {
         for block in &mut self.blocks {
             let durable = |value: &&Value| value.whole && value.ended.is_some_and(|at| at < sent);
             let last = block.iter().filter(durable).map(|value| value.sent).max();
@@ -116,12 +116,12 @@ impl Model {
     }
 
     /// Whether what was read of a disk between `since` and now is possible; else the first block that is not.
-    pub(super) fn check(&self, range: ByteRange, data: &[u8], since: u64) -> Result<(), String> {
+    pub(crate) fn check(&self, range: ByteRange, data: &[u8], since: u64) -> Result<(), String> {
         self.check_by(range, data, |value| value.gone.is_none_or(|at| at >= since))
     }
 
     /// Whether this is possible after a power failure now.
-    pub(super) fn check_after_crash(&self, data: &[u8]) -> Result<(), String> {
+    pub(crate) fn check_after_crash(&self, data: &[u8]) -> Result<(), String> {
         let whole = ByteRange::new(0, self.blocks.len() as u64 * BLOCK);
         self.check_by(whole, data, |value| !value.lost)
     }

@@ -134,11 +134,8 @@ fn a_ring_that_breaks_ends_every_request_once_and_marks_it() {
             // What the drive had done already has succeeded.
             errors += u64::from(done.result.is_err());
             if request.wish.changes() {
-                sim.model.ended(
-                    request.range,
-                    done.tag,
-                    done.result.is_ok() && request.wish != Wish::Discard,
-                );
+                let happened = done.result.is_ok() && request.wish != Wish::Discard;
+                sim.model.ended(request.range, done.tag, happened, happened);
             }
         }
         let refused = core.accept(Wish::Flush, ByteRange::default(), None, 1, 1).unwrap_err();

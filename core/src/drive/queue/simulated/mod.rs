@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 mod broken;
-mod model;
 mod odd;
 mod runs;
 
@@ -14,7 +13,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::model::{BLOCK, Model, fill};
 use self::odd::OddRing;
 use super::core::QueueCore;
 use super::request::Wish;
@@ -27,6 +25,7 @@ use crate::mirror::{
 };
 use crate::ring::sim::{Faults, SimDisk, SimRing, World};
 use crate::ring::{Ring, Wake};
+use crate::simulator::model::{BLOCK, Model, fill};
 use crate::units::{ByteRange, Chunk, ChunkRange, Granularity, KIB, bytes_usize};
 
 /// Bytes of the drive: a short last chunk.
@@ -157,7 +156,7 @@ impl Sim {
             disk,
             lines,
             job: None,
-            model: Model::new(DISK),
+            model: Model::new(&vec![0; bytes_usize(DISK)]),
             next_tag: 1,
             failures: 0,
             successes: 0,
@@ -235,7 +234,9 @@ impl Sim {
             }
             if asked.wish.changes() {
                 // A discard may have no effect, so it leaves what was there possible.
-                self.model.ended(asked.range, done.tag, whole && asked.wish != Wish::Discard);
+                let happened = whole && asked.wish != Wish::Discard;
+                // No power fails here, so what happened stays.
+                self.model.ended(asked.range, done.tag, happened, happened);
             } else if let (Wish::Read, true) = (asked.wish, whole) {
                 let data = done.buffer.and_then(GuestBuffer::into_aligned).unwrap();
                 if let Err(e) = self.model.check(asked.range, &data, asked.since) {
