@@ -5,7 +5,8 @@
 #![allow(unsafe_code, reason = "a global allocator cannot be written without")]
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on; the exemption misses its helpers")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod alloc_kit;
+
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -24,10 +25,9 @@ use blkmirror_core::ring::uring::{UringOptions, with_ring};
 use blkmirror_core::ring::{Op, Request, Ring, Tag, Wait};
 use blkmirror_core::units::{ByteRange, Granularity, KIB, MIB};
 
-/// Counts allocations while [`COUNTING`] is on, except those of threads that have opted out.
-struct Counting;
+use crate::alloc_kit::Telling;
 
-/// Whether allocations are counted.
+/// Whether allocations are counted, but for those of threads that have opted out.
 static COUNTING: AtomicBool = AtomicBool::new(false);
 /// Allocations counted.
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -44,28 +44,8 @@ fn count() {
     }
 }
 
-// SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`, which is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`, which is passed on.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, which is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Telling = Telling(count);
 
 /// One test at a time: the counter and the number of threads are the whole process's. What this thread allocates is not
 /// counted.

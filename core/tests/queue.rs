@@ -2,7 +2,8 @@
 #![allow(unsafe_code, reason = "a global allocator, and memory of the host's, cannot be had without")]
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on; the exemption misses its helpers")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod alloc_kit;
+
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -19,8 +20,7 @@ use blkmirror_core::units::{ByteRange, MIB};
 use blkmirror_core::{ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Counts what each thread allocates.
-struct Counting;
+use crate::alloc_kit::Telling;
 
 thread_local! {
     /// Allocations of this thread.
@@ -33,28 +33,8 @@ fn count() {
     let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
 }
 
-// SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`, which is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`, which is passed on.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, which is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Telling = Telling(count);
 
 /// A disk's bytes, and what to undo at the end.
 struct Disk {
