@@ -25,6 +25,7 @@ pub mod measure;
 pub mod memory;
 pub mod options;
 pub mod pattern;
+mod publish;
 pub mod punts;
 pub mod qemu_img;
 pub mod qmp;

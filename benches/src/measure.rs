@@ -61,6 +61,9 @@ pub struct Start {
     children_switches: u64,
 }
 
+/// CPUs that the idle machine may use before a note is made of it.
+const BUSY_LIMIT: f64 = 0.1;
+
 impl Meter {
     /// A meter, after it watched the idle machine for a second.
     pub fn new() -> Result<Self> {
@@ -76,11 +79,20 @@ impl Meter {
     }
 
     /// Measures what the machine spends while we do nothing.
-    pub fn watch_idle(&mut self) -> Result<()> {
+    fn watch_idle(&mut self) -> Result<()> {
         let (at, busy_s) = (Instant::now(), self.machine_busy_s()?);
         std::thread::sleep(Duration::from_secs(1));
         self.idle_busy_per_s = (self.machine_busy_s()? - busy_s) / at.elapsed().as_secs_f64();
         Ok(())
+    }
+
+    /// The same before `what`; a note if the machine was not idle.
+    pub fn note_if_busy(&mut self, what: &str) -> Result<Option<String>> {
+        self.watch_idle()?;
+        let busy = self.idle_busy_per_s;
+        let note =
+            format!("{what}: something else used {busy:.2} CPUs before it began; do not trust these numbers");
+        Ok((busy > BUSY_LIMIT).then_some(note))
     }
 
     /// Busy CPU seconds per second of the idle machine.

@@ -5,8 +5,6 @@
 //! the main one (see `punts`).
 #![forbid(unsafe_code)]
 
-use std::fs;
-
 use crate::blkmirror::Blkmirror;
 use crate::contender::{Contender, Line, Role};
 use crate::error::{Context, Failure, Result};
@@ -15,19 +13,16 @@ use crate::markdown;
 use crate::measure::Meter;
 use crate::memory;
 use crate::options::Options;
+use crate::publish;
 use crate::report::{Report, Row, ScenarioReport, Summary};
 use crate::scenario::{Scenario, Stage};
 use crate::targets;
-
-/// CPUs that the idle machine may use before a note is made of it.
-const BUSY_LIMIT: f64 = 0.1;
 
 /// The whole benchmark, as the command line asked for it.
 pub fn run(options: &Options) -> Result<()> {
     let json_path = target_folder()?.join("compare.json");
     if options.readme {
-        let text = fs::read_to_string(&json_path).context(|| json_path.display().to_string())?;
-        let report: Report = serde_json::from_str(&text).context(|| json_path.display().to_string())?;
+        let report: Report = publish::last(&json_path)?;
         let quick = report.quick.then_some("this was a quick look, not for quoting");
         for warning in quick.into_iter().chain(report.notes.iter().map(String::as_str)) {
             eprintln!("{warning}");
@@ -46,13 +41,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let report = measure(options)?;
     let text = markdown::full(&report);
-    let json = serde_json::to_string_pretty(&report).context(|| "compare.json")?;
-    fs::write(&json_path, json).context(|| json_path.display().to_string())?;
-    let markdown_path = json_path.with_extension("md");
-    fs::write(&markdown_path, &text).context(|| markdown_path.display().to_string())?;
-    println!("{text}");
-    eprintln!("written: {} and {}", markdown_path.display(), json_path.display());
-    Ok(())
+    publish::publish(&json_path, &report, &text)
 }
 
 /// Runs the scenarios.
@@ -73,14 +62,7 @@ fn measure(options: &Options) -> Result<Report> {
         eprintln!("{}: {}", scenario.name(), scenario.title());
         let disk_bytes = scenario.disk_bytes(options.quick)?;
         let stage = scenario.build(disk_bytes)?;
-        meter.watch_idle()?;
-        if meter.idle_busy_per_s() > BUSY_LIMIT {
-            let busy = meter.idle_busy_per_s();
-            notes.push(format!(
-                "{}: something else used {busy:.2} CPUs before the first round; do not trust these numbers",
-                scenario.name()
-            ));
-        }
+        notes.extend(meter.note_if_busy(scenario.name())?);
         let mut contenders = scenario.contenders(ours.as_ref());
         contenders.retain(|contender| options.wants_contender(&contender.name()));
         let rows = rounds(&stage, &contenders, options.rounds(), &meter, &mut notes)?;

@@ -22,16 +22,12 @@ pub mod report;
 pub mod stage;
 pub mod tracking;
 
-use std::fs;
-
 use self::options::Options;
 use self::report::{Part, Report};
-use crate::error::{Context, Failure, Result};
+use crate::error::{Failure, Result};
 use crate::machine::{Machine, target_folder};
 use crate::measure::Meter;
-
-/// CPUs that the idle machine may use before a note is made of it.
-const BUSY_LIMIT: f64 = 0.1;
+use crate::publish;
 
 /// A part: its name, what it is about, and how it is run.
 type Known = (&'static str, &'static str, fn(&Options) -> Result<Part>);
@@ -49,8 +45,7 @@ const PARTS: [Known; 5] = [
 pub fn run(options: &Options) -> Result<()> {
     let json_path = target_folder()?.join("live.json");
     if options.readme {
-        let text = fs::read_to_string(&json_path).context(|| json_path.display().to_string())?;
-        let report: Report = serde_json::from_str(&text).context(|| json_path.display().to_string())?;
+        let report: Report = publish::last(&json_path)?;
         if report.quick {
             eprintln!("this was a quick look, not for quoting");
         }
@@ -65,13 +60,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let report = measure(options)?;
     let text = report.markdown();
-    let json = serde_json::to_string_pretty(&report).context(|| "live.json")?;
-    fs::write(&json_path, json).context(|| json_path.display().to_string())?;
-    let markdown_path = json_path.with_extension("md");
-    fs::write(&markdown_path, &text).context(|| markdown_path.display().to_string())?;
-    println!("{text}");
-    eprintln!("written: {} and {}", markdown_path.display(), json_path.display());
-    Ok(())
+    publish::publish(&json_path, &report, &text)
 }
 
 /// Runs the parts.
@@ -84,13 +73,7 @@ fn measure(options: &Options) -> Result<Report> {
     let mut parts = Vec::new();
     for (name, about, run) in PARTS.into_iter().filter(|(name, ..)| options.wants(name)) {
         eprintln!("{name}: {about}");
-        meter.watch_idle()?;
-        if meter.idle_busy_per_s() > BUSY_LIMIT {
-            let busy = meter.idle_busy_per_s();
-            notes.push(format!(
-                "{name}: something else used {busy:.2} CPUs before it began; do not trust these numbers"
-            ));
-        }
+        notes.extend(meter.note_if_busy(name)?);
         parts.push(run(options)?);
     }
     let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
