@@ -64,14 +64,20 @@ impl<D> Home<D> {
         if !self.follow.is_due(&core.share, now_ns) {
             return;
         }
+        let guest = self.follow.makes_room().then(|| self.look_at_guest());
+        let faster = self.follow.tick(&core.share, self.coordinator.missed(), guest.as_ref(), now_ns);
+        if faster || core.share.dirty.dirty_bytes() > HELP_BYTES {
+            core.wake_all();
+        }
+    }
+
+    /// What the guest's requests took since the last look.
+    fn look_at_guest(&mut self) -> Guest {
         let [last, now] = &mut self.latencies;
         self.drive.latencies(true).snapshot_into(now);
         let guest = Guest { latency: latency_since(now, last), waits: !self.drive.is_quiet(false) };
         self.latencies.swap(0, 1);
-        let faster = self.follow.tick(&core.share, self.coordinator.missed(), &guest, now_ns);
-        if faster || core.share.dirty.dirty_bytes() > HELP_BYTES {
-            core.wake_all();
-        }
+        guest
     }
 
     /// Once the job is ending, guest requests do not wait for its target any more (**The guest is not our hostage**).

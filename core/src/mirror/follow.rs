@@ -193,9 +193,15 @@ impl Follow {
         now_ns >= self.tick_at_ns
     }
 
-    /// Takes stock; `true` when the copiers may go faster than before, so that those who sleep must be woken.
+    /// Whether the guest's latencies decide how fast the copiers go; a job without a budget need not look at them.
     #[must_use]
-    pub fn tick(&mut self, share: &Share, missed: u32, guest: &Guest, now_ns: u64) -> bool {
+    pub fn makes_room(&self) -> bool {
+        self.pacer.is_some()
+    }
+
+    /// Takes stock; `guest` is there if [`Self::makes_room`]. `true` when the copiers may go faster than before, so that those who sleep must be woken.
+    #[must_use]
+    pub fn tick(&mut self, share: &Share, missed: u32, guest: Option<&Guest>, now_ns: u64) -> bool {
         self.tick_at_ns = now_ns + TICK_NS;
         self.fade_flushes(now_ns);
         let progress = share.progress();
@@ -216,12 +222,12 @@ impl Follow {
     fn set_pace(
         &mut self,
         share: &Share,
-        guest: &Guest,
+        guest: Option<&Guest>,
         progress: &Progress,
         left_bytes: u64,
         now_ns: u64,
     ) -> bool {
-        let Some(pacer) = &mut self.pacer else { return false };
+        let (Some(pacer), Some(guest)) = (&mut self.pacer, guest) else { return false };
         let before = share.pace();
         let copying_bytes = progress.in_flight_bytes;
         let mut pace =
