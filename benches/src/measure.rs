@@ -67,15 +67,21 @@ const BUSY_LIMIT: f64 = 0.1;
 impl Meter {
     /// A meter, after it watched the idle machine for a second.
     pub fn new() -> Result<Self> {
-        let (punts, punts_missing) = match PuntCounter::new() {
-            Ok(counter) => (Some(counter), None),
-            Err(cause) => (None, Some(cause.to_string())),
-        };
-        let ticks =
-            nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).context(|| "CLK_TCK")?.unwrap_or(100);
-        let mut meter = Self { punts, punts_missing, idle_busy_per_s: 0.0, ticks_per_s: ticks as f64 };
+        let mut meter = Self::without_punts()?;
+        match PuntCounter::new() {
+            Ok(counter) => meter.punts = Some(counter),
+            Err(cause) => meter.punts_missing = Some(cause.to_string()),
+        }
         meter.watch_idle()?;
         Ok(meter)
+    }
+
+    /// A meter that leaves the kernel's tracing alone: telling processes apart costs every context switch of the machine
+    /// something, which a benchmark of latencies sees.
+    pub fn without_punts() -> Result<Self> {
+        let ticks =
+            nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).context(|| "CLK_TCK")?.unwrap_or(100);
+        Ok(Self { punts: None, punts_missing: None, idle_busy_per_s: 0.0, ticks_per_s: ticks as f64 })
     }
 
     /// Measures what the machine spends while we do nothing.

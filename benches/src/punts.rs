@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
@@ -19,6 +19,9 @@ use crate::error::{Context, Failure, Result};
 
 /// The event, below the instance's directory.
 const EVENT: &str = "events/io_uring/io_uring_queue_async_work/enable";
+
+/// What the names of our instances begin with; the number of the process follows.
+const PREFIX: &str = "blkmirror-";
 
 /// A tracing instance that records one event.
 #[derive(Debug)]
@@ -36,7 +39,8 @@ impl PuntCounter {
             TempDir::with_prefix("blkmirror-trace-").context(|| "scratch directory for tracefs")?;
         mount(Some("tracefs"), mount_point.path(), Some("tracefs"), MsFlags::empty(), None::<&str>)
             .context(|| "mount of tracefs")?;
-        let instance = mount_point.path().join("instances").join(format!("blkmirror-{}", std::process::id()));
+        let instance = mount_point.path().join("instances").join(format!("{PREFIX}{}", std::process::id()));
+        remove_leftovers(&mount_point.path().join("instances"));
         // From here on drop() cleans up, so build the value before anything else can fail.
         let counter = Self { mount_point, instance };
         fs::create_dir(&counter.instance).context(|| "tracing instance")?;
@@ -75,10 +79,22 @@ impl PuntCounter {
 
 impl Drop for PuntCounter {
     fn drop(&mut self) {
-        // Best effort: a leftover instance records nothing once its event is off.
+        // Best effort: the next counter removes what is left.
         let _ = self.write(EVENT, "0");
         let _ = fs::remove_dir(&self.instance);
         let _ = umount2(self.mount_point.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// Removes the instances of counters that were killed: each slows down every context switch of the machine until then.
+fn remove_leftovers(instances: &Path) {
+    for entry in fs::read_dir(instances).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            let _ = fs::write(entry.path().join(EVENT), "0");
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 

@@ -69,7 +69,7 @@ fn measure(options: &Options) -> Result<Report> {
         return Err(Failure::new("the live benchmark needs root: it makes loop devices"));
     }
     let mut notes = Vec::new();
-    let mut meter = Meter::new()?;
+    let mut meter = Meter::without_punts()?;
     let mut parts = Vec::new();
     for (name, about, run) in PARTS.into_iter().filter(|(name, ..)| options.wants(name)) {
         eprintln!("{name}: {about}");
