@@ -36,11 +36,10 @@ pub(super) struct Home<D> {
 impl<D> Home<D> {
     /// The home's part of a job that is attached to `drive`.
     pub(super) fn new(options: &MirrorOptions, drive: Arc<DriveCore<D>>, target: Arc<D>) -> Self {
-        let before = latency_since(&drive.latencies(false).snapshot(), &LatencyCounts::default());
         let with_job = drive.latencies(true).snapshot();
         Self {
             coordinator: Coordinator::new(options),
-            follow: Follow::new(options, &before),
+            follow: Follow::new(options),
             drive,
             target,
             latencies: [with_job.clone(), with_job],

@@ -154,16 +154,16 @@ pub struct Follow {
 }
 
 impl Follow {
-    /// The view of a job with these options; `before` is what the guest's requests took before it.
+    /// The view of a job with these options.
     #[must_use]
-    pub fn new(options: &MirrorOptions, before: &GuestLatency) -> Self {
+    pub fn new(options: &MirrorOptions) -> Self {
         let budget = match options.latency_budget {
             LatencyBudget::Off => None,
             LatencyBudget::Absolute(time) => Some(Budget::AbsoluteNs(to_ns(Some(time)))),
             LatencyBudget::Baseline(times) => Some(Budget::Baseline(times)),
         };
         Self {
-            pacer: budget.map(|budget| Pacer::new(budget, Some(before))),
+            pacer: budget.map(Pacer::new),
             estimate: Estimate::new(),
             convergence: Convergence::new(),
             may_escalate: options.copy_mode == CopyModeChoice::Auto,
@@ -371,7 +371,7 @@ mod tests {
     /// The forecast is what decides about the next flush, so a bad one must not last.
     #[test]
     fn one_slow_flush_does_not_keep_the_forecast_high_for_ever() {
-        let mut follow = Follow::new(&MirrorOptions::default(), &GuestLatency::default());
+        let mut follow = Follow::new(&MirrorOptions::default());
         let sample = |now_ns| Sample {
             now_ns,
             copied_bytes: 0,

@@ -11,9 +11,10 @@
 //! - Few enough: up by one, or by two when there was next to none.
 //! - A guest that sends nothing (`activity`) has no latency: full speed. When it comes back, the last pace that it had is
 //!   where it goes on; that is why it is kept.
-//! - The baseline (`baseline`) is what the guest had before the job, or what it has while the copiers hold still in a
-//!   probe: at once if nothing is known, then every 10 s, because loads change, and earlier when the request rate has
-//!   changed or the slowest pace still is too fast.
+//! - The baseline (`baseline`) is what the guest has while the copiers hold still in a probe: before the first copy if
+//!   the guest is at work then, and every 10 s, because loads change; earlier when the request rate has changed or the
+//!   slowest pace still is too fast. What the drive saw long before the job would be no better: a guest's first seconds
+//!   are unlike the rest.
 //! - A budget that the guest misses by itself cannot be kept by any pace. Then a quarter more than the baseline holds.
 #![forbid(unsafe_code)]
 
@@ -134,13 +135,13 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// A pacer; `before` are the guest's latencies before the job, if the drive has seen any.
+    /// A pacer that knows nothing of the guest.
     #[must_use]
-    pub fn new(budget: Budget, before: Option<&GuestLatency>) -> Self {
+    pub fn new(budget: Budget) -> Self {
         Self {
             budget,
             rung: Rung::FIRST,
-            baseline: Baseline::new(before),
+            baseline: Baseline::default(),
             activity: Activity::default(),
             was_idle: true,
             load: Load::default(),
@@ -169,8 +170,6 @@ impl Pacer {
         }
         if self.was_idle {
             self.was_idle = false;
-            // What is known from before the job is as good as a probe now.
-            self.probed_ns = self.probed_ns.or(self.baseline.p99_ns().map(|_| now_ns));
             self.load.interrupt();
             self.settle(now_ns);
         }

@@ -7,8 +7,6 @@ use super::guest::GuestLatency;
 use crate::mirror::estimate::to_f64;
 use crate::mirror::pace::Pace;
 
-/// A histogram from before the job counts with at least so many requests.
-const BEFORE_REQUESTS: u64 = 1000;
 /// Requests that a baseline is made of, if they come from probes that agree; more than this, and the old ones fade.
 const ENOUGH_REQUESTS: u64 = 10_000;
 /// With fewer than this the p99 is uncertain by a fifth and more.
@@ -21,6 +19,12 @@ const AGREE_SIGMAS: f64 = 3.0;
 const TAIL: u64 = 170;
 /// What copying may add to the share of requests that are over a limit without it.
 const ADDED_SHARE: f64 = SHARE / 2.0;
+/// What a probe sees is cut into so many slices.
+const SLICES: usize = 8;
+/// A slice stands out when its p99 is more than so many times the middle one,
+const STANDS_OUT: u64 = 2;
+/// if each has so many requests; of fewer, the longest varies that much by chance.
+const SLICE_REQUESTS: u64 = 100;
 /// How long a probe measures.
 const PROBE_NS: u64 = 100_000_000;
 /// How long it does when the guest sends few requests.
@@ -32,8 +36,8 @@ const DRAIN_MAX_NS: u64 = 300_000_000;
 /// Ticks that pass in any case until requests count: those that end now began before.
 const SETTLE_TICKS: u32 = 2;
 
-/// The guest's latencies without copying.
-#[derive(Clone, Copy, Debug)]
+/// The guest's latencies without copying; nothing is known at first.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Baseline {
     /// Requests that were measured.
     seen: GuestLatency,
@@ -42,19 +46,6 @@ pub(super) struct Baseline {
 }
 
 impl Baseline {
-    /// From the time before the job, if that tells enough.
-    pub(super) fn new(before: Option<&GuestLatency>) -> Self {
-        let mut baseline = Self { seen: GuestLatency::new(), p99_ns: None };
-        if let Some(before) = before.filter(|b| b.count() >= BEFORE_REQUESTS) {
-            baseline.replace(before);
-            // It may be from long ago, so it does not outweigh a probe.
-            while baseline.seen.count() > ENOUGH_REQUESTS {
-                baseline.seen.halve();
-            }
-        }
-        baseline
-    }
-
     /// The p99.
     pub(super) fn p99_ns(&self) -> Option<u64> {
         self.p99_ns
@@ -146,15 +137,23 @@ pub(super) struct Probe {
     settling: Settling,
     /// When measuring began.
     since_ns: Option<u64>,
-    /// What it saw.
-    seen: GuestLatency,
+    /// What it saw, the ticks dealt out in turns: a moment in which the machine stalled is in one or two of them.
+    slices: [GuestLatency; SLICES],
+    /// Ticks dealt out.
+    ticks: usize,
 }
 
 impl Probe {
     /// Begins; twice as long when there is nothing yet that evens out a moment in which the machine stalled.
     pub(super) fn new(now_ns: u64, is_first: bool) -> Self {
         let long_ns = if is_first { 2 * PROBE_NS } else { PROBE_NS };
-        Self { long_ns, settling: Settling::new(now_ns), since_ns: None, seen: GuestLatency::new() }
+        Self {
+            long_ns,
+            settling: Settling::new(now_ns),
+            since_ns: None,
+            slices: [GuestLatency::new(); SLICES],
+            ticks: 0,
+        }
     }
 
     /// Goes on; what was seen, once it is over.
@@ -170,10 +169,22 @@ impl Probe {
             }
             return None;
         };
-        self.seen.add(guest);
-        let enough = self.seen.count() >= PROBE_REQUESTS;
+        self.slices[self.ticks % SLICES].add(guest);
+        self.ticks += 1;
+        let enough = self.slices.iter().map(GuestLatency::count).sum::<u64>() >= PROBE_REQUESTS;
         let age_ns = now_ns.saturating_sub(since_ns);
-        (age_ns >= if enough { self.long_ns } else { PROBE_MAX_NS }).then_some(self.seen)
+        (age_ns >= if enough { self.long_ns } else { PROBE_MAX_NS }).then(|| self.seen())
+    }
+
+    /// All that was seen, but for slices that stand out.
+    fn seen(&self) -> GuestLatency {
+        let mut p99s_ns = self.slices.map(|slice| slice.quantile_ns(0.99));
+        p99s_ns.sort_unstable();
+        let few = self.slices.iter().any(|slice| slice.count() < SLICE_REQUESTS);
+        let most_ns = if few { u64::MAX } else { p99s_ns[SLICES / 2].saturating_mul(STANDS_OUT) };
+        let mut seen = GuestLatency::new();
+        self.slices.iter().filter(|slice| slice.quantile_ns(0.99) <= most_ns).for_each(|slice| seen.add(slice));
+        seen
     }
 }
 
@@ -190,7 +201,7 @@ mod tests {
 
     #[test]
     fn probes_that_agree_add_up_and_others_replace() {
-        let mut b = Baseline::new(None);
+        let mut b = Baseline::default();
         assert_eq!(b.p99_ns(), None);
         assert!(b.learn(&spread(100, 3000), false));
         assert!(!b.learn(&spread(100, 3000), false));
@@ -203,10 +214,24 @@ mod tests {
     }
 
     #[test]
-    fn the_time_before_the_job_counts_if_it_tells_enough() {
-        assert_eq!(Baseline::new(Some(&spread(100, 999))).p99_ns(), None);
-        let p99 = Baseline::new(Some(&spread(100, 1_000_000))).p99_ns().unwrap();
-        assert!((190_000..210_000).contains(&p99), "{p99}");
+    fn a_moment_in_which_the_machine_stalled_is_not_the_guests_latency() {
+        let ms = 1_000_000;
+        for stalled in [0..0, 7..8, 11..13] {
+            let mut probe = Probe::new(0, true);
+            let seen = (1..100).find_map(|n| {
+                let guest = if stalled.contains(&n) { spread(5000, 300) } else { spread(100, 300) };
+                probe.tick(n * 10 * ms, &guest, 0)
+            });
+            let p99 = p99_of(&seen.unwrap());
+            assert!((190_000..210_000).contains(&p99), "{stalled:?}: {p99}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_slow_half_of_the_time_is_slow() {
+        let mut probe = Probe::new(0, true);
+        let seen = (1..100).find_map(|n| probe.tick(n * 10_000_000, &spread(100 + n % 2 * 900, 300), 0));
+        assert!(p99_of(&seen.unwrap()) > 1_500_000);
     }
 
     #[test]

@@ -54,7 +54,7 @@ const HDD: Disk = Disk {
 
 /// A run under a pacer.
 fn paced(disk: Disk, budget: Budget, seed: u64) -> Model {
-    Model::new(disk, Control::Paced(Box::new(Pacer::new(budget, None))), seed, 10)
+    Model::new(disk, Control::Paced(Box::new(Pacer::new(budget))), seed, 10)
 }
 
 /// p99 and copy rate with the pace held fixed, over so many requests.
@@ -134,7 +134,7 @@ fn until_full(model: &Model, from_ms: u64) -> u64 {
 fn the_copy_is_at_full_speed_within_50_ms_of_the_guest_going_idle() {
     for (disk, tick_ms) in [(LOOP, 10), (LOOP, 20), (NVME, 10), (NVME, 15), (SSD, 10), (SSD, 20)] {
         for seed in 0..10 {
-            let pacer = Pacer::new(Budget::Baseline(1.5), None);
+            let pacer = Pacer::new(Budget::Baseline(1.5));
             let mut model = Model::new(disk, Control::Paced(Box::new(pacer)), seed, tick_ms);
             // In the middle of a tick, of a probe, anywhere.
             let busy_ms = 1000 + seed * 37;
@@ -232,24 +232,11 @@ fn the_job_goes_on_whatever_the_guest_does() {
 }
 
 #[test]
-fn a_baseline_from_before_the_job_needs_no_probe_at_first() {
-    let mut before = GuestLatency::new();
-    let mut model = Model::new(LOOP, Control::Fixed(None), 5, 10);
-    model.run(2000, LOOP.load);
-    model.log.iter().for_each(|l| before.record(l.1, 1));
-    let pacer = Pacer::new(Budget::Baseline(1.5), Some(&before));
-    let mut model = Model::new(LOOP, Control::Paced(Box::new(pacer)), 6, 10);
-    model.run(8000, LOOP.load);
-    assert!(model.paces.iter().filter(|p| p.0 < 900 * MS).all(|p| p.1 != Pace::HOLD));
-    assert!(to_f64(model.p99(500, 8000)) <= 1.5 * alone(LOOP, LOOP.load));
-}
-
-#[test]
 fn without_a_budget_or_without_a_guest_it_is_full_speed() {
     let mut guest = GuestLatency::new();
     guest.record(1_000_000_000, 1000);
-    let mut off = Pacer::new(Budget::Off, None);
-    let mut quiet = Pacer::new(Budget::Baseline(2.0), None);
+    let mut off = Pacer::new(Budget::Off);
+    let mut quiet = Pacer::new(Budget::Baseline(2.0));
     for ms in (0..5000).step_by(10) {
         let busy = Tick { now_ns: ms * MS, guest: &guest, guest_waits: true, copying_bytes: 1 << 24 };
         assert_eq!(off.tick(&busy), Pace::FULL);
@@ -261,7 +248,7 @@ fn without_a_budget_or_without_a_guest_it_is_full_speed() {
 
 #[test]
 fn a_guest_whose_requests_all_hang_is_not_idle() {
-    let mut pacer = Pacer::new(Budget::AbsoluteNs(1_000_000), None);
+    let mut pacer = Pacer::new(Budget::AbsoluteNs(1_000_000));
     let (none, mut some) = (GuestLatency::new(), GuestLatency::new());
     some.record(100_000, 100);
     for ms in (0..3000).step_by(10) {
