@@ -23,6 +23,9 @@ use crate::targets::Bound;
 
 /// Before anything is measured.
 const RUN_UP: Duration = Duration::from_millis(1500);
+/// Runs of writers alone before the first round: for some seconds after the disks were filled, the host of a virtual machine
+/// is at work behind it, and every guest's p99 is milliseconds.
+const WARM_UPS: u32 = 3;
 /// What is measured at most.
 const MOST: Duration = Duration::from_secs(3);
 /// The budget: so many times the baseline.
@@ -92,6 +95,9 @@ impl Sample {
 pub fn measure(options: &Options) -> Result<Part> {
     let disks = Disks::new(if options.quick { 512 * MIB } else { 4 * GIB })?;
     let engine = Engine::start(EngineOptions::default()).context(|| "engine")?;
+    for _ in 0..WARM_UPS {
+        run(&disks, &engine, Beside::Nothing, options.rate)?;
+    }
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); Beside::ALL.len()];
     for round in 0..options.rounds() {
         let mut turns: Vec<usize> = (0..Beside::ALL.len()).collect();
