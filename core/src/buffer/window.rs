@@ -3,8 +3,8 @@
 //! Pure bookkeeping over units of 4 KiB, one bit each; it owns no memory and makes no system call, so the simulator uses
 //! the same code. A worker has one window and uses it alone.
 //!
-//! The search starts where the last one ended, so that a stream of equal requests costs one word per unit and sweeps the
-//! region in order. A long request that finds no room waits; the copier issues nothing behind it in the meantime, so room
+//! The first room from the start is taken, so that a job with little in flight uses the same few bytes again and again,
+//! which the processor's cache still holds; a search looks at 64 units a step, and there are a few thousand. A long request that finds no room waits; the copier issues nothing behind it in the meantime, so room
 //! comes as long as requests come back. A job whose requests do not come back keeps its memory, but no single job may take all
 //! (`mirror::RESERVE_BYTES`).
 #![forbid(unsafe_code)]
@@ -47,8 +47,6 @@ pub struct Window {
     units: u32,
     /// Units in use.
     taken: u32,
-    /// Where the next search starts.
-    hand: u32,
 }
 
 impl Window {
@@ -62,7 +60,7 @@ impl Window {
         if let (Some(last), tail @ 1..) = (used.last_mut(), units % 64) {
             *last = !0 << tail;
         }
-        Self { used, units, taken: 0, hand: 0 }
+        Self { used, units, taken: 0 }
     }
 
     /// All bytes.
@@ -84,13 +82,9 @@ impl Window {
         if need > self.units - self.taken {
             return None;
         }
-        let first = self.find(self.hand, self.units, need).or_else(|| {
-            let wrap = self.hand.saturating_add(need - 1).min(self.units);
-            self.find(0, wrap, need)
-        })?;
+        let first = self.find(need)?;
         self.mark(first, need, true);
         self.taken += need;
-        self.hand = if first + need < self.units { first + need } else { 0 };
         Some(BufRange { start: first * UNIT_BYTES, len })
     }
 
@@ -101,11 +95,10 @@ impl Window {
         self.taken -= need;
     }
 
-    /// First unit of `need` free ones in a row inside `from..to`.
-    fn find(&self, from: u32, to: u32, need: u32) -> Option<u32> {
-        let mut start = from;
-        let mut at = from;
-        while at < to {
+    /// First unit of `need` free ones in a row.
+    fn find(&self, need: u32) -> Option<u32> {
+        let (mut start, mut at) = (0, 0);
+        while at < self.units {
             let word = self.used[(at / 64) as usize] >> (at % 64);
             let left_in_word = 64 - at % 64;
             if word & 1 == 1 {
@@ -113,7 +106,7 @@ impl Window {
                 start = at;
                 continue;
             }
-            at = (at + word.trailing_zeros().min(left_in_word)).min(to);
+            at = (at + word.trailing_zeros().min(left_in_word)).min(self.units);
             if at - start >= need {
                 return Some(start);
             }

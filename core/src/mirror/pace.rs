@@ -2,8 +2,12 @@
 
 use crate::units::KIB;
 
-/// The unit that both halves are counted in.
+/// The unit that bytes are counted in.
 const UNIT_BYTES: u64 = 4 * KIB;
+/// The bits that a number of bytes has in the word; what is left is for the rest.
+const BITS: u32 = 28;
+/// A number of bytes without a bound.
+const BOUNDLESS: u64 = (1 << BITS) - 1;
 
 /// What the copiers of a job may do together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,34 +16,39 @@ pub struct Pace {
     pub in_flight_bytes: u64,
     /// The largest request.
     pub request_bytes: u64,
+    /// How long to rest after each, in quarters of the time that it took.
+    pub rest_quarters: u8,
 }
 
 impl Pace {
     /// No bound but the buffers.
-    pub const FULL: Self = Self { in_flight_bytes: u64::MAX, request_bytes: u64::MAX };
+    pub const FULL: Self = Self { in_flight_bytes: u64::MAX, request_bytes: u64::MAX, rest_quarters: 0 };
     /// One small request at a time, which a guest hardly notices.
-    pub const SLOWEST: Self = Self { in_flight_bytes: 64 * KIB, request_bytes: 64 * KIB };
+    pub const SLOWEST: Self = Self { in_flight_bytes: 64 * KIB, request_bytes: 64 * KIB, rest_quarters: 0 };
     /// Hold still: begin nothing, end what is on its way.
-    pub const HOLD: Self = Self { in_flight_bytes: 0, request_bytes: 64 * KIB };
+    pub const HOLD: Self = Self { in_flight_bytes: 0, request_bytes: 64 * KIB, rest_quarters: 0 };
 
-    /// Both in one word, in units of 4 KiB; a half that is all ones has no bound.
+    /// All in one word, bytes in units of 4 KiB.
     #[must_use]
     pub(crate) fn pack(self) -> u64 {
-        let half = |bytes: u64| {
-            if bytes == u64::MAX {
-                u64::from(u32::MAX)
-            } else {
-                (bytes / UNIT_BYTES).min(u64::from(u32::MAX) - 1)
-            }
+        let units = |bytes: u64| {
+            if bytes == u64::MAX { BOUNDLESS } else { (bytes / UNIT_BYTES).min(BOUNDLESS - 1) }
         };
-        half(self.in_flight_bytes) << 32 | half(self.request_bytes)
+        u64::from(self.rest_quarters) << (2 * BITS)
+            | units(self.in_flight_bytes) << BITS
+            | units(self.request_bytes)
     }
 
     /// From the word.
     #[must_use]
     pub(crate) fn unpack(word: u64) -> Self {
-        let half = |units: u64| if units == u64::from(u32::MAX) { u64::MAX } else { units * UNIT_BYTES };
-        Self { in_flight_bytes: half(word >> 32), request_bytes: half(word & u64::from(u32::MAX)) }
+        let bytes = |units: u64| if units == BOUNDLESS { u64::MAX } else { units * UNIT_BYTES };
+        Self {
+            in_flight_bytes: bytes(word >> BITS & BOUNDLESS),
+            request_bytes: bytes(word & BOUNDLESS),
+            // What is above the two numbers of bytes are eight bits.
+            rest_quarters: (word >> (2 * BITS)) as u8,
+        }
     }
 
     /// What each of `workers` may have in flight; `None` = it is too little to be divided. Then one worker at a time has it
@@ -62,8 +71,9 @@ mod tests {
         for pace in [
             Pace::FULL,
             Pace::HOLD,
-            Pace { in_flight_bytes: 256 * KIB, request_bytes: 64 * KIB },
-            Pace { in_flight_bytes: u64::MAX, request_bytes: 1024 * KIB },
+            Pace { in_flight_bytes: 256 * KIB, request_bytes: 64 * KIB, rest_quarters: 0 },
+            Pace { rest_quarters: u8::MAX, ..Pace::SLOWEST },
+            Pace { in_flight_bytes: u64::MAX, request_bytes: 1024 * KIB, rest_quarters: 28 },
         ] {
             assert_eq!(Pace::unpack(pace.pack()), pace);
         }
@@ -71,7 +81,7 @@ mod tests {
 
     #[test]
     fn little_is_not_divided() {
-        let pace = |kib| Pace { in_flight_bytes: kib * KIB, request_bytes: 64 * KIB };
+        let pace = |kib| Pace { in_flight_bytes: kib * KIB, ..Pace::SLOWEST };
         assert_eq!(pace(256).of_each(2, 1024 * KIB), None);
         assert_eq!(pace(256).of_each(1, 1024 * KIB), Some(256 * KIB));
         assert_eq!(pace(4096).of_each(2, 1024 * KIB), Some(2048 * KIB));

@@ -130,8 +130,6 @@ pub struct Pacer {
     probe_soon_ns: u64,
     /// What calls for one.
     wanted: Option<Wanted>,
-    /// Ticks since the rung was changed, for the duty cycle.
-    ticks: u64,
 }
 
 impl Pacer {
@@ -152,7 +150,6 @@ impl Pacer {
             probed_ns: None,
             probe_soon_ns: PROBE_SOON_NS,
             wanted: None,
-            ticks: 0,
         }
     }
 
@@ -187,9 +184,7 @@ impl Pacer {
             return Pace::HOLD;
         }
         self.weigh(now_ns, guest, copying_bytes);
-        let works = self.rung.works(self.ticks);
-        self.ticks += 1;
-        if works { self.rung.pace() } else { Pace::HOLD }
+        self.rung.pace()
     }
 
     /// The latency that one request in a hundred may exceed, as it is aimed at; `None` while the baseline is unknown.
@@ -250,10 +245,6 @@ impl Pacer {
             return;
         }
         self.evidence.count(guest.count(), guest.over(limit_ns));
-        // Half a duty cycle tells nothing about all of it.
-        if !self.ticks.is_multiple_of(self.rung.cycle_ticks()) {
-            return;
-        }
         match self.evidence.finding(now_ns, self.baseline.allowed_share(limit_ns)) {
             Finding::Unclear => {}
             Finding::TooMuch(share) => self.slow_down(now_ns, share),
@@ -306,7 +297,6 @@ impl Pacer {
     /// Begins to wait until the pace shows.
     fn settle(&mut self, now_ns: u64) {
         self.settling = Some(Settling::new(now_ns));
-        self.ticks = 0;
     }
 
     /// Whether what the guest's requests took comes from this pace.
@@ -315,7 +305,6 @@ impl Pacer {
         if settling.is_over(now_ns, copying_bytes, self.rung.pace()) {
             self.settling = None;
             self.evidence = Evidence::since(now_ns);
-            self.ticks = 0;
         }
         false
     }

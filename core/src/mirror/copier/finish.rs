@@ -42,6 +42,9 @@ impl Copier {
             Err(errno) => self.failed(key, piece, errno, FailureCause::Io, now_ns, window),
             Ok(bytes) => self.succeeded(key, piece, bytes, now_ns, window, is_zero),
         }
+        if self.flying.bytes == 0 {
+            self.rest.pause(now_ns);
+        }
     }
 
     /// A request has done `bytes` bytes.

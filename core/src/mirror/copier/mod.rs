@@ -23,6 +23,7 @@
 mod finish;
 mod piece;
 mod plan;
+pub(super) mod rest;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use slab::Slab;
 
 use self::piece::{OpenRun, Phase, Piece, Run};
+use self::rest::Rest;
 use super::limiter::Grant;
 use super::share::Share;
 use crate::buffer::{BufRange, Window};
@@ -96,6 +98,8 @@ pub struct Copier {
     parked: Vec<(u64, u32)>,
     /// Permission for the next bytes, reserved and not yet due.
     grant: Option<(Grant, u64)>,
+    /// When to rest, where the pace asks for it.
+    rest: Rest,
     /// Requests in flight: reads, writes, zeroings.
     flying: Flying,
     /// Whether this worker is counted in as holding a part of the sweep.
@@ -146,6 +150,7 @@ impl Copier {
             ready_zeroes: VecDeque::with_capacity(MAX_PIECES),
             parked: Vec::with_capacity(MAX_PIECES),
             grant: None,
+            rest: Rest::default(),
             flying: Flying::default(),
             sweeping: false,
             working: false,

@@ -284,6 +284,9 @@ impl Copier {
         if self.ready_reads.len() + self.flying.reads >= self.share.geometry.source_depth {
             return Cut::Stop(Step::Wait(None));
         }
+        if let Some(until_ns) = self.rest.until_ns(self.share.pace().rest_quarters, now_ns) {
+            return Cut::Stop(Step::Wait(Some(until_ns)));
+        }
         let align = self.share.geometry.align_bytes;
         let limit = self.share.most_at_once_bytes();
         let longest = self.share.request_bytes().min((limit - limit % align).max(align));
@@ -296,6 +299,7 @@ impl Copier {
         }
         let Some(buf) = self.take_window(window, range.len()) else { return Cut::Stop(Step::Wait(None)) };
         self.grant = None;
+        self.rest.work(now_ns);
         self.add_piece(Piece { run: open.run, range, buf, phase: Phase::Read { done: 0 }, tries: 0 });
         self.advance(range.end());
         Cut::More

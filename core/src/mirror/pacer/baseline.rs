@@ -183,7 +183,10 @@ impl Probe {
         let few = self.slices.iter().any(|slice| slice.count() < SLICE_REQUESTS);
         let most_ns = if few { u64::MAX } else { p99s_ns[SLICES / 2].saturating_mul(STANDS_OUT) };
         let mut seen = GuestLatency::new();
-        self.slices.iter().filter(|slice| slice.quantile_ns(0.99) <= most_ns).for_each(|slice| seen.add(slice));
+        self.slices
+            .iter()
+            .filter(|slice| slice.quantile_ns(0.99) <= most_ns)
+            .for_each(|slice| seen.add(slice));
         seen
     }
 }

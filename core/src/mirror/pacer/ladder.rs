@@ -4,9 +4,7 @@
 //! what is in front of it, so the bytes in flight are what it pays, and one large request gets more copied for them than
 //! several small ones. Above that there are two and more, so that reading and writing overlap.
 //!
-//! Below one request of 64 KiB, smaller ones would not help: on a disk that takes milliseconds for any request they cost
-//! the guest as much and copy less. There a duty cycle goes on: the copiers hold still most ticks. It lets a p99 hold,
-//! because the fewer of the guest's requests meet a copy, the later they may come back. It ends at one tick in eight, whatever the
+//! Below one request of 64 KiB the copiers rest after each (`copier/rest`). It ends at one eighth of the time, whatever the
 //! guest sees then: a job that never ends is no kindness, as the guest pays for it all the time.
 #![forbid(unsafe_code)]
 
@@ -17,13 +15,13 @@ use crate::units::{KIB, MIB};
 fn pace_of(bytes: u64) -> Pace {
     let quarter = (bytes / 4).next_multiple_of(64 * KIB).clamp(192 * KIB, MIB);
     let request_bytes = if bytes <= 256 * KIB { bytes } else { quarter };
-    Pace { in_flight_bytes: bytes, request_bytes }
+    Pace { in_flight_bytes: bytes, request_bytes, rest_quarters: 0 }
 }
 
-/// Bytes in flight of the rungs above the duty cycle, in units of 64 KiB: half an octave apart.
+/// Bytes in flight of the rungs without a rest, in units of 64 KiB: half an octave apart.
 const SIXTY_FOURS: [u64; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
-/// The duty cycle: in so many ticks of so many the copiers work.
-const DUTY: [(u64, u64); 4] = [(1, 8), (1, 4), (1, 2), (3, 4)];
+/// Rests after each request, in quarters of its time: the copiers work an eighth of the time, a quarter, half, four fifths.
+const RESTS: [u8; 4] = [28, 12, 4, 1];
 
 /// A rung; higher ones are faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,9 +31,9 @@ impl Rung {
     /// The slowest.
     pub(super) const BOTTOM: Self = Self(0);
     /// Full speed.
-    pub(super) const TOP: Self = Self(DUTY.len() + SIXTY_FOURS.len());
+    pub(super) const TOP: Self = Self(RESTS.len() + SIXTY_FOURS.len());
     /// Where a job begins: one request of 192 KiB, which most guests hardly notice.
-    pub(super) const FIRST: Self = Self(DUTY.len() + 2);
+    pub(super) const FIRST: Self = Self(RESTS.len() + 2);
 
     /// So many rungs higher.
     pub(super) fn up(self, rungs: usize) -> Self {
@@ -47,23 +45,14 @@ impl Rung {
         Self(self.0.saturating_sub(rungs))
     }
 
-    /// Ticks in a duty cycle.
-    pub(super) fn cycle_ticks(self) -> u64 {
-        DUTY.get(self.0).map_or(1, |&(_, cycle)| cycle)
-    }
-
-    /// Whether the copiers work in this tick of the cycle.
-    pub(super) fn works(self, tick: u64) -> bool {
-        DUTY.get(self.0).is_none_or(|&(work, cycle)| tick % cycle < work)
-    }
-
-    /// The pace while the copiers work.
+    /// Its pace.
     pub(super) fn pace(self) -> Pace {
         if self >= Self::TOP {
             return Pace::FULL;
         }
-        let at = self.0.saturating_sub(DUTY.len());
-        pace_of(SIXTY_FOURS[at] * 64 * KIB)
+        let at = self.0.saturating_sub(RESTS.len());
+        let rest_quarters = RESTS.get(self.0).copied().unwrap_or(0);
+        Pace { rest_quarters, ..pace_of(SIXTY_FOURS[at] * 64 * KIB) }
     }
 }
 
@@ -72,20 +61,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ladder_rises_from_a_duty_cycle_to_full_speed() {
+    fn the_ladder_rises_from_long_rests_to_full_speed() {
         let rungs: Vec<Rung> = (0..=Rung::TOP.0).map(Rung).collect();
         for pair in rungs.windows(2) {
             let (a, b) = (pair[0].pace(), pair[1].pace());
             assert!(a.in_flight_bytes <= b.in_flight_bytes);
-            let working = |rung: Rung| (0..8).filter(|&tick| rung.works(tick)).count();
-            assert!(working(pair[0]) < working(pair[1]) || a.in_flight_bytes < b.in_flight_bytes);
+            assert!(a.rest_quarters > b.rest_quarters || a.in_flight_bytes < b.in_flight_bytes);
         }
         for pace in rungs.iter().filter(|&&r| r < Rung::TOP).map(|r| r.pace()) {
             assert_eq!(pace.request_bytes % (64 * KIB), 0);
             assert!(pace.request_bytes <= pace.in_flight_bytes);
         }
-        assert_eq!(Rung::BOTTOM.pace(), Pace { in_flight_bytes: 64 * KIB, request_bytes: 64 * KIB });
-        assert_eq!(Rung::FIRST.pace(), Pace { in_flight_bytes: 192 * KIB, request_bytes: 192 * KIB });
+        assert_eq!(Rung::BOTTOM.pace(), Pace { rest_quarters: 28, ..Pace::SLOWEST });
+        assert_eq!(Rung::FIRST.pace(), pace_of(192 * KIB));
         assert_eq!(
             (Rung::TOP.pace(), Rung::TOP.up(3), Rung::BOTTOM.down(3)),
             (Pace::FULL, Rung::TOP, Rung::BOTTOM)

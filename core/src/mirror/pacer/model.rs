@@ -10,6 +10,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use super::ladder::Rung;
 use super::{GuestLatency, Pace, Pacer, Tick};
+use crate::mirror::copier::rest::Rest;
 use crate::mirror::estimate::{to_f64, to_u64};
 
 /// A millisecond.
@@ -53,6 +54,8 @@ enum Event {
     Read(u64),
     /// A piece was written.
     Written(u64),
+    /// The copier has rested.
+    Rested,
     /// The pacer's turn.
     Tick,
     /// Somebody else takes the machine for a while.
@@ -76,6 +79,7 @@ pub(super) struct Model {
     pending: VecDeque<(u64, u64)>,
     pace: Pace,
     in_flight_bytes: u64,
+    rest: Rest,
     /// Ended guest requests: end, latency.
     pub(super) log: Vec<(u64, u64)>,
     /// Ended copies: end, bytes.
@@ -98,6 +102,7 @@ impl Model {
             pending: VecDeque::new(),
             pace: Pace::HOLD,
             in_flight_bytes: 0,
+            rest: Rest::default(),
             log: Vec::new(),
             copied: Vec::new(),
             paces: Vec::new(),
@@ -182,6 +187,9 @@ impl Model {
             Event::Written(bytes) => {
                 self.copied.push((self.now_ns, bytes));
                 self.in_flight_bytes -= bytes;
+                if self.in_flight_bytes == 0 {
+                    self.rest.pause(self.now_ns);
+                }
                 self.pump();
             }
             Event::Stall => {
@@ -191,6 +199,7 @@ impl Model {
                 let next = to_u64(to_f64(between_ns) * self.exponential());
                 self.at(next, Event::Stall);
             }
+            Event::Rested => self.pump(),
             Event::Tick => self.tick(),
         }
     }
@@ -212,10 +221,7 @@ impl Model {
                     copying_bytes: self.in_flight_bytes,
                 })
             }
-            Control::Fixed(rung) => {
-                let works = |r: &Rung| r.works(self.now_ns / self.tick_ns);
-                (*rung).filter(works).map_or(Pace::HOLD, Rung::pace)
-            }
+            Control::Fixed(rung) => (*rung).map_or(Pace::HOLD, Rung::pace),
         };
         self.paces.push((self.now_ns, self.pace));
         self.pump();
@@ -224,9 +230,13 @@ impl Model {
 
     /// Begins what the pace allows.
     fn pump(&mut self) {
+        if let Some(until_ns) = self.rest.until_ns(self.pace.rest_quarters, self.now_ns) {
+            return self.at(until_ns - self.now_ns, Event::Rested);
+        }
         let bytes = self.pace.request_bytes.min(LARGEST_BYTES);
         while self.in_flight_bytes + bytes <= self.pace.in_flight_bytes.min(FULL_BYTES) {
             self.in_flight_bytes += bytes;
+            self.rest.work(self.now_ns);
             let end_ns = self.serve(0, bytes);
             self.at(end_ns - self.now_ns, Event::Read(bytes));
         }
