@@ -25,6 +25,7 @@ pub mod engine;
 pub mod error;
 pub mod mirror;
 pub mod ring;
+mod scheduling;
 #[cfg(any(test, feature = "sim"))]
 pub mod simulator;
 pub mod units;

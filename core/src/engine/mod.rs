@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod core_set;
+mod courtesy;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) mod crew;
 mod event;

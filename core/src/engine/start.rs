@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use super::courtesy::Courtesy;
 use super::home::Home;
 use super::job::{Job, JobCore};
 use super::worker::{Mail, Part, Worker};
@@ -14,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, RESERVE_BYTES, Share};
 use crate::ring::uring::{UringOptions, with_ring};
 use crate::ring::{Ring, Wake};
+use crate::scheduling;
 
 /// A worker's answer when it is ready: its waker and whether its memory is on huge pages, or why it could not start.
 type Ready = Result<(Arc<dyn Wake>, bool)>;
@@ -54,7 +56,8 @@ fn thread_main(
         // The engine waits for this answer, so it is always taken.
         let contiguous = ring.huge_bytes().is_some_and(|huge| huge >= memory_bytes);
         let _ = ready.send(Ok((ring.waker(), contiguous)));
-        Worker::new(ring, mailbox).run(ring);
+        let courtesy = scheduling::may_stand_back().then(|| Courtesy::new(scheduling::stand_back));
+        Worker::new(ring, mailbox).with_courtesy(courtesy).run(ring);
     });
     if let Err(e) = outcome {
         let _ = ready.send(Err(e));

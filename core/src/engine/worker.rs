@@ -12,10 +12,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
+use super::courtesy::Courtesy;
 use super::home::Home;
 use super::job::JobCore;
 use crate::buffer::Window;
 use crate::device::{Extent, ExtentKind};
+use crate::error::Result;
 use crate::mirror::{Act, Copier, Failure, FailureCause, Side, Step};
 use crate::ring::{Completion, DeviceSlot, Op, Request, Ring, Tag, Wait, monotonic_ns};
 use crate::units::ByteRange;
@@ -229,13 +231,27 @@ pub(super) struct Worker<D> {
     first: usize,
     /// Whether the engine is ending.
     ending: bool,
+    /// How it makes room for a guest on the processor, where it may.
+    courtesy: Option<Courtesy>,
 }
 
 impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     /// A worker for `ring`.
     pub(super) fn new<R: Ring<Device = D>>(ring: &R, mailbox: Receiver<Mail<D>>) -> Self {
         let parts = (0..MAX_PARTS).map(|_| None).collect();
-        Self { mailbox, window: Window::new(ring.memory_bytes()), parts, first: 0, ending: false }
+        Self {
+            mailbox,
+            window: Window::new(ring.memory_bytes()),
+            parts,
+            first: 0,
+            ending: false,
+            courtesy: None,
+        }
+    }
+
+    /// The same worker, which stands back from its core when it is to make room for a guest.
+    pub(super) fn with_courtesy(self, courtesy: Option<Courtesy>) -> Self {
+        Self { courtesy, ..self }
     }
 
     /// Bytes of the window in use.
@@ -260,7 +276,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
         if self.ending && self.parts.iter().all(Option::is_none) {
             return false;
         }
-        if let Err(e) = ring.enter(self.wait(ring)) {
+        if let Err(e) = self.sleep(ring) {
             self.ring_broke(e.errno());
             return false;
         }
@@ -350,10 +366,24 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
         }
     }
 
-    /// How long to sleep.
-    fn wait<R: Ring<Device = D>>(&self, ring: &R) -> Wait {
-        let due = self.parts.iter().flatten().filter_map(|part| part.due_ns).min();
-        let timeout_ns = due.map(|at| at.saturating_sub(ring.now_ns()));
+    /// Sends what is to be sent, and sleeps until there is something to do.
+    fn sleep<R: Ring<Device = D>>(&mut self, ring: &mut R) -> Result<()> {
+        let due_ns = self.parts.iter().flatten().filter_map(|part| part.due_ns).min();
+        let Some(courtesy) = &mut self.courtesy else { return ring.enter(Self::wait(ring, due_ns)) };
+        let mut shares = self.parts.iter().flatten().map(|part| &part.core.share).peekable();
+        let gives_way = shares.peek().is_some() && shares.all(|share| share.gives_way());
+        let look_up_ns = courtesy.before_sleep(gives_way, ring.now_ns());
+        let due_ns = due_ns.into_iter().chain(look_up_ns).min();
+        let done = ring.enter(Self::wait(ring, due_ns));
+        if let (Some(courtesy), Some(due_ns)) = (&mut self.courtesy, due_ns) {
+            courtesy.after_sleep(due_ns, ring.now_ns());
+        }
+        done
+    }
+
+    /// How to sleep until then.
+    fn wait<R: Ring<Device = D>>(ring: &R, due_ns: Option<u64>) -> Wait {
+        let timeout_ns = due_ns.map(|at| at.saturating_sub(ring.now_ns()));
         // Half of what is in flight keeps the device busy while the other half is gathered; one system call serves both.
         let completions = (ring.in_flight() / 2).clamp(1, BATCH);
         Wait { completions, batch_ns: BATCH_NS, timeout_ns }

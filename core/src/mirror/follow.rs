@@ -17,7 +17,7 @@ use super::options::{CopyModeChoice, LatencyBudget, MirrorOptions};
 use super::pace::Pace;
 use super::pacer::{Budget, GuestLatency, Pacer, Tick};
 use super::progress::Progress;
-use super::share::{Escalation, Notice, Share};
+use super::share::{Escalation, FEW_BYTES, Notice, Share};
 
 /// How often stock is taken while there is work.
 const TICK_NS: u64 = 10_000_000;
@@ -29,8 +29,6 @@ const QUIET_NS: u64 = 100_000_000;
 const LONGEST_SLEEP_NS: u64 = 500_000_000;
 /// After so long without a flush, the next one is expected to take half as long as the last.
 const FLUSH_FADES_NS: u64 = 1_000_000_000;
-/// A job that has less than this left is following, and what a guest wrote just now must not wait for a probe of the pacer.
-const FEW_BYTES: u64 = 4 << 20;
 /// A figure that is not known.
 const UNKNOWN: u64 = u64::MAX;
 

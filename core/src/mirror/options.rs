@@ -41,7 +41,9 @@ pub enum LatencyBudget {
     Off,
     /// The guest's p99 stays below this.
     Absolute(Duration),
-    /// The guest's p99 stays below so many times what it is without the job; more than 1.
+    /// The guest's p99 stays below so many times what it is without the job; more than 1. It is measured while the copiers hold
+    /// still: for a quarter of a second before the first copy (half a second with few requests), and for a tenth every ten
+    /// seconds; a guest that is idle is not waited for.
     Baseline(f64),
 }
 

@@ -141,6 +141,9 @@ pub struct Share {
     pub(super) tallies: Box<[Tally]>,
 }
 
+/// A job that has less than this left is following, and what a guest wrote just now must not wait.
+pub(super) const FEW_BYTES: u64 = 4 << 20;
+
 /// The pace until the home has looked at the guest for the first time, 10 ms later: a busy guest must not be met by a full queue
 /// of copies, and an idle one does not notice.
 fn first_pace(options: &MirrorOptions) -> Pace {
@@ -246,6 +249,11 @@ impl Share {
     #[must_use]
     pub(super) fn pace(&self) -> Pace {
         if self.is_urgent() { Pace::FULL } else { Pace::unpack(self.pace.load(Ordering::Acquire)) }
+    }
+
+    /// Whether the copiers are held back for the guest, and have so much to do that it does not matter when they go on.
+    pub(crate) fn gives_way(&self) -> bool {
+        self.pace() != Pace::FULL && self.left_bytes() > FEW_BYTES
     }
 
     /// Changes that.
