@@ -65,14 +65,13 @@ pub struct Start {
 const BUSY_LIMIT: f64 = 0.1;
 
 impl Meter {
-    /// A meter, after it watched the idle machine for a second.
+    /// A meter; what the idle machine spends it learns in [`Self::note_if_busy`].
     pub fn new() -> Result<Self> {
         let mut meter = Self::without_punts()?;
         match PuntCounter::new() {
             Ok(counter) => meter.punts = Some(counter),
             Err(cause) => meter.punts_missing = Some(cause.to_string()),
         }
-        meter.watch_idle()?;
         Ok(meter)
     }
 
@@ -92,7 +91,7 @@ impl Meter {
         Ok(())
     }
 
-    /// The same before `what`; a note if the machine was not idle.
+    /// Watches the idle machine for a second before `what`; a note if it was not idle.
     pub fn note_if_busy(&mut self, what: &str) -> Result<Option<String>> {
         self.watch_idle()?;
         let busy = self.idle_busy_per_s;

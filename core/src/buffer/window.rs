@@ -4,8 +4,9 @@
 //! the same code. A worker has one window and uses it alone.
 //!
 //! The first room from the start is taken, so that a job with little in flight uses the same few bytes again and again,
-//! which the processor's cache still holds; a search looks at 64 units a step, and there are a few thousand. A long request that finds no room waits; the copier issues nothing behind it in the meantime, so room
-//! comes as long as requests come back. A job whose requests do not come back keeps its memory, but no single job may take all
+//! which the processor's cache still holds; a search looks at 64 units a step, and there are a few thousand. A long
+//! request that finds no room waits; the copier issues nothing behind it in the meantime, so room comes as long as
+//! requests come back. A job whose requests do not come back keeps its memory, but no single job may take all
 //! (`mirror::RESERVE_BYTES`).
 #![forbid(unsafe_code)]
 

@@ -197,7 +197,8 @@ impl Follow {
         self.pacer.is_some()
     }
 
-    /// Takes stock; `guest` is there if [`Self::makes_room`]. `true` when the copiers may go faster than before, so that those who sleep must be woken.
+    /// Takes stock; `guest` is there if [`Self::makes_room`]. `true` when the copiers may go faster than before, so that
+    /// those who sleep must be woken.
     #[must_use]
     pub fn tick(&mut self, share: &Share, missed: u32, guest: Option<&Guest>, now_ns: u64) -> bool {
         self.tick_at_ns = now_ns + TICK_NS;

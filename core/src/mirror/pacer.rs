@@ -47,8 +47,9 @@ const PROBE_SOON_NS: u64 = 1_000_000_000;
 const RETRY_NS: u64 = 500_000_000;
 /// How long at most.
 const RETRY_MAX_NS: u64 = 16_000_000_000;
-/// The part of the budget above the baseline that is aimed at. The rest is for probes of faster paces, for errors of the baseline,
-/// and for what no queue sees: beside a copy the guest's own threads wake up later, before they send anything.
+/// The part of the budget above the baseline that is aimed at. The rest is for probes of faster paces, for errors of
+/// the baseline, and for what no queue sees: beside a copy the guest's own threads wake up later, before they send
+/// anything.
 const AIM: f64 = 0.7;
 /// A multiple below this is taken as this: no copy is free.
 const LEAST_MULTIPLE: f64 = 1.1;

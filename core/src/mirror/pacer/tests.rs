@@ -108,7 +108,7 @@ fn every_disk_from_slow_to_fast_keeps_the_budget_and_goes_on_copying() {
         (NVME, 20, 0.45, 1.03),
         (SSD, 60, 0.3, 1.08),
         (SAN, 200, 0.3, 1.12),
-        (HDD, 600, 0.1, 1.2),
+        (HDD, 600, 0.1, 1.12),
     ] {
         // Each disk's own ladder within the budget is what it is measured by.
         let (base, best) = (alone(disk, disk.load), best_fixed(disk, 1.45));
