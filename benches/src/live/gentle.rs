@@ -1,7 +1,7 @@
 //! What a copy does to the guest's latency, and the guest to the copy.
 //!
 //! Open-loop writers run beside, in turns: nothing, a job with a latency budget, a job at full speed, and the plain copy
-//! loop. Each run has a drive of its own and a run-up without a job, which is also the baseline that the budget refers to. The
+//! loop. Each run has a drive of its own and a run-up without a job, until the guest sees what it usually sees. The
 //! first pass is what is measured: after it the guest decides how much there is to copy.
 #![forbid(unsafe_code)]
 
@@ -13,19 +13,15 @@ use blkmirror_load::{Arrival, Load, Period, Plan};
 use blkmirror_testkit::{GIB, MIB};
 use serde::{Deserialize, Serialize};
 
+use super::calm::{self, Calm};
 use super::options::Options;
 use super::plain::PlainCopy;
 use super::report::Part;
 use super::stage::{self, Disks, TICK, gib_per_s, micros};
-use crate::error::{Context, Result};
+use crate::error::{Context, Failure, Result};
 use crate::stats::Spread;
 use crate::targets::Bound;
 
-/// Before anything is measured.
-const RUN_UP: Duration = Duration::from_millis(1500);
-/// Runs of writers alone before the first round: for some seconds after the disks were filled, the host of a virtual machine
-/// is at work behind it, and every guest's p99 is milliseconds.
-const WARM_UPS: u32 = 3;
 /// What is measured at most.
 const MOST: Duration = Duration::from_secs(3);
 /// The budget: so many times the baseline.
@@ -95,15 +91,13 @@ impl Sample {
 pub fn measure(options: &Options) -> Result<Part> {
     let disks = Disks::new(if options.quick { 512 * MIB } else { 4 * GIB })?;
     let engine = Engine::start(EngineOptions::default()).context(|| "engine")?;
-    for _ in 0..WARM_UPS {
-        run(&disks, &engine, Beside::Nothing, options.rate)?;
-    }
+    let mut calm = Calm::default();
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); Beside::ALL.len()];
     for round in 0..options.rounds() {
         let mut turns: Vec<usize> = (0..Beside::ALL.len()).collect();
         turns.rotate_left(round as usize % Beside::ALL.len());
         for turn in turns {
-            let sample = run(&disks, &engine, Beside::ALL[turn], options.rate)?;
+            let sample = run(&disks, &engine, &mut calm, Beside::ALL[turn], options.rate)?;
             let Sample { p99_us, copy_gib_per_s, .. } = sample;
             let name = Beside::ALL[turn].name();
             eprintln!("  round {} {name:24} p99 {p99_us:.0} us, {copy_gib_per_s:.2} GiB/s", round + 1);
@@ -111,16 +105,17 @@ pub fn measure(options: &Options) -> Result<Part> {
         }
     }
     let mut part = part(options, &disks, &samples);
+    part.notes.extend(calm.note());
     part.samples = serde_json::to_value(&samples).context(|| "live.json")?;
     Ok(part)
 }
 
-/// One run.
-fn run(disks: &Disks, engine: &Engine, beside: Beside, rate: u64) -> Result<Sample> {
+/// One run, once the guest alone sees what it usually sees.
+fn run(disks: &Disks, engine: &Engine, calm: &mut Calm, beside: Beside, rate: u64) -> Result<Sample> {
     let drive = disks.drive()?;
     let plan = Plan { arrival: Arrival::Open { per_s: rate }, depth: 128, ..Plan::default() };
     let guest = stage::guest(&drive, plan, None)?;
-    std::thread::sleep(RUN_UP);
+    calm.wait(|| Ok::<_, Failure>(micros(guest.watch(calm::SLICE).latency().p99)))?;
     guest.cut();
     let budget = |latency_budget| MirrorOptions {
         latency_budget,
