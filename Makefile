@@ -13,10 +13,11 @@ help:
 	@echo 'make check   all that must hold: format, lints, docs, header, models, every test (.ci/run calls it)'
 	@echo 'make test    the tests alone'
 	@echo 'make loom    models of what threads share without locks, every interleaving'
-	@echo 'make soak    the long tests too, 1000 seeds of every simulated run, in release mode,'
-	@echo '             and then new seeds of the simulator for SOAK_SECONDS=600 or as many as you say'
-	@echo 'make bench   the bitmap, the comparison with fio, QEMU and dd, and live mirroring (takes a while; best on an idle machine)'
-	@echo 'make demo    copy scratch disks, verify, and show how fast it was'
+	@echo 'make soak    the long tests too, more seeds of every simulated run, in release mode, and then'
+	@echo '             new seeds of the simulator of drives and jobs for SOAK_SECONDS=600 or as long as you say'
+	@echo 'make bench   the bitmap, the tracker, the comparison with fio, QEMU and dd, and live mirroring'
+	@echo '             (takes a while; best on an idle machine)'
+	@echo 'make demo    copy scratch disks, mirror them under load, switch over, verify, and show how fast it was'
 	@echo 'make man     show the manual page'
 	@echo 'make tools   install what the tests need and this machine lacks (root, apt)'
 	@echo 'make clean   remove what was built'
@@ -79,6 +80,7 @@ soak: build
 
 bench: build
 	$(CARGO) bench --locked --bench bitmap
+	$(CARGO) bench --locked --bench tracker
 	$(CARGO) bench --locked --bench compare
 	$(CARGO) bench --locked --bench live
 

@@ -87,6 +87,7 @@ fn demo(args: &DemoArgs, interrupts: &Interrupts) -> Outcome<()> {
         row("block device to block device", from, to, &[], interrupts)?;
         live("block device", args, from, to, interrupts)?;
     }
+    print(&format!("\n{}", live_report::legend()))?;
     print(&what_next(looped.is_some()))
 }
 

@@ -121,10 +121,13 @@ impl Run<'_> {
             let now_bytes = job.query().progress.copied_bytes;
             Some(now_bytes - std::mem::replace(&mut copied_bytes, now_bytes))
         };
+        let begun_in = name(job.query().copy_mode);
         self.until_ready(job)?;
         let copied = copied_since(job);
         let mode = name(job.query().copy_mode);
-        self.phase(&format!("copying, {mode}"), copied)?;
+        // A job that turned from one to the other by itself has both in this row.
+        let in_the_end = if begun_in == mode { "" } else { "in the end " };
+        self.phase(&format!("copying, {in_the_end}{mode}"), copied)?;
         self.watch(job, self.course.time)?;
         let copied = copied_since(job);
         let mode = name(job.query().copy_mode);

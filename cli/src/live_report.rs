@@ -44,6 +44,11 @@ fn micros(time: Duration) -> f64 {
 }
 
 impl PhaseReport {
+    /// How many guest writes it saw.
+    fn writes(&self) -> f64 {
+        (self.writes_per_second * self.seconds).round()
+    }
+
     /// What the writers saw, and the bytes that a job copied in that time.
     pub(crate) fn new(name: &str, seen: &Period, copied_bytes: Option<u64>) -> Self {
         let latency = seen.latency();
@@ -117,15 +122,23 @@ pub(crate) fn header() -> String {
 /// A row of the table of phases.
 pub(crate) fn row(phase: &PhaseReport) -> String {
     let copied = phase.copied_bytes_per_second.map_or_else(|| "-".to_owned(), format_rate);
+    // One in a hundred of fewer than that is just the longest.
+    let of_at_least = |writes: f64, us| if phase.writes() < writes { "-".to_owned() } else { time(us) };
     format!(
         "{:<30} {:>9.0} {copied:>12} {:>10} {:>10} {:>10} {:>10}\n",
         phase.name,
         phase.writes_per_second,
         time(phase.p50_us),
-        time(phase.p99_us),
-        time(phase.p999_us),
+        of_at_least(100.0, phase.p99_us),
+        of_at_least(1000.0, phase.p999_us),
         time(phase.max_us)
     )
+}
+
+/// What the table of phases does not say itself.
+pub(crate) fn legend() -> &'static str {
+    "times run from when a write was to be sent until the guest knew that it was done; \"copied\" is the job's own copying.\n\
+     In background, writes go to the source and are copied later; in write-blocking, they go to both disks at once.\n"
 }
 
 impl LiveReport {
@@ -210,6 +223,7 @@ mod tests {
     fn rows_line_up_with_the_header() {
         let phase = PhaseReport {
             name: "without a job".into(),
+            seconds: 1.0,
             writes_per_second: 999_999.0,
             p50_us: 42.0,
             p99_us: 1234.0,
@@ -220,6 +234,8 @@ mod tests {
         let row = row(&phase);
         assert_eq!(row.len(), header().len());
         assert!(row.contains("1.5 GiB/s      42 us    1.23 ms     2.50 s"), "{row}");
+        let few = super::row(&PhaseReport { writes_per_second: 99.0, ..phase });
+        assert!(few.contains("1.5 GiB/s      42 us          -          -"), "{few}");
     }
 
     /// The last lines are what people look at.

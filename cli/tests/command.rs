@@ -370,6 +370,18 @@ mod tests {
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.matches(" yes\n").count() >= 2 && !text.contains(" NO\n"), "{text}");
         assert!(text.contains("switched over to the target") && text.contains("every sector"), "{text}");
+        for head in ["writes/s", "copied", "p50", "p99", "p99.9"] {
+            assert!(
+                text.lines().any(|l| l.starts_with("guest writes") && l.contains(head)),
+                "{head}: {text}"
+            );
+        }
+        // A small disk may be ready before it was seen in background; what the writers saw must be told for each all the same.
+        for row in ["without a job", "copying, ", "ready, write-blocking", "switching over", "on the target"]
+        {
+            assert!(text.lines().any(|line| line.starts_with(row)), "{row}: {text}");
+        }
+        assert!(text.contains("guest writes were held for") && text.contains("times run from"), "{text}");
         assert_eq!(fs::read_dir(scene.directory.path()).unwrap().count(), 0);
     }
 
