@@ -33,10 +33,10 @@ use slab::Slab;
 use self::piece::{OpenRun, Phase, Piece, Run};
 use self::rest::Rest;
 use super::limiter::Grant;
+use super::mutation::Mutation;
 use super::share::Share;
 use crate::buffer::{BufRange, Window};
 use crate::device::{Extent, ExtentKind};
-use crate::error::Result;
 use crate::ring::{DeviceSlot, Op, Request};
 use crate::units::{ByteRange, Chunk, bytes_u64};
 
@@ -52,7 +52,8 @@ const MAX_ZEROES: usize = 16;
 pub enum Step {
     /// Send this request; tell its end with the key.
     Request(Request, u32),
-    /// Ask the source's block status and answer with [`Copier::learn`].
+    /// Ask the source's block status and answer with [`Copier::learn`], now or when the answer comes. There is no other
+    /// question before that.
     Status {
         /// At this offset.
         offset: u64,
@@ -86,6 +87,8 @@ pub struct Copier {
     spare: ByteRange,
     /// What is known of the source's block status, and whether it was asked live; holes are forgotten when a run is claimed.
     known: Option<(Extent, bool)>,
+    /// The question that is on its way.
+    asked: Option<Question>,
     /// Where the search for dirty chunks goes on.
     scan: Chunk,
     /// Pieces whose read is to be sent.
@@ -111,6 +114,18 @@ pub struct Copier {
     /// What a broken protocol marks dirty only after it has let others in.
     #[cfg(any(test, feature = "sim"))]
     late: Vec<ByteRange>,
+}
+
+/// A question for block status that was not answered yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Question {
+    /// As in [`Step::Status`].
+    offset: u64,
+    /// As in [`Step::Status`].
+    live: bool,
+    /// Chunks were claimed and cleaned after it was asked, or the job has ended: whatever the answer says of holes may have been
+    /// overwritten by a guest whose mark is gone.
+    is_stale: bool,
 }
 
 /// How many requests of each kind are in flight, and how many bytes of the window pieces hold.
@@ -144,6 +159,7 @@ impl Copier {
             segment: ByteRange::default(),
             spare: ByteRange::default(),
             known: None,
+            asked: None,
             scan,
             ready_reads: VecDeque::with_capacity(MAX_PIECES),
             ready_writes: VecDeque::with_capacity(MAX_PIECES),
@@ -192,18 +208,44 @@ impl Copier {
         }
     }
 
-    /// The answer to [`Step::Status`]. A file system that cannot say has data there.
-    pub fn learn(&mut self, offset: u64, live: bool, status: Result<Extent>) {
+    /// The answer to [`Step::Status`]. A file system that cannot say (`None`) has data there. An answer that comes too late to
+    /// be relied on is forgotten (**Claim, clear, read**).
+    pub fn learn(&mut self, status: Option<Extent>) {
+        let Some(Question { offset, live, is_stale }) = self.asked.take() else { return };
+        if is_stale && !self.share.is_mutated(Mutation::StaleStatus) {
+            return;
+        }
         let data = || Extent {
             range: ByteRange::new(offset, self.share.geometry.disk_bytes),
             kind: ExtentKind::Data,
         };
         let mut extent =
-            status.ok().filter(|e| e.range.start() <= offset && offset < e.range.end()).unwrap_or_else(data);
+            status.filter(|e| e.range.start() <= offset && offset < e.range.end()).unwrap_or_else(data);
         if self.share.top && !live && extent.kind == ExtentKind::Zero {
             extent.kind = ExtentKind::Absent;
         }
         self.known = Some((extent, live));
+    }
+
+    /// The ring had no room for the question of the last step: it is asked again.
+    pub fn not_asked(&mut self) {
+        self.asked = None;
+    }
+
+    /// Whether a question for block status is on its way.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// The question for what is at `offset`, or the wait for the one before it: one at a time, so that no answer is taken for
+    /// another's.
+    fn ask(&mut self, offset: u64, live: bool) -> Step {
+        if self.is_asking() {
+            return Step::Wait(None);
+        }
+        self.asked = Some(Question { offset, live, is_stale: false });
+        Step::Status { offset, live }
     }
 
     /// Whether this worker counted itself out since this was asked last.
@@ -277,7 +319,9 @@ impl Copier {
             Op::Write(_) | Op::WriteThrough(_) | Op::WriteHost { .. } => {
                 (&mut self.flying.writes, &mut self.ready_writes)
             }
-            Op::Zero { .. } | Op::Discard | Op::Flush => (&mut self.flying.zeroes, &mut self.ready_zeroes),
+            Op::Zero { .. } | Op::Discard | Op::Flush | Op::Status => {
+                (&mut self.flying.zeroes, &mut self.ready_zeroes)
+            }
         };
         *flying -= 1;
         queue.push_front(key);

@@ -95,7 +95,7 @@ impl Copier {
             return Ok(run);
         }
         let Some(hint) = self.known_at(start, false) else {
-            return Err(Step::Status { offset: start, live: false });
+            return Err(self.ask(start, false));
         };
         if hint.kind == ExtentKind::Data || hint.range.end() < start.saturating_add(2 * geometry.run_bytes) {
             return Ok(run);
@@ -171,12 +171,23 @@ impl Copier {
         if !self.share.is_mutated(Mutation::ClearLate) {
             self.share.dirty.clean(chunks);
         }
-        if self.known.is_some_and(|(known, _)| known.kind != ExtentKind::Data) {
-            self.known = None;
-        }
+        self.forget_holes();
         let range = self.share.geometry.bytes_of(chunks);
         let run = self.runs.insert(Run { chunks, left: 1, first, whole: true });
         self.open = Some(OpenRun { run, at: range.start(), end: range.end(), forced_until: range.start() });
+    }
+
+    /// What was asked before now, answered or not, is not relied on any more.
+    pub(super) fn forget_holes(&mut self) {
+        if self.share.is_mutated(Mutation::StaleStatus) {
+            return;
+        }
+        if self.known.is_some_and(|(known, _)| known.kind != ExtentKind::Data) {
+            self.known = None;
+        }
+        if let Some(question) = &mut self.asked {
+            question.is_stale = true;
+        }
     }
 
     /// The run is cut to its end: drops the cutter's hold on it.
@@ -250,7 +261,7 @@ impl Copier {
         }
         let (live, live_end) = self.rewritten_at(open.at, open.end);
         let Some(extent) = self.known_at(open.at, live) else {
-            return Err(Step::Status { offset: open.at, live });
+            return Err(self.ask(open.at, live));
         };
         let mut ext_end = extent.range.end().min(live_end);
         if let Some(cluster) = geometry.cluster {
