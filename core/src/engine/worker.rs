@@ -16,6 +16,7 @@ use super::courtesy::Courtesy;
 use super::home::Home;
 use super::job::JobCore;
 use crate::buffer::Window;
+use crate::device::{Extent, ExtentKind};
 use crate::error::Result;
 use crate::mirror::{Act, Copier, Failure, FailureCause, Side, Step};
 use crate::ring::{Completion, DeviceSlot, Op, Request, Ring, Tag, Wait, monotonic_ns};
@@ -113,22 +114,22 @@ impl<D> Part<D> {
                 }
                 Step::Status { offset, live } => {
                     let known = match &self.core.extents {
-                        Some(map) if !live => Some(Some(map.status(offset))),
-                        // What the guest has written is data.
-                        Some(_) => Some(None),
-                        None => ring.status_at_once(self.slots[0], offset).map(Result::ok),
+                        Some(map) if !live => Some(Ok(map.status(offset))),
+                        Some(_) => {
+                            let range = ByteRange::new(offset, u64::MAX);
+                            Some(Ok(Extent { range, kind: ExtentKind::Data }))
+                        }
+                        None => ring.status_at_once(self.slots[0], offset),
                     };
                     let (range, op) = (ByteRange::at(offset, 0), Op::Status);
-                    if let Some(status) = known {
-                        copier.learn(status);
-                    } else if ring
-                        .push(Request { device: self.slots[0], range, op }, tag(id, STATUS_KEY))
-                        .is_ok()
-                    {
-                        self.in_flight += 1;
-                    } else {
-                        copier.not_asked();
-                        break Some(ring.now_ns() + ROOM_NS);
+                    let question = Request { device: self.slots[0], range, op };
+                    match known {
+                        Some(status) => copier.learn(status.ok()),
+                        None if ring.push(question, tag(id, STATUS_KEY)).is_ok() => self.in_flight += 1,
+                        None => {
+                            copier.not_asked();
+                            break Some(ring.now_ns() + ROOM_NS);
+                        }
                     }
                 }
                 Step::Wait(at) => break at,
@@ -200,7 +201,7 @@ impl<D> Part<D> {
 
     /// Whether it waits for block status. Once the job is over nobody does.
     fn is_asking(&self) -> bool {
-        !self.core.is_over() && self.copier.as_ref().is_some_and(Copier::is_asking)
+        self.copier.as_ref().is_some_and(Copier::is_asking) && !self.core.is_over()
     }
 
     /// Whether nothing of it is left to do here.

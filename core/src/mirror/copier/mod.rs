@@ -20,6 +20,7 @@
 //! - **One writer per chunk.** Requests to the target are made only for chunks of a claimed run.
 //! - **Every buffer has a bound.** Pieces, runs and queues have fixed capacities; memory comes from the window.
 
+mod ask;
 mod finish;
 mod piece;
 mod plan;
@@ -30,13 +31,13 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use self::ask::Question;
 use self::piece::{OpenRun, Phase, Piece, Run};
 use self::rest::Rest;
 use super::limiter::Grant;
-use super::mutation::Mutation;
 use super::share::Share;
 use crate::buffer::{BufRange, Window};
-use crate::device::{Extent, ExtentKind};
+use crate::device::Extent;
 use crate::ring::{DeviceSlot, Op, Request};
 use crate::units::{ByteRange, Chunk, bytes_u64};
 
@@ -114,18 +115,6 @@ pub struct Copier {
     /// What a broken protocol marks dirty only after it has let others in.
     #[cfg(any(test, feature = "sim"))]
     late: Vec<ByteRange>,
-}
-
-/// A question for block status that was not answered yet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Question {
-    /// As in [`Step::Status`].
-    offset: u64,
-    /// As in [`Step::Status`].
-    live: bool,
-    /// Chunks were claimed and cleaned after it was asked, or the job has ended: whatever the answer says of holes may have been
-    /// overwritten by a guest whose mark is gone.
-    is_stale: bool,
 }
 
 /// How many requests of each kind are in flight, and how many bytes of the window pieces hold.
@@ -206,46 +195,6 @@ impl Copier {
             Step::Wait(at) => Step::Wait(self.earliest(at)),
             other => other,
         }
-    }
-
-    /// The answer to [`Step::Status`]. A file system that cannot say (`None`) has data there. An answer that comes too late to
-    /// be relied on is forgotten (**Claim, clear, read**).
-    pub fn learn(&mut self, status: Option<Extent>) {
-        let Some(Question { offset, live, is_stale }) = self.asked.take() else { return };
-        if is_stale && !self.share.is_mutated(Mutation::StaleStatus) {
-            return;
-        }
-        let data = || Extent {
-            range: ByteRange::new(offset, self.share.geometry.disk_bytes),
-            kind: ExtentKind::Data,
-        };
-        let mut extent =
-            status.filter(|e| e.range.start() <= offset && offset < e.range.end()).unwrap_or_else(data);
-        if self.share.top && !live && extent.kind == ExtentKind::Zero {
-            extent.kind = ExtentKind::Absent;
-        }
-        self.known = Some((extent, live));
-    }
-
-    /// The ring had no room for the question of the last step: it is asked again.
-    pub fn not_asked(&mut self) {
-        self.asked = None;
-    }
-
-    /// Whether a question for block status is on its way.
-    #[must_use]
-    pub fn is_asking(&self) -> bool {
-        self.asked.is_some()
-    }
-
-    /// The question for what is at `offset`, or the wait for the one before it: one at a time, so that no answer is taken for
-    /// another's.
-    fn ask(&mut self, offset: u64, live: bool) -> Step {
-        if self.is_asking() {
-            return Step::Wait(None);
-        }
-        self.asked = Some(Question { offset, live, is_stale: false });
-        Step::Status { offset, live }
     }
 
     /// Whether this worker counted itself out since this was asked last.

@@ -3,7 +3,7 @@
 use super::piece::{OpenRun, Phase, Piece, Run};
 use super::{Copier, MAX_PIECES, Step};
 use crate::buffer::{BufRange, Window};
-use crate::device::{Extent, ExtentKind};
+use crate::device::ExtentKind;
 use crate::mirror::mutation::Mutation;
 use crate::mirror::progress::Count;
 use crate::units::{ByteRange, Chunk, ChunkRange};
@@ -167,7 +167,7 @@ impl Copier {
 
     /// Claim, clear, read: the chunks are claimed; now their bits are cleared, and what was known of holes in them is
     /// forgotten, so that a guest write before this moment is seen by the status that is asked after it.
-    fn start_run(&mut self, chunks: ChunkRange, first: bool) {
+    pub(super) fn start_run(&mut self, chunks: ChunkRange, first: bool) {
         if !self.share.is_mutated(Mutation::ClearLate) {
             self.share.dirty.clean(chunks);
         }
@@ -177,32 +177,11 @@ impl Copier {
         self.open = Some(OpenRun { run, at: range.start(), end: range.end(), forced_until: range.start() });
     }
 
-    /// What was asked before now, answered or not, is not relied on any more.
-    pub(super) fn forget_holes(&mut self) {
-        if self.share.is_mutated(Mutation::StaleStatus) {
-            return;
-        }
-        if self.known.is_some_and(|(known, _)| known.kind != ExtentKind::Data) {
-            self.known = None;
-        }
-        if let Some(question) = &mut self.asked {
-            question.is_stale = true;
-        }
-    }
-
     /// The run is cut to its end: drops the cutter's hold on it.
     fn close_run(&mut self) {
         if let Some(open) = self.open.take() {
             self.drop_hold(open.run);
         }
-    }
-
-    /// What is known of the source at `offset`, asked live or not.
-    fn known_at(&self, offset: u64, live: bool) -> Option<Extent> {
-        let here = |(known, asked): (Extent, bool)| {
-            (asked == live && known.range.start() <= offset && offset < known.range.end()).then_some(known)
-        };
-        self.known.and_then(here)
     }
 
     /// Whether the guest wrote the chunk at `at` since the job began, where that matters, and up to where the answer holds.
