@@ -2,12 +2,16 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
 
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use blkmirror_core::engine::{Cancel, Completion, CopyModeChoice, End, Job, JobStatus, MirrorOptions};
+use blkmirror_core::device::{Device, TargetOptions};
+use blkmirror_core::engine::{
+    Cancel, Completion, CopyModeChoice, End, Engine, EngineOptions, Job, JobStatus, MirrorOptions,
+};
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule};
-use blkmirror_testkit::{MIB, needs};
-use blkmirror_tests::live::{Guests, Medium, Scene, until, until_status};
+use blkmirror_testkit::{KIB, MIB, equal, fill, needs};
+use blkmirror_tests::live::{Guests, Medium, Place, Scene, until, until_status};
 
 /// Size of the disks here. Where a drive moves both are of one kind, or the target might want memory that guests did not promise.
 const SIZE: u64 = 4 * MIB;
@@ -136,6 +140,51 @@ fn a_source_whose_reads_hang_does_not_hold_up_a_forced_cancel() {
     let _ = scene.source.control().release_stuck(None);
     let _ = guests.stop();
     scene.check_source();
+}
+
+/// Asking where holes are is a system call that nobody can interrupt. On the worker's thread it would hold up every other job there,
+/// whose guests may wait at a closed gate, and the cancel of its own.
+#[test]
+fn a_source_that_does_not_say_where_its_holes_are_holds_up_neither_other_jobs_nor_a_forced_cancel() {
+    needs!(Fuse);
+    for comes_back in [false, true] {
+        let mut scene = Scene::new(SIZE, Medium::Memory, Medium::Memory);
+        let workers = NonZeroUsize::new(1);
+        scene.engine = Engine::start(EngineOptions { workers, ..EngineOptions::default() }).unwrap();
+        let (source, target) = (Place::new(Medium::Faulty, SIZE), Place::new(Medium::Memory, SIZE));
+        (0..SIZE / (128 * KIB))
+            .for_each(|n| fill::random(&source.content, n * 128 * KIB, 64 * KIB, 7).unwrap());
+        let control = source.control();
+        control.add_rule(Rule::on(Operation::Seek, Effect::Stuck).within(MIB..SIZE));
+        let from = Device::open_source(&source.path).unwrap();
+        let to = Device::open_target(&target.path, TargetOptions::default()).unwrap();
+        let hanging = scene.engine.copy(from, to, MirrorOptions::default()).unwrap();
+        until("a question hangs", || control.counters().stuck > 0);
+        until("what is known is copied", || hanging.query().progress.copied_bytes == MIB / 2);
+
+        let guests = scene.guests();
+        let job = scene.mirror(Scene::options());
+        until_status(&job, JobStatus::Ready);
+        guests.go_on(20);
+        assert!(scene.complete(&job, Completion::Pivot).pivoted);
+        guests.go_on(20);
+
+        assert_eq!(control.counters().stuck, 1, "one question at a time");
+        if comes_back {
+            control.clear_rules();
+            let _ = control.release_stuck(None);
+            let Some(outcome) = hanging.wait_for(Duration::from_secs(10)) else {
+                panic!("{:?}", hanging.query())
+            };
+            assert_eq!(outcome.end, End::Completed);
+            assert!(equal(&source.content, &target.content).unwrap());
+        } else {
+            cancels_soon(&hanging, &guests);
+            let _ = control.release_stuck(None);
+        }
+        let _ = guests.stop();
+        scene.check_target();
+    }
 }
 
 /// A job that fails while requests hang is over soon, too, and lets go of write-blocking guests.

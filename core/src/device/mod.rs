@@ -17,6 +17,7 @@
 //! | `limits`, `sysfs` | alignment and request sizes, and where each number comes from |
 //! | `describe` | the same for people |
 //! | `status` | where data is and where holes are |
+//! | `local` | which file systems tell that without waiting for somebody else |
 //! | `space` | preallocate, write zeroes, discard, flush |
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ mod describe;
 mod exclusive;
 mod identity;
 mod limits;
+mod local;
 mod mounts;
 mod open;
 mod space;
@@ -119,6 +121,8 @@ struct Shared {
     notes: Vec<String>,
     /// What kinds of zeroing failed before and need not be tried again.
     ladder: space::Ladder,
+    /// Whether the file system is one that tells holes from data without waiting for somebody else.
+    is_local: bool,
     /// Set when the file system cannot tell holes from data.
     no_status: AtomicBool,
     /// The first descriptor. The exclusive hold (`O_EXCL`, the lock) hangs on it, so it lives as long as any of us.

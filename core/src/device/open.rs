@@ -15,7 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
-use super::{Device, DeviceKind, FileId, Role, Shared, TargetOptions, exclusive, limits, space};
+use super::{Device, DeviceKind, FileId, Role, Shared, TargetOptions, exclusive, limits, local, space};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{MAX_DISK_BYTES, format_size};
 
@@ -350,6 +350,7 @@ fn finish(
             direct,
             notes,
             ladder: space::Ladder::default(),
+            is_local: local::is_local(hold.as_fd()),
             no_status: AtomicBool::new(false),
             hold,
         }),

@@ -62,6 +62,16 @@ impl Device {
         }
     }
 
+    /// Whether [`status`](Self::status) answers without waiting for a server or for another program; where it does not, a thread
+    /// that may not hang must not ask.
+    #[must_use]
+    pub fn answers_at_once(&self) -> bool {
+        // Relaxed: as in `seek_data`. A device that needs no system call always answers.
+        self.kind() == DeviceKind::BlockDevice
+            || self.shared.is_local
+            || self.shared.no_status.load(Ordering::Relaxed)
+    }
+
     /// The next extent of data at or after `from`, or `None` if only holes follow. Two system calls per extent of data,
     /// where walking with [`status`](Self::status) makes three.
     ///

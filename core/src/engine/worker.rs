@@ -26,6 +26,8 @@ use crate::units::ByteRange;
 pub(super) const MAX_PARTS: usize = 64;
 /// The key of a flush; pieces have small keys.
 const FLUSH_KEY: u32 = u32::MAX;
+/// The key of a question for block status; there is one at a time.
+const STATUS_KEY: u32 = u32::MAX - 1;
 /// Completions that are waited for at once at most.
 const BATCH: usize = 32;
 /// How long a batch may take to gather once there is one completion.
@@ -111,14 +113,24 @@ impl<D> Part<D> {
                     self.in_flight += 1;
                 }
                 Step::Status { offset, live } => {
-                    let status = match &self.core.extents {
-                        Some(map) if !live => Ok(map.status(offset)),
+                    let known = match &self.core.extents {
+                        Some(map) if !live => Some(Ok(map.status(offset))),
                         Some(_) => {
-                            Ok(Extent { range: ByteRange::new(offset, u64::MAX), kind: ExtentKind::Data })
+                            let range = ByteRange::new(offset, u64::MAX);
+                            Some(Ok(Extent { range, kind: ExtentKind::Data }))
                         }
-                        None => ring.status(self.slots[0], offset),
+                        None => ring.status_at_once(self.slots[0], offset),
                     };
-                    copier.learn(offset, live, status);
+                    let (range, op) = (ByteRange::at(offset, 0), Op::Status);
+                    let question = Request { device: self.slots[0], range, op };
+                    match known {
+                        Some(status) => copier.learn(status.ok()),
+                        None if ring.push(question, tag(id, STATUS_KEY)).is_ok() => self.in_flight += 1,
+                        None => {
+                            copier.not_asked();
+                            break Some(ring.now_ns() + ROOM_NS);
+                        }
+                    }
                 }
                 Step::Wait(at) => break at,
             }
@@ -179,9 +191,17 @@ impl<D> Part<D> {
             }
             return;
         }
-        if let (Some(copier), false) = (&mut self.copier, self.broken) {
+        let (Some(copier), false) = (&mut self.copier, self.broken) else { return };
+        if key == STATUS_KEY {
+            copier.learn(completion.extent);
+        } else {
             copier.complete(key, completion.result, now_ns, window, &|buf| ring.is_zero(buf));
         }
+    }
+
+    /// Whether it waits for block status. Once the job is over nobody does.
+    fn is_asking(&self) -> bool {
+        self.copier.as_ref().is_some_and(Copier::is_asking) && !self.core.is_over()
     }
 
     /// Whether nothing of it is left to do here.
@@ -369,23 +389,26 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     /// Sends what is to be sent, and sleeps until there is something to do.
     fn sleep<R: Ring<Device = D>>(&mut self, ring: &mut R) -> Result<()> {
         let due_ns = self.parts.iter().flatten().filter_map(|part| part.due_ns).min();
-        let Some(courtesy) = &mut self.courtesy else { return ring.enter(Self::wait(ring, due_ns)) };
+        let asking = self.parts.iter().flatten().any(|part| part.is_asking());
+        let Some(courtesy) = &mut self.courtesy else {
+            return ring.enter(Self::wait(ring, due_ns, asking));
+        };
         let mut shares = self.parts.iter().flatten().map(|part| &part.core.share).peekable();
         let gives_way = shares.peek().is_some() && shares.all(|share| share.gives_way());
         let look_up_ns = courtesy.before_sleep(gives_way, ring.now_ns());
         let due_ns = due_ns.into_iter().chain(look_up_ns).min();
-        let done = ring.enter(Self::wait(ring, due_ns));
+        let done = ring.enter(Self::wait(ring, due_ns, asking));
         if let (Some(courtesy), Some(due_ns)) = (&mut self.courtesy, due_ns) {
             courtesy.after_sleep(due_ns, ring.now_ns());
         }
         done
     }
 
-    /// How to sleep until then.
-    fn wait<R: Ring<Device = D>>(ring: &R, due_ns: Option<u64>) -> Wait {
+    /// How to sleep until then; `asking`: somebody cannot go on without an answer, which must not wait for a batch.
+    fn wait<R: Ring<Device = D>>(ring: &R, due_ns: Option<u64>, asking: bool) -> Wait {
         let timeout_ns = due_ns.map(|at| at.saturating_sub(ring.now_ns()));
         // Half of what is in flight keeps the device busy while the other half is gathered; one system call serves both.
-        let completions = (ring.in_flight() / 2).clamp(1, BATCH);
+        let completions = if asking { 1 } else { (ring.in_flight() / 2).clamp(1, BATCH) };
         Wait { completions, batch_ns: BATCH_NS, timeout_ns }
     }
 

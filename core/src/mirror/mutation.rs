@@ -38,11 +38,13 @@ pub enum Mutation {
     TrustZeroTarget,
     /// Chunks are copied again before the sweep has claimed them all.
     DirtyBeforeSweep,
+    /// A hole that was asked for before the dirty bits of its chunks were cleared is still taken for one.
+    StaleStatus,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::MarkBefore,
         Self::ClearLate,
         Self::ReleaseBeforeRedirty,
@@ -58,5 +60,6 @@ impl Mutation {
         Self::ForgetFailure,
         Self::TrustZeroTarget,
         Self::DirtyBeforeSweep,
+        Self::StaleStatus,
     ];
 }

@@ -5,6 +5,9 @@
 //! same, is bounded, can be counted, and leaves the ring without a single punt. A request that hangs in here never
 //! blocks the worker: it waits for the completion like for any other.
 //!
+//! Block status has no io_uring request at all. Where a server answers the question, or somebody else's program, it goes
+//! through here too ([`Device::answers_at_once`]).
+//!
 //! The thread starts with the first request and ends when the lane is dropped. It is left behind only if it hangs in the
 //! kernel at that moment; it then owns nothing but a reference to the device.
 #![forbid(unsafe_code)]
@@ -17,7 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Wake;
-use crate::device::{Device, ZeroMode};
+use crate::device::{Device, Extent, ZeroMode};
 use crate::error::{Error, Result};
 use crate::units::ByteRange;
 
@@ -46,10 +49,20 @@ pub(super) enum Work {
     Discard(ByteRange),
     /// fdatasync.
     Flush,
+    /// Say what is there.
+    Status(u64),
 }
 
-/// The end of a blocking request: its key, and bytes done or a positive errno.
-pub(super) type Done = (u32, std::result::Result<u64, i32>);
+/// The end of a blocking request.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// The request's.
+    pub(super) key: u32,
+    /// Bytes done or a positive errno.
+    pub(super) result: std::result::Result<u64, i32>,
+    /// The answer, if something was asked.
+    pub(super) extent: Option<Extent>,
+}
 
 /// The queues to and from the thread.
 #[derive(Debug)]
@@ -151,11 +164,15 @@ impl Running {
 /// The thread: one request after the other, until the queue is closed.
 fn serve(inbox: &Receiver<Job>, outbox: &SyncSender<Done>, ready: &AtomicUsize, waker: &dyn Wake) {
     while let Ok(Job { device, work, key }) = inbox.recv() {
-        let result = catch_unwind(AssertUnwindSafe(|| run(&device, work))).unwrap_or(Err(libc::EIO));
+        let ran = catch_unwind(AssertUnwindSafe(|| run(&device, work))).unwrap_or(Err(libc::EIO));
+        let (result, extent) = match ran {
+            Ok((bytes, extent)) => (Ok(bytes), extent),
+            Err(errno) => (Err(errno), None),
+        };
         // Closed before anybody hears of it: whoever does may want the device for himself.
         drop(device);
         // A bug in the device layer must look like a failed request, not like one that never ends.
-        if outbox.send((key, result)).is_err() {
+        if outbox.send(Done { key, result, extent }).is_err() {
             return;
         }
         ready.fetch_add(1, Ordering::Release);
@@ -163,12 +180,13 @@ fn serve(inbox: &Receiver<Job>, outbox: &SyncSender<Done>, ready: &AtomicUsize, 
     }
 }
 
-/// Runs one request.
-fn run(device: &Device, work: Work) -> std::result::Result<u64, i32> {
+/// Runs one request: bytes done, and the answer to a question.
+fn run(device: &Device, work: Work) -> std::result::Result<(u64, Option<Extent>), i32> {
     match work {
-        Work::Zero(range, mode) => device.write_zeroes(range, mode).map(|_| range.len()),
-        Work::Discard(range) => device.discard(range).map(|()| range.len()),
-        Work::Flush => device.flush().map(|()| 0),
+        Work::Zero(range, mode) => device.write_zeroes(range, mode).map(|_| (range.len(), None)),
+        Work::Discard(range) => device.discard(range).map(|()| (range.len(), None)),
+        Work::Flush => device.flush().map(|()| (0, None)),
+        Work::Status(offset) => device.status(offset).map(|extent| (0, Some(extent))),
     }
     .map_err(|e| e.errno())
 }

@@ -61,6 +61,9 @@ pub enum Op {
     Discard,
     /// Make everything written so far durable (fdatasync); the range is ignored.
     Flush,
+    /// Say what is at the range's start, and up to where: [`Completion::extent`]. For devices where
+    /// [`Ring::status_at_once`] has no answer.
+    Status,
 }
 
 /// A request to a device.
@@ -81,6 +84,8 @@ pub struct Completion {
     pub tag: Tag,
     /// Bytes done, possibly fewer than asked for; or a positive errno.
     pub result: std::result::Result<u64, i32>,
+    /// The answer to [`Op::Status`], if the device has one.
+    pub extent: Option<Extent>,
 }
 
 /// How long [`Ring::enter`] may sleep.
@@ -144,11 +149,9 @@ pub trait Ring {
     /// The monotonic time in nanoseconds; virtual in the simulation.
     fn now_ns(&self) -> u64;
 
-    /// Block status of a device from `offset` to where it changes.
-    ///
-    /// # Errors
-    /// When the file system cannot say.
-    fn status(&mut self, slot: DeviceSlot, offset: u64) -> Result<Extent>;
+    /// Block status of a device from `offset` to where it changes, or why there is none; `None` where asking may take as long
+    /// as a request or for ever. There it is asked with [`Op::Status`], so that nobody else of this thread waits for it.
+    fn status_at_once(&mut self, slot: DeviceSlot, offset: u64) -> Option<Result<Extent>>;
 
     /// Whether a range of the copy memory holds only zeroes; `false` while a request uses it.
     fn is_zero(&self, buf: BufRange) -> bool;

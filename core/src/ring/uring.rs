@@ -35,7 +35,7 @@ use self::own::{Kernel, Sentinel};
 pub use self::own::{OwnedRing, with_ring};
 pub use self::setup::Setup;
 use self::wake::EventWake;
-use super::lane::{self, Job, LANE_DEPTH, Lane, Work};
+use super::lane::{Done, Job, LANE_DEPTH, Lane, Work};
 use super::{Completion, DeviceSlot, Full, Op, Request, Ring, Tag, Wait, Wake, monotonic_ns};
 use crate::buffer::{BufRange, HostMemory, Region};
 use crate::device::{Device, Extent, ZeroMode};
@@ -263,9 +263,9 @@ impl UringRing {
     }
 
     /// Takes a result of a blocking request.
-    fn pop_blocking(&mut self) -> Option<lane::Done> {
+    fn pop_blocking(&mut self) -> Option<Done> {
         if let Some((key, errno)) = self.refused.pop_front() {
-            return Some((key, Err(errno)));
+            return Some(Done { key, result: Err(errno), extent: None });
         }
         if self.lanes_ready.load(Ordering::Acquire) == 0 {
             return None;
@@ -319,6 +319,9 @@ impl Ring for UringRing {
             }
             Op::Discard => return self.push_blocking(request.device, Work::Discard(request.range), tag),
             Op::Flush => return self.push_blocking(request.device, Work::Flush, tag),
+            Op::Status => {
+                return self.push_blocking(request.device, Work::Status(request.range.start()), tag);
+            }
         };
         let (entry, held) = self.entry(&request, way, memory).ok_or(Full)?;
         let key = self.flights.start(tag, held).ok_or(Full)?;
@@ -347,11 +350,12 @@ impl Ring for UringRing {
             return Some(Completion {
                 tag,
                 result: u64::try_from(result).map_err(|_| result.saturating_neg()),
+                extent: None,
             });
         }
-        let (key, result) = self.pop_blocking()?;
+        let Done { key, result, extent } = self.pop_blocking()?;
         let tag = self.flights.finish(key)?;
-        Some(Completion { tag, result })
+        Some(Completion { tag, result, extent })
     }
 
     fn in_flight(&self) -> usize {
@@ -362,13 +366,13 @@ impl Ring for UringRing {
         monotonic_ns()
     }
 
-    fn status(&mut self, slot: DeviceSlot, offset: u64) -> Result<Extent> {
+    fn status_at_once(&mut self, slot: DeviceSlot, offset: u64) -> Option<Result<Extent>> {
         match self.devices.get(usize::from(slot.0)) {
-            Some(Some(attached)) => attached.device.status(offset),
-            _ => Err(Error::new(
+            Some(Some(Attached { device, .. })) => device.answers_at_once().then(|| device.status(offset)),
+            _ => Some(Err(Error::new(
                 ErrorKind::WrongState,
                 "ask for block status of a device that is not attached",
-            )),
+            ))),
         }
     }
 

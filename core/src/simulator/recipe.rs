@@ -191,11 +191,15 @@ impl Recipe {
         }
         // Requests that hang keep their memory, and a neighbour may wait for it.
         recipe.neighbour &= !recipe.target_may_hang();
-        match c.pick(100) {
+        let mut recipe = match c.pick(100) {
             0..3 => recipe.into_marathon(c),
             3..6 => recipe.into_race_with_the_sweep(c),
             _ => recipe,
-        }
+        };
+        // Both sides: a drive that moved has the target for its next job's source.
+        let late_status = one(c, &[0, 0, 300, 1000]);
+        recipe.faults.iter_mut().for_each(|faults| faults.late_status = late_status);
+        recipe
     }
 
     /// A guest that writes and zeroes a few chunks at the end of the disk while a slow first pass has not reached them, on a

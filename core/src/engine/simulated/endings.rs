@@ -127,8 +127,8 @@ mod broken_ring {
         fn now_ns(&self) -> u64 {
             self.inner.now_ns()
         }
-        fn status(&mut self, s: DeviceSlot, o: u64) -> Result<Extent> {
-            self.inner.status(s, o)
+        fn status_at_once(&mut self, s: DeviceSlot, o: u64) -> Option<Result<Extent>> {
+            self.inner.status_at_once(s, o)
         }
         fn is_zero(&self, b: BufRange) -> bool {
             self.inner.is_zero(b)

@@ -213,6 +213,7 @@ const PASSING: Faults = Faults {
     again: 100,
     flush_error: 0,
     stuck: 0,
+    late_status: 200,
     no_zeroing: false,
     panic_on_look: false,
 };

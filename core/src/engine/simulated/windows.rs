@@ -78,6 +78,42 @@ fn a_dead_target_of_one_job_leaves_memory_to_another() {
     assert_eq!(jb.status(), JobStatus::Ready, "job B never gets memory");
 }
 
+/// A question for block status that hangs would hold up every job of the worker, and its own cancel.
+#[test]
+fn a_source_that_never_says_where_its_holes_are_holds_up_no_other_job_and_no_cancel() {
+    for (seed, rounds) in seeds().zip([0, 2, 5, 10].into_iter().cycle()) {
+        let world = World::new(seed, Faults::default());
+        let disks: Vec<_> = (0..4).map(|_| SimDisk::new(BYTES)).collect();
+        [&disks[0], &disks[2]].into_iter().for_each(|disk| fill(&world, disk, BYTES, 50));
+        let a = DriveCore::new(Arc::clone(&disks[0]), BYTES, 512, true);
+        let b = DriveCore::new(Arc::clone(&disks[2]), BYTES, 512, true);
+        let mut crew = Crew::new(&world, 1, 2 << 20);
+        let late = Faults { late_status: 1000, ..Faults::default() };
+        disks[0].set_faults(late);
+        disks[2].set_faults(late);
+        let (ja, share) = crew.start(&a, &disks[1], &options(), None).unwrap();
+        turn_all(&mut crew, &world, rounds);
+        disks[0].set_faults(Faults { stuck: 1000, ..late });
+        let completing = MirrorOptions { on_copied: OnCopied::Complete, max_pause: None, ..options() };
+        let (jb, _) = crew.start(&b, &disks[3], &completing, None).unwrap();
+        turn_all(&mut crew, &world, 5_000);
+        assert!(Crew::outcome(&jb).is_some() && disks[2].content() == disks[3].content(), "seed {seed}");
+        assert_eq!(ja.status(), JobStatus::Running, "seed {seed}: nothing hangs");
+        let asked_ns = world.now_ns();
+        ja.cancel(Cancel::Force).unwrap();
+        while Crew::outcome(&ja).is_none() {
+            assert!(world.now_ns() < asked_ns + 600_000_000, "seed {seed}: it hangs with the question");
+            turn_all(&mut crew, &world, 1);
+        }
+        let (source, target) = (disks[0].content(), disks[1].content());
+        for chunk in 0..share.dirty.chunks() {
+            let part = usize::try_from(chunk * 4096).unwrap()..usize::try_from((chunk + 1) * 4096).unwrap();
+            let known = share.dirty.test(Chunk(chunk)) || chunk * 4096 >= share.sweep.position();
+            assert!(known || source[part.clone()] == target[part], "seed {seed}: chunk {chunk} is not clean");
+        }
+    }
+}
+
 #[test]
 fn a_chunk_that_a_refused_write_made_dirty_again_rings_the_bell() {
     let world = World::new(1, Faults::default());

@@ -270,6 +270,7 @@ impl Copier {
 
     /// The job ends early: everything that is not in flight is put back, so that "dirty" says what is missing.
     pub(super) fn abandon(&mut self, window: &mut Window) {
+        self.forget_holes();
         if let Some(open) = self.open.take() {
             self.share.dirty.mark(ByteRange::new(open.at, open.end));
             self.leave_unwritten(open.run);

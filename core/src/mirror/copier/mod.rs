@@ -20,6 +20,7 @@
 //! - **One writer per chunk.** Requests to the target are made only for chunks of a claimed run.
 //! - **Every buffer has a bound.** Pieces, runs and queues have fixed capacities; memory comes from the window.
 
+mod ask;
 mod finish;
 mod piece;
 mod plan;
@@ -30,13 +31,13 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use self::ask::Question;
 use self::piece::{OpenRun, Phase, Piece, Run};
 use self::rest::Rest;
 use super::limiter::Grant;
 use super::share::Share;
 use crate::buffer::{BufRange, Window};
-use crate::device::{Extent, ExtentKind};
-use crate::error::Result;
+use crate::device::Extent;
 use crate::ring::{DeviceSlot, Op, Request};
 use crate::units::{ByteRange, Chunk, bytes_u64};
 
@@ -52,7 +53,8 @@ const MAX_ZEROES: usize = 16;
 pub enum Step {
     /// Send this request; tell its end with the key.
     Request(Request, u32),
-    /// Ask the source's block status and answer with [`Copier::learn`].
+    /// Ask the source's block status and answer with [`Copier::learn`], now or when the answer comes. There is no other
+    /// question before that.
     Status {
         /// At this offset.
         offset: u64,
@@ -86,6 +88,8 @@ pub struct Copier {
     spare: ByteRange,
     /// What is known of the source's block status, and whether it was asked live; holes are forgotten when a run is claimed.
     known: Option<(Extent, bool)>,
+    /// The question that is on its way.
+    asked: Option<Question>,
     /// Where the search for dirty chunks goes on.
     scan: Chunk,
     /// Pieces whose read is to be sent.
@@ -144,6 +148,7 @@ impl Copier {
             segment: ByteRange::default(),
             spare: ByteRange::default(),
             known: None,
+            asked: None,
             scan,
             ready_reads: VecDeque::with_capacity(MAX_PIECES),
             ready_writes: VecDeque::with_capacity(MAX_PIECES),
@@ -190,20 +195,6 @@ impl Copier {
             Step::Wait(at) => Step::Wait(self.earliest(at)),
             other => other,
         }
-    }
-
-    /// The answer to [`Step::Status`]. A file system that cannot say has data there.
-    pub fn learn(&mut self, offset: u64, live: bool, status: Result<Extent>) {
-        let data = || Extent {
-            range: ByteRange::new(offset, self.share.geometry.disk_bytes),
-            kind: ExtentKind::Data,
-        };
-        let mut extent =
-            status.ok().filter(|e| e.range.start() <= offset && offset < e.range.end()).unwrap_or_else(data);
-        if self.share.top && !live && extent.kind == ExtentKind::Zero {
-            extent.kind = ExtentKind::Absent;
-        }
-        self.known = Some((extent, live));
     }
 
     /// Whether this worker counted itself out since this was asked last.
@@ -277,7 +268,9 @@ impl Copier {
             Op::Write(_) | Op::WriteThrough(_) | Op::WriteHost { .. } => {
                 (&mut self.flying.writes, &mut self.ready_writes)
             }
-            Op::Zero { .. } | Op::Discard | Op::Flush => (&mut self.flying.zeroes, &mut self.ready_zeroes),
+            Op::Zero { .. } | Op::Discard | Op::Flush | Op::Status => {
+                (&mut self.flying.zeroes, &mut self.ready_zeroes)
+            }
         };
         *flying -= 1;
         queue.push_front(key);

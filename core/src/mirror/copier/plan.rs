@@ -3,7 +3,7 @@
 use super::piece::{OpenRun, Phase, Piece, Run};
 use super::{Copier, MAX_PIECES, Step};
 use crate::buffer::{BufRange, Window};
-use crate::device::{Extent, ExtentKind};
+use crate::device::ExtentKind;
 use crate::mirror::mutation::Mutation;
 use crate::mirror::progress::Count;
 use crate::units::{ByteRange, Chunk, ChunkRange};
@@ -95,7 +95,7 @@ impl Copier {
             return Ok(run);
         }
         let Some(hint) = self.known_at(start, false) else {
-            return Err(Step::Status { offset: start, live: false });
+            return Err(self.ask(start, false));
         };
         if hint.kind == ExtentKind::Data || hint.range.end() < start.saturating_add(2 * geometry.run_bytes) {
             return Ok(run);
@@ -167,13 +167,11 @@ impl Copier {
 
     /// Claim, clear, read: the chunks are claimed; now their bits are cleared, and what was known of holes in them is
     /// forgotten, so that a guest write before this moment is seen by the status that is asked after it.
-    fn start_run(&mut self, chunks: ChunkRange, first: bool) {
+    pub(super) fn start_run(&mut self, chunks: ChunkRange, first: bool) {
         if !self.share.is_mutated(Mutation::ClearLate) {
             self.share.dirty.clean(chunks);
         }
-        if self.known.is_some_and(|(known, _)| known.kind != ExtentKind::Data) {
-            self.known = None;
-        }
+        self.forget_holes();
         let range = self.share.geometry.bytes_of(chunks);
         let run = self.runs.insert(Run { chunks, left: 1, first, whole: true });
         self.open = Some(OpenRun { run, at: range.start(), end: range.end(), forced_until: range.start() });
@@ -184,14 +182,6 @@ impl Copier {
         if let Some(open) = self.open.take() {
             self.drop_hold(open.run);
         }
-    }
-
-    /// What is known of the source at `offset`, asked live or not.
-    fn known_at(&self, offset: u64, live: bool) -> Option<Extent> {
-        let here = |(known, asked): (Extent, bool)| {
-            (asked == live && known.range.start() <= offset && offset < known.range.end()).then_some(known)
-        };
-        self.known.and_then(here)
     }
 
     /// Whether the guest wrote the chunk at `at` since the job began, where that matters, and up to where the answer holds.
@@ -250,7 +240,7 @@ impl Copier {
         }
         let (live, live_end) = self.rewritten_at(open.at, open.end);
         let Some(extent) = self.known_at(open.at, live) else {
-            return Err(Step::Status { offset: open.at, live });
+            return Err(self.ask(open.at, live));
         };
         let mut ext_end = extent.range.end().min(live_end);
         if let Some(cluster) = geometry.cluster {

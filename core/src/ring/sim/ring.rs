@@ -35,6 +35,8 @@ struct Pending {
     fate: std::result::Result<u64, i32>,
     /// Which blocks are transferred at completion instead of at submission; of a flush, how many writes it covers.
     late: u64,
+    /// The answer to a question that was answered when it was asked; the others are answered at completion.
+    extent: Option<Extent>,
 }
 
 impl PartialEq for Pending {
@@ -128,6 +130,9 @@ impl SimRing {
         let faults = disk.state().faults(world);
         let len = request.range.len();
         let fail = |per_mille, errno| if world.happens(per_mille) { Err(errno) } else { Ok(()) };
+        if matches!(request.op, Op::Status) {
+            return fail(faults.read_error, libc::EIO).map(|()| 0);
+        }
         fail(faults.again, libc::EAGAIN)?;
         match request.op {
             Op::Read(_) | Op::ReadHost(_) => fail(faults.read_error, libc::EIO)?,
@@ -141,6 +146,7 @@ impl SimRing {
                 return Ok(len);
             }
             Op::Flush => return fail(faults.flush_error, libc::EIO).map(|()| 0),
+            Op::Status => return Ok(0),
         }
         let short = world.happens(faults.short);
         Ok(if short && len > 512 { (world.pick(len / 512 - 1) + 1) * 512 } else { len })
@@ -153,7 +159,8 @@ impl SimRing {
         // A failed write may have written anything; here it writes all of it or nothing.
         let len = pending.fate.unwrap_or(if pending.late & 1 == 1 { request.range.len() } else { 0 });
         let range = request.range.prefix(len).intersect(ByteRange::new(0, disk_bytes));
-        let moves = !matches!(request.op, Op::Flush) && (pending.fate.is_ok() || !is_read(request.op));
+        let moves =
+            !matches!(request.op, Op::Flush | Op::Status) && (pending.fate.is_ok() || !is_read(request.op));
         let mut at = range.start();
         while moves && at < range.end() {
             let end = (at / BLOCK * BLOCK + BLOCK).min(range.end());
@@ -188,7 +195,7 @@ impl SimRing {
             }),
             Op::Zero { punch } => state.change(part, punch, |bytes| bytes.fill(0)),
             Op::Discard => state.change(part, true, |bytes| bytes.fill(0)),
-            Op::Flush => {}
+            Op::Flush | Op::Status => {}
         }
     }
 
@@ -213,7 +220,11 @@ impl SimRing {
     fn finish(&mut self, pending: &Pending) {
         let on_disk = self.transfer(pending, true);
         let (op, fate) = (pending.request.op, pending.fate);
-        if matches!(op, Op::Flush) {
+        let mut extent = None;
+        if matches!(op, Op::Status) {
+            let ask = || pending.disk.status(pending.request.range.start());
+            extent = fate.is_ok().then(|| pending.extent.unwrap_or_else(ask));
+        } else if matches!(op, Op::Flush) {
             // One that was refused for the moment was not begun: it covers nothing, and nothing has lost its claim.
             let refused = fate == Err(libc::EAGAIN);
             pending.disk.state().end_flush(if refused { 0 } else { pending.late }, fate.is_err() && !refused);
@@ -223,7 +234,7 @@ impl SimRing {
             pending.disk.state().end_write(range, fate.is_ok(), durable);
         }
         let result = if is_read(op) { fate.map(|_| on_disk) } else { fate };
-        self.done.push_back(Completion { tag: pending.tag, result });
+        self.done.push_back(Completion { tag: pending.tag, result, extent });
     }
 
     /// The copy memory of a test.
@@ -270,7 +281,7 @@ impl Ring for SimRing {
                 request.range.len()
             }
             Op::ReadHost(_) | Op::WriteHost { .. } => request.range.len(),
-            Op::Zero { .. } | Op::Discard | Op::Flush => 0,
+            Op::Zero { .. } | Op::Discard | Op::Flush | Op::Status => 0,
         };
         let fate = self.fate(&request, &disk);
         let faults = disk.state().faults(&self.world);
@@ -284,7 +295,10 @@ impl Ring for SimRing {
         if matches!(request.op, Op::Flush) {
             late = disk.state().begin_flush();
         }
-        let pending = Pending { at_ns, serial: self.serial, request, tag, disk, fate, late };
+        // A file system answers at some moment between the question and the answer.
+        let answers_now = matches!(request.op, Op::Status) && late & 1 == 0;
+        let extent = answers_now.then(|| disk.status(request.range.start()));
+        let pending = Pending { at_ns, serial: self.serial, request, tag, disk, fate, late, extent };
         self.transfer(&pending, false);
         self.pending.push(pending);
         Ok(())
@@ -314,9 +328,12 @@ impl Ring for SimRing {
         self.world.now_ns()
     }
 
-    fn status(&mut self, slot: DeviceSlot, offset: u64) -> Result<Extent> {
-        let disk = self.disk(slot).ok_or_else(|| Error::new(ErrorKind::WrongState, "ask a detached disk"))?;
-        Ok(disk.status(offset))
+    fn status_at_once(&mut self, slot: DeviceSlot, offset: u64) -> Option<Result<Extent>> {
+        let Some(disk) = self.disk(slot) else {
+            return Some(Err(Error::new(ErrorKind::WrongState, "ask a detached disk")));
+        };
+        let late = disk.state().faults(&self.world).late_status;
+        (!self.world.happens(late)).then(|| Ok(disk.status(offset)))
     }
 
     fn is_zero(&self, buf: BufRange) -> bool {

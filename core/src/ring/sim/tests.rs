@@ -231,6 +231,27 @@ fn host_memory_and_staging_move_the_same_bytes_as_the_copy_memory() {
     }
 }
 
+/// A simulation in which every answer is there at once, or is always true of the moment when it comes, finds no race.
+#[test]
+fn a_late_answer_is_of_some_moment_since_the_question_and_a_dead_disk_gives_none() {
+    let mut kinds = BTreeSet::new();
+    for seed in 0..20 {
+        let mut b = Bench::new(seed);
+        assert!(b.ring.status_at_once(b.slot, 0).is_some());
+        b.disk.set_faults(Faults { late_status: 1000, ..Faults::default() });
+        assert_eq!(b.ring.status_at_once(b.slot, 0).map(|answer| answer.is_ok()), None);
+        b.push(ByteRange::at(0, 0), Op::Status, 5);
+        b.disk.poke(0, &[1; 4096]);
+        b.disk.set_dead(true);
+        assert_eq!(b.next(), None);
+        b.disk.set_dead(false);
+        let done = b.next().unwrap().1;
+        assert_eq!((done.tag, done.result, b.disk.writes()), (Tag(5), Ok(0), 0));
+        kinds.insert(done.extent.unwrap().kind == crate::device::ExtentKind::Data);
+    }
+    assert_eq!(kinds, BTreeSet::from([false, true]));
+}
+
 #[test]
 fn what_lies_outside_the_memory_or_on_no_disk_is_refused() {
     let mut b = Bench::new(1);

@@ -22,6 +22,8 @@ pub struct Faults {
     pub flush_error: u32,
     /// Requests that never come back.
     pub stuck: u32,
+    /// Questions for block status that must be asked with a request, and may hang like one.
+    pub late_status: u32,
     /// Zeroing and discarding are not supported at all.
     pub no_zeroing: bool,
     /// The next look at the memory panics, as a bug in the logic would. Of the world alone, not of a disk.

@@ -23,11 +23,11 @@ use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, opcode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::flight::Flights;
-use super::lane::LANE_DEPTH;
 use super::wake::EventWake;
 use super::{CANCEL_KEY, MAX_DEVICES, MAX_IN_FLIGHT, SQ_ENTRIES, UringOptions, UringRing, setup};
 use crate::buffer::Region;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ring::lane::LANE_DEPTH;
 use crate::ring::{Wait, Wake, monotonic_ns};
 
 /// How long the end of a ring waits for cancelled requests before it leaks their memory.

@@ -16,7 +16,7 @@ usage: faultdisk MOUNTPOINT (--backing FILE | --size BYTES) [--read-latency-us N
                  [--flush-latency-us N] [--capacity BYTES] [--allocate] [--no-fallocate]
                  [--no-seek] [--error OPERATION:OFFSET:LENGTH:ERRNO:TIMES]...
   MOUNTPOINT  a regular file, made if it is missing; the disk appears in its place
-  OPERATION   read, write, flush or fallocate
+  OPERATION   read, write, flush, fallocate or seek
   --allocate  takes the disk's memory now, so that first writes are as fast as later ones
   LENGTH      in bytes; 0 means to the end
   ERRNO       EIO, ENOSPC, EAGAIN, ETIMEDOUT, EOPNOTSUPP, a number, or stuck
@@ -136,6 +136,7 @@ fn rule(text: &str) -> Result<Rule, String> {
         "write" => Operation::Write,
         "flush" => Operation::Flush,
         "fallocate" => Operation::Fallocate,
+        "seek" => Operation::Seek,
         _ => return Err(format!("'{operation}' is not an operation")),
     };
     let effect = match errno {

@@ -50,11 +50,11 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Tally {
     /// Requests by [`Operation`].
-    requests: [AtomicU64; 4],
+    requests: [AtomicU64; 5],
     /// Requests not answered, by [`Operation`].
-    in_flight: [AtomicU64; 4],
+    in_flight: [AtomicU64; 5],
     /// The most at one time, by [`Operation`].
-    max_in_flight: [AtomicU64; 4],
+    max_in_flight: [AtomicU64; 5],
     /// Bytes asked for by reads.
     read_bytes: AtomicU64,
     /// Bytes given to writes.
@@ -74,6 +74,8 @@ pub struct Counters {
     pub flushes: u64,
     /// Allocation, punch and zero requests that arrived.
     pub fallocates: u64,
+    /// Questions for data and holes that arrived.
+    pub seeks: u64,
     /// Bytes asked for by reads.
     pub read_bytes: u64,
     /// Bytes given to writes.
@@ -181,12 +183,14 @@ impl Control {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let tally = &self.0.tally;
-        let [reads, writes, flushes, fallocates] = tally.requests.each_ref().map(|count| count.load(Relaxed));
+        let [reads, writes, flushes, fallocates, seeks] =
+            tally.requests.each_ref().map(|count| count.load(Relaxed));
         Counters {
             reads,
             writes,
             flushes,
             fallocates,
+            seeks,
             read_bytes: tally.read_bytes.load(Relaxed),
             written_bytes: tally.written_bytes.load(Relaxed),
             faults: tally.faults.load(Relaxed),
@@ -273,7 +277,7 @@ impl Control {
         match operation {
             Operation::Read => tally.read_bytes.fetch_add(bytes.end - bytes.start, Relaxed),
             Operation::Write => tally.written_bytes.fetch_add(bytes.end - bytes.start, Relaxed),
-            Operation::Flush | Operation::Fallocate => 0,
+            Operation::Flush | Operation::Fallocate | Operation::Seek => 0,
         };
         if self.0.closed.load(Relaxed) || !self.0.has_rules.load(Relaxed) {
             return None;
@@ -296,7 +300,7 @@ impl Control {
             Operation::Read => 0,
             Operation::Write => 1,
             Operation::Flush => 2,
-            Operation::Fallocate => return None,
+            Operation::Fallocate | Operation::Seek => return None,
         };
         let latency_ns = self.0.latency_ns[slot].load(Relaxed);
         (latency_ns > 0 && !self.0.closed.load(Relaxed)).then(|| Duration::from_nanos(latency_ns))
@@ -329,6 +333,10 @@ impl Control {
             Work::Fallocate(bytes, mode, reply) => {
                 let unsupported = (!self.fallocate_supported()).then_some(Effect::Error(libc::EOPNOTSUPP));
                 pending::allocate(file, capacity, &bytes, mode, effect.or(unsupported), reply);
+            }
+            Work::Seek(offset, whence, reply) => {
+                let unsupported = (!self.seek_supported()).then_some(Effect::Error(libc::EINVAL));
+                pending::seek(file, offset, whence, effect.or(unsupported), reply);
             }
         }
     }

@@ -16,7 +16,6 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use rustix::fs::{SeekFrom, seek};
 
 use super::control::Control;
 use super::pending::Work;
@@ -192,15 +191,7 @@ impl Filesystem for OneFile {
         reply: ReplyLseek,
     ) {
         let offset = u64::try_from(offset).unwrap_or(0);
-        let target = match whence {
-            libc::SEEK_DATA if self.control.seek_supported() => SeekFrom::Data(offset),
-            libc::SEEK_HOLE if self.control.seek_supported() => SeekFrom::Hole(offset),
-            _ => return reply.error(Errno::EINVAL),
-        };
-        match seek(self.control.file(), target) {
-            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-            Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
-        }
+        self.control.arrive(Work::Seek(offset, whence, reply), &(offset..offset.saturating_add(1)));
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

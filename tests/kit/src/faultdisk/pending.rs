@@ -7,8 +7,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use fuser::{Errno, ReplyData, ReplyEmpty, ReplyWrite};
+use fuser::{Errno, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
 use nix::fcntl::{FallocateFlags, fallocate};
+use rustix::fs::SeekFrom;
 
 use super::rules::{Effect, Operation};
 
@@ -32,6 +33,8 @@ pub(super) enum Work {
     Flush(ReplyEmpty),
     /// Allocate, punch or zero these bytes; which of them, the mode says.
     Fallocate(Range<u64>, i32, ReplyEmpty),
+    /// Look for data or a hole from the offset on; which of them, the whence says.
+    Seek(u64, i32, ReplyLseek),
 }
 
 impl Work {
@@ -42,6 +45,7 @@ impl Work {
             Self::Write(..) => Operation::Write,
             Self::Flush(..) => Operation::Flush,
             Self::Fallocate(..) => Operation::Fallocate,
+            Self::Seek(..) => Operation::Seek,
         }
     }
 }
@@ -146,6 +150,22 @@ pub(super) fn allocate(
     match allocate_in(file, capacity, bytes, FallocateFlags::from_bits_retain(mode)) {
         Ok(()) => reply.ok(),
         Err(error) => reply.error(error.into()),
+    }
+}
+
+/// Looks for data or a hole and answers.
+pub(super) fn seek(file: &File, offset: u64, whence: i32, effect: Option<Effect>, reply: ReplyLseek) {
+    if let Some(Effect::Error(errno)) = effect {
+        return reply.error(Errno::from_i32(errno));
+    }
+    let from = match whence {
+        libc::SEEK_DATA => SeekFrom::Data(offset),
+        libc::SEEK_HOLE => SeekFrom::Hole(offset),
+        _ => return reply.error(Errno::EINVAL),
+    };
+    match rustix::fs::seek(file, from) {
+        Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+        Err(errno) => reply.error(Errno::from_i32(errno.raw_os_error())),
     }
 }
 

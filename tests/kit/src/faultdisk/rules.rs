@@ -16,6 +16,8 @@ pub enum Operation {
     Flush,
     /// Allocates, punches or zeroes.
     Fallocate,
+    /// Asks where data or a hole is; its place is where it begins to look.
+    Seek,
 }
 
 /// What happens to a request.

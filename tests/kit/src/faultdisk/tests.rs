@@ -92,6 +92,26 @@ fn holes_are_punched_zeroed_and_found() {
     assert_eq!(seek(&file, SeekFrom::Hole(0)), Err(rustix::io::Errno::INVAL));
 }
 
+/// A test of a source that does not say where its holes are would test nothing.
+#[test]
+fn a_question_for_holes_meets_its_rule() {
+    needs!(Fuse);
+    let disk = FaultDisk::of_size(MIB).unwrap();
+    let file = open(&disk);
+    disk.control().add_rule(Rule::on(Operation::Seek, Effect::Error(libc::EIO)).within(4096..8192));
+    assert_eq!(seek(&file, SeekFrom::Hole(0)).unwrap(), 0);
+    assert_eq!(seek(&file, SeekFrom::Hole(4096)), Err(rustix::io::Errno::IO));
+    disk.control().clear_rules();
+    disk.control().add_rule(Rule::on(Operation::Seek, Effect::Stuck));
+    thread::scope(|scope| {
+        let asker = scope.spawn(|| seek(&file, SeekFrom::Hole(4096)));
+        assert!(disk.control().wait_until(Duration::from_secs(5), |counters| counters.stuck == 1));
+        assert_eq!(disk.control().release_stuck(None), 1);
+        assert_eq!(asker.join().unwrap(), Ok(4096));
+    });
+    assert_eq!(disk.control().counters().seeks, 3);
+}
+
 #[test]
 fn a_disk_shrinks_behind_the_back_of_its_reader() {
     needs!(Fuse);

@@ -391,6 +391,7 @@ const PASSING: Faults = Faults {
     again: 60,
     flush_error: 0,
     stuck: 0,
+    late_status: 0,
     no_zeroing: false,
     panic_on_look: false,
 };

@@ -101,8 +101,8 @@ impl Ring for OddRing {
         self.inner.now_ns()
     }
 
-    fn status(&mut self, slot: DeviceSlot, offset: u64) -> Result<Extent> {
-        self.inner.status(slot, offset)
+    fn status_at_once(&mut self, slot: DeviceSlot, offset: u64) -> Option<Result<Extent>> {
+        self.inner.status_at_once(slot, offset)
     }
 
     fn is_zero(&self, buf: BufRange) -> bool {
