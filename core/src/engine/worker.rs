@@ -18,12 +18,12 @@ use super::job::JobCore;
 use crate::buffer::Window;
 use crate::device::{Extent, ExtentKind};
 use crate::error::Result;
-use crate::mirror::{Act, Copier, Failure, FailureCause, Side, Step};
+use crate::mirror::{Act, Copier, Failure, FailureCause, SEAT_BYTES, Side, Step};
 use crate::ring::{Completion, DeviceSlot, Op, Request, Ring, Tag, Wait, monotonic_ns};
 use crate::units::ByteRange;
 
 /// Jobs that a worker carries at most; each takes two device slots of the ring.
-pub(super) const MAX_PARTS: usize = 64;
+pub(super) const MAX_PARTS: u32 = 64;
 /// The key of a flush; pieces have small keys.
 const FLUSH_KEY: u32 = u32::MAX;
 /// The key of a question for block status; there is one at a time.
@@ -32,6 +32,10 @@ const STATUS_KEY: u32 = u32::MAX - 1;
 const BATCH: usize = 32;
 /// How long a batch may take to gather once there is one completion.
 const BATCH_NS: u64 = 1_000_000;
+
+/// Requests of the ring that are kept for jobs with nothing in flight, so that those whose requests do not come back leave the
+/// others a way to go on: a piece and a flush for each. A quarter of the ring where that is less.
+const KEPT: usize = 2 * MAX_PARTS as usize;
 
 /// When the ring has no room, the wait until it is tried again, should nothing complete before.
 const ROOM_NS: u64 = 1_000_000;
@@ -103,10 +107,12 @@ impl<D> Part<D> {
     /// Sends what the copier has to send.
     fn pump<R: Ring<Device = D>>(&mut self, ring: &mut R, window: &mut Window, id: usize) {
         let Some(copier) = &mut self.copier else { return };
+        let most = ring.capacity() - KEPT.min(ring.capacity() / 4);
         self.due_ns = loop {
             match copier.next(ring.now_ns(), window) {
                 Step::Request(request, key) => {
-                    if ring.push(request, tag(id, key)).is_err() {
+                    let crowded = self.in_flight > 0 && ring.in_flight() >= most;
+                    if crowded || ring.push(request, tag(id, key)).is_err() {
                         copier.push_back(&request, key);
                         break Some(ring.now_ns() + ROOM_NS);
                     }
@@ -261,7 +267,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
         let parts = (0..MAX_PARTS).map(|_| None).collect();
         Self {
             mailbox,
-            window: Window::new(ring.memory_bytes()),
+            window: Window::with_seats(ring.memory_bytes(), MAX_PARTS, SEAT_BYTES),
             parts,
             first: 0,
             ending: false,
@@ -324,14 +330,16 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     /// Attaches a part's devices and starts its logic.
     fn take_up<R: Ring<Device = D>>(&mut self, ring: &mut R, mut part: Box<Part<D>>) {
         let Some([source, target]) = &part.devices else { return };
-        let free = self.parts.iter().position(Option::is_none);
+        let free = (0..).zip(&self.parts).find(|(_, part)| part.is_none()).map(|(seat, _)| seat);
         let source = ring.attach(source);
         let target = ring.attach(target);
         match (free, source, target) {
-            (Some(id), Ok(source), Ok(target)) => {
+            (Some(seat), Ok(source), Ok(target)) => {
                 part.slots = [source, target];
-                part.copier = Some(Copier::new(Arc::clone(&part.core.share), part.number, source, target));
-                self.parts[id] = Some(part);
+                // A part that was let go gave back its seat, unless its logic broke twice: then this one has none.
+                let share = Arc::clone(&part.core.share);
+                part.copier = Some(Copier::new(share, part.number, seat, part.slots));
+                self.parts[seat as usize] = Some(part);
             }
             (_, source, target) => {
                 source.into_iter().chain(target).for_each(|slot| ring.detach(slot));

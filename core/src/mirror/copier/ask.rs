@@ -107,7 +107,7 @@ mod tests {
         let geometry = Geometry::new(&options, &shape, &shape, 1).unwrap();
         let bitmaps = Bitmaps::new(&geometry, &options).unwrap();
         let share = Share::new(geometry, &options, bitmaps, false, 1);
-        (Copier::new(Arc::new(share), 0, DeviceSlot(0), DeviceSlot(1)), Window::new(4 << 20))
+        (Copier::new(Arc::new(share), 0, 0, [DeviceSlot(0), DeviceSlot(1)]), Window::new(4 << 20))
     }
 
     fn extent(start: u64, end: u64, kind: ExtentKind) -> Extent {

@@ -22,9 +22,11 @@
 
 mod ask;
 mod finish;
+mod memory;
 mod piece;
 mod plan;
-pub(super) mod rest;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,19 +34,17 @@ use std::sync::Arc;
 use slab::Slab;
 
 use self::ask::Question;
+pub use self::memory::{SEAT_BYTES, spare_bytes};
 use self::piece::{OpenRun, Phase, Piece, Run};
-use self::rest::Rest;
 use super::limiter::Grant;
 use super::share::Share;
-use crate::buffer::{BufRange, Window};
+use crate::buffer::Window;
 use crate::device::Extent;
 use crate::ring::{DeviceSlot, Op, Request};
 use crate::units::{ByteRange, Chunk, bytes_u64};
 
 /// Pieces of one worker at most.
 pub(crate) const MAX_PIECES: usize = 4096;
-/// Of a worker's copy memory, what no single job takes, where there is enough of it.
-pub const RESERVE_BYTES: u64 = 2 << 20;
 /// Zeroing requests in flight at most; they share one thread.
 const MAX_ZEROES: usize = 16;
 
@@ -72,6 +72,8 @@ pub struct Copier {
     share: Arc<Share>,
     /// Which worker this is, for its tally.
     worker: usize,
+    /// Which part of the worker's window is this job's alone.
+    seat: u32,
     /// The source as the ring knows it.
     source: DeviceSlot,
     /// The target as the ring knows it.
@@ -102,8 +104,8 @@ pub struct Copier {
     parked: Vec<(u64, u32)>,
     /// Permission for the next bytes, reserved and not yet due.
     grant: Option<(Grant, u64)>,
-    /// When to rest, where the pace asks for it.
-    rest: Rest,
+    /// What this worker has on its way, as the job's rest counts it.
+    outing: Outing,
     /// Requests in flight: reads, writes, zeroings.
     flying: Flying,
     /// Whether this worker is counted in as holding a part of the sweep.
@@ -117,6 +119,18 @@ pub struct Copier {
     late: Vec<ByteRange>,
 }
 
+/// Where a worker stands between two rests. Pieces that are begun together are one piece to the guest, and are rested for as
+/// one; were others let in when the first is done, there would be no rest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outing {
+    /// Nothing is on its way.
+    Over,
+    /// Something is, and nothing of it is done.
+    Leaving,
+    /// A part of it is done.
+    Returning,
+}
+
 /// How many requests of each kind are in flight, and how many bytes of the window pieces hold.
 #[derive(Debug, Default)]
 struct Flying {
@@ -128,18 +142,22 @@ struct Flying {
     zeroes: usize,
     /// Bytes of window.
     bytes: u64,
+    /// Those of them that are not of the job's own seat.
+    common_bytes: u64,
 }
 
 impl Copier {
-    /// A worker's part of a job, on devices attached to its ring.
+    /// A worker's part of a job, on devices attached to its ring: source and target. Of the worker's window the `seat` is its
+    /// own.
     #[must_use]
-    pub fn new(share: Arc<Share>, worker: usize, source: DeviceSlot, target: DeviceSlot) -> Self {
+    pub fn new(share: Arc<Share>, worker: usize, seat: u32, [source, target]: [DeviceSlot; 2]) -> Self {
         // Workers begin their search for dirty chunks apart, so that they do not meet on every claim.
         let workers = bytes_u64(share.tallies.len().max(1));
         let scan = Chunk(share.dirty.chunks() / workers * bytes_u64(worker));
         Self {
             share,
             worker,
+            seat,
             source,
             target,
             runs: Slab::with_capacity(MAX_PIECES),
@@ -155,7 +173,7 @@ impl Copier {
             ready_zeroes: VecDeque::with_capacity(MAX_PIECES),
             parked: Vec::with_capacity(MAX_PIECES),
             grant: None,
-            rest: Rest::default(),
+            outing: Outing::Over,
             flying: Flying::default(),
             sweeping: false,
             working: false,
@@ -298,30 +316,6 @@ impl Copier {
             self.working = false;
             self.counted_out = true;
             self.share.activity.end_work();
-        }
-    }
-
-    /// The part of the window that a piece uses.
-    fn take_window(&mut self, window: &mut Window, len: u64) -> Option<BufRange> {
-        let paced = self.share.paced_bytes(self.worker);
-        let reserve = RESERVE_BYTES.min(u64::from(window.capacity_bytes()) / 4);
-        let own = u64::from(window.capacity_bytes()) - reserve;
-        let most = self.share.geometry.buf_bytes.min(paced).min(own);
-        if paced == 0 || (self.flying.bytes + len > most && self.flying.bytes > 0) {
-            return None;
-        }
-        let buf = window.take(u32::try_from(len).ok()?)?;
-        self.flying.bytes += len;
-        self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
-        Some(buf)
-    }
-
-    /// Gives the memory of a piece back.
-    fn give_window(&mut self, window: &mut Window, buf: BufRange) {
-        if buf.len > 0 {
-            window.give_back(buf);
-            self.flying.bytes -= u64::from(buf.len);
-            self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
         }
     }
 }
