@@ -70,6 +70,14 @@ impl Crew {
         }
     }
 
+    /// Wakes a worker, as whoever rings a job's bell does.
+    #[cfg(test)]
+    pub(crate) fn wake(&self, number: usize) {
+        if let Some(mate) = self.mates.get(number) {
+            mate.ring.waker().wake();
+        }
+    }
+
     /// Starts a job on a drive, with the protocol broken in the way that is asked for.
     ///
     /// # Errors

@@ -255,7 +255,9 @@ impl Follow {
     /// Copy mode auto: turns to write-blocking when the remainder stops shrinking, and to braking when it still does not.
     fn converge(&mut self, share: &Share, missed: u32, left_bytes: u64, now_ns: u64) {
         let chosen = share.mode_is_chosen.load(Ordering::Acquire);
-        if !self.may_escalate || chosen || share.is_held() || share.is_urgent() {
+        // While copiers wait for the next round of an ignored error, the remainder says nothing of who is faster.
+        let says_nothing = share.is_held() || share.is_urgent() || share.awaits_round(now_ns);
+        if !self.may_escalate || chosen || says_nothing {
             return;
         }
         let small = |(predicted, max)| to_ns(Some(predicted)) <= within_ns(to_ns(Some(max)));

@@ -130,10 +130,12 @@ pub struct Share {
     pub(super) activity: Activity,
     /// With policy `ignore`: rounds so far.
     round: AtomicU32,
-    /// With policy `ignore`: whether something failed since the last round began.
-    round_pending: AtomicBool,
-    /// With policy `ignore`: when the next round may begin.
-    round_at_ns: AtomicU64,
+    /// With policy `ignore`: when the next round may begin; 0 = nothing failed since the last one began.
+    next_round_ns: AtomicU64,
+    /// With policy `ignore`: when the last round began; 0 = all that failed was made up for.
+    last_round_ns: AtomicU64,
+    /// With policy `ignore`: it was the target that failed since the last round began.
+    target_failed: AtomicBool,
     /// How the protocol is broken.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) mutation: Option<Mutation>,
@@ -197,8 +199,9 @@ impl Share {
             failure: OnceLock::new(),
             activity: Activity::default(),
             round: AtomicU32::new(0),
-            round_pending: AtomicBool::new(false),
-            round_at_ns: AtomicU64::new(0),
+            next_round_ns: AtomicU64::new(0),
+            last_round_ns: AtomicU64::new(0),
+            target_failed: AtomicBool::new(false),
             #[cfg(any(test, feature = "sim"))]
             mutation: None,
             tallies: (0..workers).map(|_| Tally::default()).collect(),

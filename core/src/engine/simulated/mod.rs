@@ -3,6 +3,7 @@
 mod copies;
 mod endings;
 mod guests;
+mod rounds;
 mod windows;
 
 use std::sync::Arc;
