@@ -11,6 +11,9 @@ use crate::units::{ByteRange, Chunk, ChunkRange};
 /// When there is work but all of it is somebody else's now, look again after this.
 const MEET_NS: u64 = 1_000_000;
 
+/// Who waits for the speed limit looks at least so often whether it was changed.
+const GRANT_LOOK_NS: u64 = 100_000_000;
+
 /// What cutting led to.
 enum Cut {
     /// A piece was made or a hole skipped; go on.
@@ -290,10 +293,7 @@ impl Copier {
         let align = self.share.geometry.align_bytes;
         let limit = self.share.most_at_once_bytes();
         let longest = self.share.request_bytes().min((limit - limit % align).max(align));
-        let range = match self.grant {
-            Some((grant, bytes)) if self.share.limiter.holds(grant) => whole.prefix(bytes.min(longest)),
-            _ => whole.prefix(longest),
-        };
+        let range = whole.prefix(longest.min(self.granted_bytes(now_ns)));
         if let Err(step) = self.wait_for_grant(range.len(), now_ns) {
             return Cut::Stop(step);
         }
@@ -305,18 +305,27 @@ impl Copier {
         Cut::More
     }
 
+    /// What a reservation that was not used yet is for; without one there is no bound.
+    fn granted_bytes(&self, now_ns: u64) -> u64 {
+        let held = self.grant.filter(|(grant, _)| self.share.limiter.holds(*grant, now_ns));
+        held.map_or(u64::MAX, |(_, bytes)| bytes)
+    }
+
     /// Holds a reservation for `bytes` until its time has come.
     fn wait_for_grant(&mut self, bytes: u64, now_ns: u64) -> Result<(), Step> {
         if self.share.is_urgent() {
             self.grant = None;
             return Ok(());
         }
+        let limiter = &self.share.limiter;
         let grant = match self.grant {
-            Some((grant, _)) if self.share.limiter.holds(grant) => grant,
-            _ => self.share.limiter.reserve(now_ns, bytes),
+            Some((grant, _)) if limiter.holds(grant, now_ns) => grant,
+            given => limiter.reserve(now_ns, bytes, given.map(|(grant, _)| grant)),
         };
         self.grant = Some((grant, bytes));
-        if grant.start_ns > now_ns { Err(Step::Wait(Some(grant.start_ns))) } else { Ok(()) }
+        // One that lies far away may become void without anybody knowing who waits for it.
+        let until_ns = grant.start_ns.min(now_ns + GRANT_LOOK_NS);
+        if grant.start_ns > now_ns { Err(Step::Wait(Some(until_ns))) } else { Ok(()) }
     }
 
     /// Makes a piece that zeroes.
