@@ -143,8 +143,10 @@ pub struct Share {
     pub(super) tallies: Box<[Tally]>,
 }
 
+/// Which worker is the home.
+const HOME: usize = 0;
 /// A job that has less than this left is following, and what a guest wrote just now must not wait.
-pub(super) const FEW_BYTES: u64 = 4 << 20;
+const FEW_BYTES: u64 = 4 << 20;
 
 /// The pace until the home has looked at the guest for the first time, 10 ms later: a busy guest must not be met by a full queue
 /// of copies, and an idle one does not notice.
@@ -251,7 +253,19 @@ impl Share {
     /// How much copiers may have in flight now.
     #[must_use]
     pub(super) fn pace(&self) -> Pace {
-        if self.is_urgent() { Pace::FULL } else { Pace::unpack(self.pace.load(Ordering::Acquire)) }
+        if self.is_urgent() {
+            return Pace::FULL;
+        }
+        let pace = Pace::unpack(self.pace.load(Ordering::Acquire));
+        let is_slow = pace.in_flight_bytes < Pace::SLOWEST.in_flight_bytes || pace.rest_quarters > 0;
+        if is_slow && self.has_few_left() { pace.max_without_rest(Pace::SLOWEST) } else { pace }
+    }
+
+    /// Whether the job follows: the first pass is over, and so little is left that the guest hardly notices when that is copied
+    /// at once, one small request after the other. What a guest wrote just now must not wait for a rest, a turn or a probe.
+    pub(super) fn has_few_left(&self) -> bool {
+        let in_hand = || self.tallies.iter().map(Tally::in_hand_bytes).sum::<u64>();
+        self.sweep_is_claimed() && self.left_bytes() + in_hand() <= FEW_BYTES
     }
 
     /// Whether the copiers are held back for the guest, and have so much to do that it does not matter when they go on.
@@ -272,7 +286,9 @@ impl Share {
             self.tallies[worker].set_waits(false);
             return each;
         }
-        let its_turn = self.turn.load(Ordering::Acquire) == worker;
+        // When little is left the others may sleep, and it is the home that sees what a guest writes: it need not wait until
+        // they have passed the turn on.
+        let its_turn = self.turn.load(Ordering::Acquire) == worker || (worker == HOME && self.has_few_left());
         self.tallies[worker].set_waits(!its_turn);
         if its_turn { pace.in_flight_bytes } else { 0 }
     }

@@ -2,6 +2,7 @@
 
 mod copies;
 mod endings;
+mod follows;
 mod guests;
 mod rounds;
 mod windows;

@@ -11,7 +11,7 @@ const MS: u64 = 1_000_000;
 const EVERY_NS: u64 = MS;
 
 /// Turns whoever is due until the time has come.
-fn turn_until(crew: &mut Crew, world: &Arc<World>, until_ns: u64) {
+pub(super) fn turn_until(crew: &mut Crew, world: &Arc<World>, until_ns: u64) {
     loop {
         let now = world.now_ns();
         let due = |crew: &Crew, n| crew.due_ns(n).filter(|&at| at <= now.max(1));

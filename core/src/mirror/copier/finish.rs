@@ -274,6 +274,7 @@ impl Copier {
             self.share.dirty.mark(ByteRange::new(open.at, open.end));
             self.leave_unwritten(open.run);
             self.drop_hold(open.run);
+            self.share.tallies[self.worker].set_uncut(0);
         }
         for part in [std::mem::take(&mut self.segment), std::mem::take(&mut self.spare)] {
             self.share.dirty.mark(part);

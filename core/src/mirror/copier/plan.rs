@@ -180,6 +180,7 @@ impl Copier {
         let range = self.share.geometry.bytes_of(chunks);
         let run = self.runs.insert(Run { chunks, left: 1, first, whole: true });
         self.open = Some(OpenRun { run, at: range.start(), end: range.end(), forced_until: range.start() });
+        self.share.tallies[self.worker].set_uncut(range.len());
     }
 
     /// The run is cut to its end: drops the cutter's hold on it.
@@ -361,6 +362,7 @@ impl Copier {
     fn advance(&mut self, to: u64) {
         if let Some(open) = &mut self.open {
             open.at = to;
+            self.share.tallies[self.worker].set_uncut(open.end - to);
         }
     }
 }
