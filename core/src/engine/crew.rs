@@ -135,5 +135,6 @@ fn shape(name: &str, disk: &SimDisk) -> DeviceShape {
         queue_depth: Some(64),
         has_holes: true,
         reads_as_zeroes: false,
+        writes_zeroes: false,
     }
 }

@@ -273,7 +273,12 @@ impl Share {
         self.pace() != Pace::FULL && self.left_bytes() > FEW_BYTES
     }
 
-    /// Changes that.
+    /// Whether the copiers are held back for the guest.
+    pub(super) fn is_paced(&self) -> bool {
+        self.pace() != Pace::FULL
+    }
+
+    /// Changes how much that is.
     pub(super) fn set_pace(&self, pace: Pace) {
         self.pace.store(pace.pack(), Ordering::Release);
     }
@@ -370,6 +375,11 @@ impl Share {
     #[must_use]
     pub(crate) fn may_punch(&self) -> bool {
         !self.keep_allocated
+    }
+
+    /// Whether zeroing the target is writing, so that it counts under the speed limit.
+    pub(super) fn writes_zeroes(&self) -> bool {
+        self.keep_allocated || self.geometry.writes_zeroes
     }
 
     /// Whether zeroes are written as data because the target cannot zero.

@@ -6,6 +6,7 @@ mod follows;
 mod guests;
 mod rounds;
 mod windows;
+mod zeroing;
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -82,6 +83,7 @@ impl Sim {
             queue_depth: Some(64),
             has_holes: true,
             reads_as_zeroes: false,
+            writes_zeroes: false,
         };
         let geometry =
             Geometry::new(&recipe.options, &shape("source"), &shape("target"), recipe.workers).unwrap();

@@ -42,7 +42,7 @@ impl Copier {
             Err(errno) => self.failed(key, piece, errno, FailureCause::Io, now_ns, window),
             Ok(bytes) => self.succeeded(key, piece, bytes, now_ns, window, is_zero),
         }
-        if self.flying.bytes == 0 {
+        if self.flying.bytes == 0 && self.flying.zeroing_bytes == 0 {
             self.rest.pause(now_ns);
         }
     }
@@ -244,7 +244,10 @@ impl Copier {
     /// The piece is over: its memory goes back, its hold on the run is dropped.
     fn retire(&mut self, key: u32, piece: Piece, window: &mut Window) {
         self.pieces.try_remove(key as usize);
-        self.give_window(window, piece.buf);
+        match piece.buf.len {
+            0 => self.note_zeroed(piece.range.len()),
+            _ => self.give_window(window, piece.buf),
+        }
         self.drop_hold(piece.run);
     }
 

@@ -124,6 +124,8 @@ struct Flying {
     zeroes: usize,
     /// Bytes of window.
     bytes: u64,
+    /// Bytes that pieces without memory zero; they are in nobody's window, and on their way all the same.
+    zeroing_bytes: u64,
 }
 
 impl Copier {
@@ -314,12 +316,15 @@ impl Copier {
         let reserve = RESERVE_BYTES.min(u64::from(window.capacity_bytes()) / 4);
         let own = u64::from(window.capacity_bytes()) - reserve;
         let most = self.share.geometry.buf_bytes.min(paced).min(own);
-        if paced == 0 || (self.flying.bytes + len > most && self.flying.bytes > 0) {
+        // Beside a zeroing there is nothing for the guest's sake only; it needs no memory.
+        let zeroing = if self.share.is_paced() { self.flying.zeroing_bytes } else { 0 };
+        let in_use = self.flying.bytes + zeroing;
+        if paced == 0 || (in_use + len > most && in_use > 0) {
             return None;
         }
         let buf = window.take(u32::try_from(len).ok()?)?;
         self.flying.bytes += len;
-        self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
+        self.tell_in_flight();
         Some(buf)
     }
 
@@ -328,7 +333,24 @@ impl Copier {
         if buf.len > 0 {
             window.give_back(buf);
             self.flying.bytes -= u64::from(buf.len);
-            self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
+            self.tell_in_flight();
         }
+    }
+
+    /// A piece without memory is going to zero so many bytes.
+    fn note_zeroing(&mut self, bytes: u64) {
+        self.flying.zeroing_bytes += bytes;
+        self.tell_in_flight();
+    }
+
+    /// It is over.
+    fn note_zeroed(&mut self, bytes: u64) {
+        self.flying.zeroing_bytes = self.flying.zeroing_bytes.saturating_sub(bytes);
+        self.tell_in_flight();
+    }
+
+    /// Counts what is on its way, so that a probe of the guest's baseline knows when nothing is.
+    fn tell_in_flight(&self) {
+        self.share.tallies[self.worker].set_in_flight(self.flying.bytes + self.flying.zeroing_bytes);
     }
 }

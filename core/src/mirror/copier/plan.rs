@@ -6,13 +6,16 @@ use crate::buffer::{BufRange, Window};
 use crate::device::{Extent, ExtentKind};
 use crate::mirror::mutation::Mutation;
 use crate::mirror::progress::Count;
-use crate::units::{ByteRange, Chunk, ChunkRange};
+use crate::units::{ByteRange, Chunk, ChunkRange, MIB};
 
 /// When there is work but all of it is somebody else's now, look again after this.
 const MEET_NS: u64 = 1_000_000;
 
 /// Who waits for the speed limit looks at least so often whether it was changed.
 const GRANT_LOOK_NS: u64 = 100_000_000;
+
+/// The largest zeroing while the copiers make room for a guest.
+const PACED_ZERO_BYTES: u64 = MIB;
 
 /// What cutting led to.
 enum Cut {
@@ -227,7 +230,7 @@ impl Copier {
         let whole = ByteRange::new(open.at, end);
         match kind {
             ExtentKind::Data => self.cut_data(whole, now_ns, window),
-            ExtentKind::Zero if !self.target_is_zero(open.run) => self.cut_zero(whole),
+            ExtentKind::Zero if !self.target_is_zero(open.run) => self.cut_zero(whole, now_ns),
             ExtentKind::Zero | ExtentKind::Absent => {
                 self.share.tallies[self.worker].add(Count::Skipped, whole.len());
                 self.leave_unwritten(open.run);
@@ -291,9 +294,7 @@ impl Copier {
         if let Some(until_ns) = self.rest.until_ns(self.share.pace().rest_quarters, now_ns) {
             return Cut::Stop(Step::Wait(Some(until_ns)));
         }
-        let align = self.share.geometry.align_bytes;
-        let limit = self.share.most_at_once_bytes();
-        let longest = self.share.request_bytes().min((limit - limit % align).max(align));
+        let longest = self.share.request_bytes().min(self.most_at_once_bytes());
         let range = whole.prefix(longest.min(self.granted_bytes(now_ns)));
         if let Err(step) = self.wait_for_grant(range.len(), now_ns) {
             return Cut::Stop(step);
@@ -329,13 +330,38 @@ impl Copier {
         if grant.start_ns > now_ns { Err(Step::Wait(Some(until_ns))) } else { Ok(()) }
     }
 
-    /// Makes a piece that zeroes.
-    fn cut_zero(&mut self, whole: ByteRange) -> Cut {
+    /// The largest request that the speed limit and the pace allow, in whole blocks.
+    fn most_at_once_bytes(&self) -> u64 {
+        let (limit, align) = (self.share.most_at_once_bytes(), self.share.geometry.align_bytes);
+        (limit - limit % align).max(align)
+    }
+
+    /// Makes a piece that zeroes, when the pace allows it. The speed limit is asked only where zeroes are really written: a
+    /// hole costs next to nothing, and a sparse disk would take as long as a full one.
+    fn cut_zero(&mut self, whole: ByteRange, now_ns: u64) -> Cut {
         let Some(open) = self.open else { return Cut::End };
-        if self.ready_zeroes.len() >= super::MAX_ZEROES {
+        if self.ready_zeroes.len() >= super::MAX_ZEROES || !self.may_zero() {
             return Cut::Stop(Step::Wait(None));
         }
-        let part = whole.prefix(self.share.geometry.zero_bytes);
+        if let Some(until_ns) = self.rest.until_ns(self.share.pace().rest_quarters, now_ns) {
+            return Cut::Stop(Step::Wait(Some(until_ns)));
+        }
+        let mut longest = self.share.geometry.zero_bytes;
+        if self.share.writes_zeroes() {
+            let most = self.most_at_once_bytes().min(self.share.geometry.buf_bytes);
+            longest = longest.min(most).min(self.granted_bytes(now_ns));
+        } else if self.share.is_paced() {
+            longest = longest.min(PACED_ZERO_BYTES.max(self.share.geometry.align_bytes));
+        }
+        let part = whole.prefix(longest);
+        if self.share.writes_zeroes() {
+            if let Err(step) = self.wait_for_grant(part.len(), now_ns) {
+                return Cut::Stop(step);
+            }
+            self.grant = None;
+        }
+        self.rest.work(now_ns);
+        self.note_zeroing(part.len());
         self.add_piece(Piece {
             run: open.run,
             range: part,
@@ -345,6 +371,17 @@ impl Copier {
         });
         self.advance(part.end());
         Cut::More
+    }
+
+    /// Whether the pace allows a zeroing: while it holds the copiers back, one at a time, and only beside so much data that
+    /// something is left of it. Zeroes that are written are at no time more than data would be, for a guest that comes back
+    /// waits behind them.
+    fn may_zero(&self) -> bool {
+        let (data, zeroing) = (self.flying.bytes, self.flying.zeroing_bytes);
+        if self.share.is_paced() {
+            return zeroing == 0 && data < self.share.paced_bytes(self.worker);
+        }
+        zeroing == 0 || !self.share.writes_zeroes() || data + zeroing < self.share.geometry.buf_bytes
     }
 
     /// Enters a piece and makes it ready.
