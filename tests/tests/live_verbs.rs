@@ -122,7 +122,8 @@ fn a_pending_job_holds_the_guest_until_it_is_finalized_or_cancelled() {
     }
 }
 
-/// Scenario 7: the speed may be changed at any time, and is kept before the job is ready and after.
+/// Scenario 7: the speed may be changed at any time, and is kept before the job is ready and after: a guest is not disturbed by
+/// more, and a job that is not held up does not copy much less either.
 #[test]
 fn the_speed_limit_is_kept_in_both_phases() {
     let scene = Scene::new(SIZE, Medium::Memory, Medium::Memory);
@@ -130,27 +131,30 @@ fn the_speed_limit_is_kept_in_both_phases() {
         speed_bytes_per_s: 4 * MIB,
         ..Scene::options_in(CopyModeChoice::Background)
     });
-    let copied_in = |time: Duration| {
+    // Over a whole second, in which a machine that is busy otherwise makes up for most of what it held up.
+    let keeps = |speed: u64| {
         let (begun, before) = (Instant::now(), job.query().progress.copied_bytes);
-        thread::sleep(time);
-        (job.query().progress.copied_bytes - before, begun.elapsed())
+        thread::sleep(Duration::from_secs(1));
+        let copied = job.query().progress.copied_bytes - before;
+        let time = begun.elapsed();
+        let exact = u64::try_from(u128::from(speed) * time.as_millis() / 1000).unwrap();
+        // What began before and ended in it, on a disk that is held up for a moment; bursts are far below that.
+        let most = exact + speed / 20;
+        assert!(copied <= most, "{copied} in {time:?} at {speed} a second");
+        assert!(copied >= exact / 10 * 7, "only {copied} in {time:?} at {speed} a second");
     };
-    let most = |speed: u64, time: Duration| {
-        // A burst of the limit, and what was in flight.
-        u64::try_from(u128::from(speed) * time.as_millis() / 1000).unwrap() + MIB
-    };
-    let (copied, time) = copied_in(Duration::from_millis(500));
-    assert!(copied > 0 && copied <= most(4 * MIB, time), "{copied} in {time:?}");
+    keeps(4 * MIB);
     job.set_speed(0).unwrap();
     until_status(&job, JobStatus::Ready);
+    // A job may be ready with some of the first pass on its way, which no limit holds up any more.
+    until("the first pass is copied", || job.query().dirty_bytes == 0);
     // Guests that write much more than that.
     job.set_speed(2 * MIB).unwrap();
     assert_eq!(job.query().speed_bytes_per_s, 2 * MIB);
     let plans = [1, 2].map(|seed| GuestPlan::over(SIZE, seed));
     let guests = scene.guests_with(&plans);
-    guests.go_on(50);
-    let (copied, time) = copied_in(Duration::from_millis(500));
-    assert!(copied <= most(2 * MIB, time), "{copied} in {time:?}");
+    until("enough is dirty", || job.query().dirty_bytes > 4 * MIB);
+    keeps(2 * MIB);
     job.set_speed(0).unwrap();
     until("it catches up", || job.query().dirty_bytes < MIB);
     let _ = scene.complete(&job, Completion::PointInTime);

@@ -4,6 +4,9 @@
 //! target is read again and again at that place, past the page cache, until the block is there. That is an upper bound of
 //! what is promised, which is the time until the write to the target is *sent*: it holds the write itself and up to one
 //! read besides.
+//!
+//! A home that looks for dirty chunks every other millisecond goes to sleep when there was none for a tenth of a second, and
+//! is woken by the write. That is another way, with a system call in the guest's path, so it has a row of its own.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -25,8 +28,10 @@ use crate::targets::Bound;
 const DISK_BYTES: u64 = 64 * MIB;
 /// Bytes of a write.
 const BLOCK_BYTES: usize = 4096;
-/// The guest pauses so long, and up to twice as long, between two writes.
-const PAUSE: Duration = Duration::from_millis(4);
+/// The guest's pause between two writes to a home that is awake: so long, and up to as much longer.
+const AWAKE: [Duration; 2] = [Duration::from_millis(4), Duration::from_millis(4)];
+/// The same, so long that the home has gone to sleep.
+const ASLEEP: [Duration; 2] = [Duration::from_millis(150), Duration::from_millis(50)];
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The seed of the stamps.
@@ -42,13 +47,28 @@ pub fn measure(options: &Options) -> Result<Part> {
         latency_budget,
         ..MirrorOptions::default()
     };
-    let default = lags(&disks, &engine, with(LatencyBudget::default()), most)?;
-    let off = lags(&disks, &engine, with(LatencyBudget::Off), most)?;
-    Ok(part(&default, &off))
+    // Those that come seldom are few, so that they take a few seconds only.
+    let seldom = if options.quick { 15 } else { 40 };
+    let rows = [
+        ("default latency budget", LatencyBudget::default(), AWAKE, most),
+        ("no latency budget", LatencyBudget::Off, AWAKE, most),
+        ("default latency budget, home asleep", LatencyBudget::default(), ASLEEP, seldom),
+    ];
+    let measured = rows.map(|(name, latency_budget, pause, writes)| {
+        lags(&disks, &engine, with(latency_budget), pause, writes).map(|lags| (name, lags))
+    });
+    let measured = measured.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(part(&measured))
 }
 
 /// The lags of writes to a job with these options: so many, or as many as there is time for.
-fn lags(disks: &Disks, engine: &Engine, options: MirrorOptions, most: u64) -> Result<Histogram<u64>> {
+fn lags(
+    disks: &Disks,
+    engine: &Engine,
+    options: MirrorOptions,
+    [least, more]: [Duration; 2],
+    most: u64,
+) -> Result<Histogram<u64>> {
     let drive = disks.drive()?;
     let job = engine.mirror(&drive, disks.target()?, options).context(|| "job")?;
     stage::wait_until(&job, PATIENCE, |job| job.status().is_ready())?;
@@ -62,7 +82,7 @@ fn lags(disks: &Disks, engine: &Engine, options: MirrorOptions, most: u64) -> Re
         let chaos = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let block = bytes_u64(BLOCK_BYTES);
         let range = ByteRange::at(chaos % (DISK_BYTES / block) * block, block);
-        std::thread::sleep(PAUSE + PAUSE.mul_f64((chaos % 1000) as f64 / 1000.0));
+        std::thread::sleep(least + more.mul_f64((chaos % 1000) as f64 / 1000.0));
         let id = WriteId::new(0, number + 1);
         stamp::write(&mut buffer, SEED, id, range.start());
         buffer = write(&mut guest, range.start(), buffer)?;
@@ -108,18 +128,20 @@ fn lag(target: &mut dyn ReadAt, range: ByteRange, id: WriteId, told: Instant) ->
 }
 
 /// Table and promise.
-fn part(default: &Histogram<u64>, off: &Histogram<u64>) -> Part {
-    let title = "Single writes to a ready job in background mode on an otherwise idle disk, 4 to 8 ms apart: from the guest's \
-                 acknowledgement until a read of the target finds the block. An upper bound of the time until the target's \
-                 write is sent: it holds that write, and up to one look (about 100 us).";
+fn part(rows: &[(&str, Histogram<u64>)]) -> Part {
+    let title = "Single writes to a ready job in background mode on an otherwise idle disk, 4 to 8 ms apart, or 150 to 200 ms \
+                 where the home is to be asleep: from the guest's acknowledgement until a read of the target finds the block. \
+                 An upper bound of the time until the target's write is sent: it holds that write, and up to one look (about \
+                 100 us).";
     let mut part = Part::new("lag", title, &["", "writes", "p50", "p99", "max"]);
     let ms = |ns: u64| micros(Duration::from_nanos(ns)) / 1000.0;
-    for (name, lags) in [("default latency budget", default), ("no latency budget", off)] {
+    for (name, lags) in rows {
         let cell = |ns: u64| format!("{:.2} ms", ms(ns));
         let [p50, p99] = [0.5, 0.99].map(|quantile| cell(lags.value_at_quantile(quantile)));
-        part.rows.push(vec![name.to_owned(), lags.len().to_string(), p50, p99, cell(lags.max())]);
+        part.rows.push(vec![(*name).to_owned(), lags.len().to_string(), p50, p99, cell(lags.max())]);
     }
-    let p99 = ms(default.value_at_quantile(0.99));
-    part.promise("follow lag on an idle disk, p99 in ms", Bound::AtMost(5.0), Some(p99));
+    let worst = rows.iter().map(|(_, lags)| lags.value_at_quantile(0.99)).max();
+    let promise = "follow lag on an idle disk, p99 in ms, the worst of the rows";
+    part.promise(promise, Bound::AtMost(5.0), worst.map(ms));
     part
 }

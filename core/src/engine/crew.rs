@@ -70,6 +70,14 @@ impl Crew {
         }
     }
 
+    /// Wakes a worker, as whoever rings a job's bell does.
+    #[cfg(test)]
+    pub(crate) fn wake(&self, number: usize) {
+        if let Some(mate) = self.mates.get(number) {
+            mate.ring.waker().wake();
+        }
+    }
+
     /// Starts a job on a drive, with the protocol broken in the way that is asked for.
     ///
     /// # Errors
@@ -127,5 +135,6 @@ fn shape(name: &str, disk: &SimDisk) -> DeviceShape {
         queue_depth: Some(64),
         has_holes: true,
         reads_as_zeroes: false,
+        writes_zeroes: false,
     }
 }

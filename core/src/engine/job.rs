@@ -318,8 +318,13 @@ impl Job {
     /// # Errors
     /// [`ErrorKind::WrongState`] naming the state.
     pub fn set_speed(&self, bytes_per_s: u64) -> Result<()> {
+        self.set_speed_at(bytes_per_s, monotonic_ns())
+    }
+
+    /// The same at a time that the caller tells, for the simulation has a clock of its own.
+    pub(crate) fn set_speed_at(&self, bytes_per_s: u64, now_ns: u64) -> Result<()> {
         self.check(Verb::SetSpeed)?;
-        self.core.share.limiter.set_speed(bytes_per_s);
+        self.core.share.limiter.set_speed(bytes_per_s, now_ns);
         self.core.wake_all();
         Ok(())
     }

@@ -215,6 +215,8 @@ fn shape(device: &Device, contiguous: bool) -> DeviceShape {
     let limits = device.limits();
     let block_device = device.kind() == DeviceKind::BlockDevice;
     let depth = limits.queue.as_ref().and_then(|q| q.nr_requests).filter(|_| block_device);
+    let has_zeroes_command =
+        limits.queue.as_ref().and_then(|q| q.write_zeroes_max_bytes).is_some_and(|bytes| bytes > 0);
     DeviceShape {
         name: device.name().to_owned(),
         size_bytes: device.size_bytes(),
@@ -227,5 +229,6 @@ fn shape(device: &Device, contiguous: bool) -> DeviceShape {
         queue_depth: depth.and_then(|d| usize::try_from(d).ok()),
         has_holes: !block_device,
         reads_as_zeroes: device.reads_as_zeroes(),
+        writes_zeroes: block_device && !has_zeroes_command,
     }
 }

@@ -10,7 +10,8 @@
 //!
 //! A write is refused, and then goes to the source alone and leaves its chunks dirty, when a copier or an overlapping guest
 //! write owns a part of it (it never waits), when it is not aligned to the target's blocks, while the first pass relies on what
-//! the target was before (**First from the sweep**), or when it would touch a part of a cluster that was not copied yet.
+//! the target was before (**First from the sweep**), while the target is left alone after an error, or when it would touch a
+//! part of a cluster that was not copied yet.
 //!
 //! Only chunks that the write covers wholly become clean by it, and they are cleared before the writes are sent, as a
 //! copier does (**Claim, clear, read**): an overlapping write that goes to the source alone marks them again at its end.
@@ -97,8 +98,12 @@ impl Share {
 
     /// Claims `range` for a write to both sides; `None`: to the source alone, then [`Self::guest_wrote`].
     pub fn begin_active(&self, range: ByteRange) -> Option<ActiveWrite> {
-        // A target that has stopped the job by an error is left alone until the host resumes it.
-        let off = self.copy_mode() != CopyMode::WriteBlocking || self.is_ending() || self.stopped().is_some();
+        // A target that failed is left alone: until the host resumes the job that it stopped, or until the next round of an
+        // error that is ignored. Else each guest write to a bad place would be one more error.
+        let off = self.copy_mode() != CopyMode::WriteBlocking
+            || self.is_ending()
+            || self.stopped().is_some()
+            || self.spares_target();
         if off || !self.may_be_active(range) {
             return None;
         }

@@ -59,7 +59,7 @@ pub enum Verdict {
     Escalate(Reason),
 }
 
-/// Why it escalates, for the event.
+/// Why it escalates; the host's event tells only what is done about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The remainder no longer shrinks.

@@ -284,7 +284,8 @@ impl Coordinator {
         if (!ready || share.wants_completion()) && self.must_measure(share, sight) {
             return self.flush(share, if ready { Purpose::BeforeGate } else { Purpose::ToBeReady });
         }
-        if self.must_brake(ready, share) {
+        // What failed and is tried again later would only hold the guest for nothing.
+        if self.must_brake(ready, share) && !share.awaits_round(sight.now_ns) {
             return self.close_gate(share, sight.now_ns);
         }
         Act::Rest

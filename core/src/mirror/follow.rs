@@ -17,7 +17,7 @@ use super::options::{CopyModeChoice, LatencyBudget, MirrorOptions};
 use super::pace::Pace;
 use super::pacer::{Budget, GuestLatency, Pacer, Tick};
 use super::progress::Progress;
-use super::share::{Escalation, FEW_BYTES, Notice, Share};
+use super::share::{Escalation, Notice, Share};
 
 /// How often stock is taken while there is work.
 const TICK_NS: u64 = 10_000_000;
@@ -214,31 +214,23 @@ impl Follow {
         });
         share.figures.publish(&self.estimate);
         self.converge(share, missed, left_bytes, now_ns);
-        self.set_pace(share, guest, &progress, left_bytes, now_ns)
+        self.set_pace(share, guest, &progress, now_ns)
     }
 
     /// Makes room for the guest; `true` when the copiers may go faster than before.
-    fn set_pace(
-        &mut self,
-        share: &Share,
-        guest: Option<&Guest>,
-        progress: &Progress,
-        left_bytes: u64,
-        now_ns: u64,
-    ) -> bool {
+    fn set_pace(&mut self, share: &Share, guest: Option<&Guest>, progress: &Progress, now_ns: u64) -> bool {
         let (Some(pacer), Some(guest)) = (&mut self.pacer, guest) else { return false };
         let before = share.pace();
         let copying_bytes = progress.in_flight_bytes;
-        let mut pace =
-            pacer.tick(&Tick { now_ns, guest: &guest.latency, guest_waits: guest.waits, copying_bytes });
-        let few = share.sweep_is_claimed() && left_bytes <= FEW_BYTES;
-        if few && pace.in_flight_bytes < Pace::SLOWEST.in_flight_bytes {
-            pace = Pace::SLOWEST;
-        }
-        share.set_pace(pace);
+        share.set_pace(pacer.tick(&Tick {
+            now_ns,
+            guest: &guest.latency,
+            guest_waits: guest.waits,
+            copying_bytes,
+        }));
         // A turn in which nobody may copy is none.
         let passed = before.in_flight_bytes > 0 && share.pass_turn(now_ns);
-        passed || pace.in_flight_bytes > before.in_flight_bytes
+        passed || share.pace().in_flight_bytes > before.in_flight_bytes
     }
 
     /// What slows the copiers down.
@@ -255,7 +247,9 @@ impl Follow {
     /// Copy mode auto: turns to write-blocking when the remainder stops shrinking, and to braking when it still does not.
     fn converge(&mut self, share: &Share, missed: u32, left_bytes: u64, now_ns: u64) {
         let chosen = share.mode_is_chosen.load(Ordering::Acquire);
-        if !self.may_escalate || chosen || share.is_held() || share.is_urgent() {
+        // While copiers wait for the next round of an ignored error, the remainder says nothing of who is faster.
+        let says_nothing = share.is_held() || share.is_urgent() || share.awaits_round(now_ns);
+        if !self.may_escalate || chosen || says_nothing {
             return;
         }
         let small = |(predicted, max)| to_ns(Some(predicted)) <= within_ns(to_ns(Some(max)));
@@ -348,7 +342,9 @@ impl Follow {
         }
         if share.is_held() || !share.is_finished() {
             self.clean_since_ns = None;
-            return Some(self.tick_at_ns.max(now_ns + 1));
+            // While another worker has the last of it in hand, the guest goes on writing, and the home is who sees that.
+            let soon = if !share.is_held() && share.has_few_left() { now_ns + LOOK_NS } else { u64::MAX };
+            return Some(self.tick_at_ns.min(soon).max(now_ns + 1));
         }
         let since = *self.clean_since_ns.get_or_insert(now_ns);
         if now_ns < since + QUIET_NS {

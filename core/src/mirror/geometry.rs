@@ -36,6 +36,8 @@ pub struct DeviceShape {
     pub has_holes: bool,
     /// Whether it reads as zeroes now.
     pub reads_as_zeroes: bool,
+    /// Whether it has no command for zeroes, so that zeroing it writes them.
+    pub writes_zeroes: bool,
 }
 
 /// The sizes of a job.
@@ -69,6 +71,8 @@ pub struct Geometry {
     pub target_depth: usize,
     /// Whether the source must be asked where its holes are.
     pub ask_status: bool,
+    /// Whether zeroing the target writes zeroes.
+    pub writes_zeroes: bool,
 }
 
 impl Geometry {
@@ -135,6 +139,7 @@ impl Geometry {
             source_depth: depth(source),
             target_depth: depth(target),
             ask_status: source.has_holes || options.extents.is_some(),
+            writes_zeroes: target.writes_zeroes,
         })
     }
 

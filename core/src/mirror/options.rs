@@ -75,7 +75,13 @@ pub struct MirrorOptions {
     pub granularity: Option<Granularity>,
     /// Bytes in flight per worker, rounded up to the granularity; 0 = 16 MiB.
     pub buf_size_bytes: u64,
-    /// Bytes per second at most, over all workers; 0 = no limit.
+    /// Bytes per second at most, over all workers; 0 = no limit. It is smooth: in no time is more begun than the limit allows
+    /// for 2 ms longer, but for one request of 4 KiB where the limit is that slow.
+    ///
+    /// Counted is what the job copies, and zeroes where they are really written: with `keep_allocated`, or to a target that has
+    /// no other way. Not counted are holes that are punched or unmapped, or need no request; what guest writes take to both
+    /// sides themselves (write-blocking), which goes as fast as the guest does; and what is copied while guest requests are
+    /// held for a switch-over.
     pub speed_bytes_per_s: u64,
     /// Look for zeroes in the data and carry them over as holes.
     pub zero_detect: bool,

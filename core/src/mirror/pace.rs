@@ -28,6 +28,16 @@ impl Pace {
     /// Hold still: begin nothing, end what is on its way.
     pub const HOLD: Self = Self { in_flight_bytes: 0, request_bytes: 64 * KIB, rest_quarters: 0 };
 
+    /// The faster of the two in all that they bound, without a rest.
+    #[must_use]
+    pub(super) fn max_without_rest(self, other: Self) -> Self {
+        Self {
+            in_flight_bytes: self.in_flight_bytes.max(other.in_flight_bytes),
+            request_bytes: self.request_bytes.max(other.request_bytes),
+            rest_quarters: 0,
+        }
+    }
+
     /// All in one word, bytes in units of 4 KiB.
     #[must_use]
     pub(crate) fn pack(self) -> u64 {

@@ -20,6 +20,8 @@ pub struct Tally {
     recopied: AtomicU64,
     /// Bytes being copied now.
     in_flight: AtomicU64,
+    /// Bytes of a claimed run that no request was made for yet: of a hole, up to a gigabyte.
+    uncut: AtomicU64,
     /// Requests made or under way.
     pieces: AtomicU64,
     /// Has data to copy and waits for its turn, where the pace is too slow for all.
@@ -79,6 +81,16 @@ impl Tally {
     /// Whether it does.
     pub(super) fn waits(&self) -> bool {
         self.waits.load(Ordering::Acquire)
+    }
+
+    /// Sets the bytes of the claimed run that no request was made for yet.
+    pub(super) fn set_uncut(&self, bytes: u64) {
+        self.uncut.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that are claimed and not done.
+    pub(super) fn in_hand_bytes(&self) -> u64 {
+        self.uncut.load(Ordering::Relaxed) + self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Sets the bytes being copied now.

@@ -136,10 +136,12 @@ pub struct Share {
     pub(super) activity: Activity,
     /// With policy `ignore`: rounds so far.
     round: AtomicU32,
-    /// With policy `ignore`: whether something failed since the last round began.
-    round_pending: AtomicBool,
-    /// With policy `ignore`: when the next round may begin.
-    round_at_ns: AtomicU64,
+    /// With policy `ignore`: when the next round may begin; 0 = nothing failed since the last one began.
+    next_round_ns: AtomicU64,
+    /// With policy `ignore`: when the last round began; 0 = all that failed was made up for.
+    last_round_ns: AtomicU64,
+    /// With policy `ignore`: it was the target that failed since the last round began.
+    target_failed: AtomicBool,
     /// How the protocol is broken.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) mutation: Option<Mutation>,
@@ -147,8 +149,10 @@ pub struct Share {
     pub(super) tallies: Box<[Tally]>,
 }
 
+/// Which worker is the home.
+const HOME: usize = 0;
 /// A job that has less than this left is following, and what a guest wrote just now must not wait.
-pub(super) const FEW_BYTES: u64 = 4 << 20;
+const FEW_BYTES: u64 = 4 << 20;
 
 /// The pace until the home has looked at the guest for the first time, 10 ms later: a busy guest must not be met by a full queue
 /// of copies, and an idle one does not notice.
@@ -205,8 +209,9 @@ impl Share {
             failure: OnceLock::new(),
             activity: Activity::default(),
             round: AtomicU32::new(0),
-            round_pending: AtomicBool::new(false),
-            round_at_ns: AtomicU64::new(0),
+            next_round_ns: AtomicU64::new(0),
+            last_round_ns: AtomicU64::new(0),
+            target_failed: AtomicBool::new(false),
             #[cfg(any(test, feature = "sim"))]
             mutation: None,
             tallies: (0..workers).map(|_| Tally::default()).collect(),
@@ -256,7 +261,19 @@ impl Share {
     /// How much copiers may have in flight now.
     #[must_use]
     pub(super) fn pace(&self) -> Pace {
-        if self.is_urgent() { Pace::FULL } else { Pace::unpack(self.pace.load(Ordering::Acquire)) }
+        if self.is_urgent() {
+            return Pace::FULL;
+        }
+        let pace = Pace::unpack(self.pace.load(Ordering::Acquire));
+        let is_slow = pace.in_flight_bytes < Pace::SLOWEST.in_flight_bytes || pace.rest_quarters > 0;
+        if is_slow && self.has_few_left() { pace.max_without_rest(Pace::SLOWEST) } else { pace }
+    }
+
+    /// Whether the job follows: the first pass is over, and so little is left that the guest hardly notices when that is copied
+    /// at once, one small request after the other. What a guest wrote just now must not wait for a rest, a turn or a probe.
+    pub(super) fn has_few_left(&self) -> bool {
+        let in_hand = || self.tallies.iter().map(Tally::in_hand_bytes).sum::<u64>();
+        self.sweep_is_claimed() && self.left_bytes() + in_hand() <= FEW_BYTES
     }
 
     /// Whether the copiers are held back for the guest, and have so much to do that it does not matter when they go on.
@@ -264,7 +281,12 @@ impl Share {
         self.pace() != Pace::FULL && self.left_bytes() > FEW_BYTES
     }
 
-    /// Changes that.
+    /// Whether the copiers are held back for the guest.
+    pub(super) fn is_paced(&self) -> bool {
+        self.pace() != Pace::FULL
+    }
+
+    /// Changes how much that is.
     pub(super) fn set_pace(&self, pace: Pace) {
         self.pace.store(pace.pack(), Ordering::Release);
     }
@@ -277,7 +299,9 @@ impl Share {
             self.tallies[worker].set_waits(false);
             return each;
         }
-        let its_turn = self.turn.load(Ordering::Acquire) == worker;
+        // When little is left the others may sleep, and it is the home that sees what a guest writes: it need not wait until
+        // they have passed the turn on.
+        let its_turn = self.turn.load(Ordering::Acquire) == worker || (worker == HOME && self.has_few_left());
         self.tallies[worker].set_waits(!its_turn);
         if its_turn { pace.in_flight_bytes } else { 0 }
     }
@@ -377,6 +401,11 @@ impl Share {
     #[must_use]
     pub(crate) fn may_punch(&self) -> bool {
         !self.keep_allocated
+    }
+
+    /// Whether zeroing the target is writing, so that it counts under the speed limit.
+    pub(super) fn writes_zeroes(&self) -> bool {
+        self.keep_allocated || self.geometry.writes_zeroes
     }
 
     /// Whether zeroes are written as data because the target cannot zero.

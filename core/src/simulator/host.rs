@@ -101,7 +101,7 @@ impl Simulation {
         refused(match pick {
             0 => job.pause(),
             1..4 => job.resume(),
-            4 => return exact(Verb::SetSpeed, job.set_speed(number * (10 << 20))),
+            4 => return exact(Verb::SetSpeed, job.set_speed_at(number * (10 << 20), self.world.now_ns())),
             5 => return exact(Verb::SetCopyMode, job.set_copy_mode(CopyMode::WriteBlocking)),
             6 => return exact(Verb::SetCopyMode, job.set_copy_mode(CopyMode::Background)),
             7 if number == 0 => job.complete(Completion::Pivot),
@@ -151,7 +151,7 @@ impl Simulation {
         let Some(Live { job, share, .. }) = &self.live else { return Ok(()) };
         refused(job.resume())?;
         if impatient {
-            refused(job.set_speed(0))?;
+            refused(job.set_speed_at(0, self.world.now_ns()))?;
         }
         let force = self.recipe.wanted == Wanted::ForceCancel || (impatient && forever);
         let status = job.status();

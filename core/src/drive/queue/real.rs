@@ -60,6 +60,7 @@ impl Files {
             queue_depth: Some(64),
             has_holes: true,
             reads_as_zeroes: false,
+            writes_zeroes: false,
         };
         let geometry = Geometry::new(&options, &shape("disk"), &shape("target"), 1).unwrap();
         let bitmaps = Bitmaps::new(&geometry, &options).unwrap();

@@ -2,8 +2,11 @@
 
 mod copies;
 mod endings;
+mod follows;
 mod guests;
+mod rounds;
 mod windows;
+mod zeroing;
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -80,6 +83,7 @@ impl Sim {
             queue_depth: Some(64),
             has_holes: true,
             reads_as_zeroes: false,
+            writes_zeroes: false,
         };
         let geometry =
             Geometry::new(&recipe.options, &shape("source"), &shape("target"), recipe.workers).unwrap();

@@ -33,7 +33,7 @@ impl Copier {
         is_zero: &dyn Fn(BufRange) -> bool,
     ) {
         let Some(piece) = self.pieces.get(key as usize).copied() else { return };
-        let held_bytes = self.flying.bytes;
+        let out_bytes = self.flying.out_bytes();
         match piece.phase {
             Phase::Read { .. } => self.flying.reads -= 1,
             Phase::Write { .. } => self.flying.writes -= 1,
@@ -43,9 +43,9 @@ impl Copier {
             Err(errno) => self.failed(key, piece, errno, FailureCause::Io, now_ns, window),
             Ok(bytes) => self.succeeded(key, piece, bytes, now_ns, window, is_zero),
         }
-        if self.outing != Outing::Over && self.flying.bytes < held_bytes {
+        if self.outing != Outing::Over && self.flying.out_bytes() < out_bytes {
             self.outing = Outing::Returning;
-            if self.flying.bytes == 0 {
+            if self.flying.out_bytes() == 0 {
                 self.outing = Outing::Over;
                 self.share.come_back(now_ns);
             }
@@ -249,7 +249,10 @@ impl Copier {
     /// The piece is over: its memory goes back, its hold on the run is dropped.
     fn retire(&mut self, key: u32, piece: Piece, window: &mut Window) {
         self.pieces.try_remove(key as usize);
-        self.give_window(window, piece.buf);
+        match piece.buf.len {
+            0 => self.note_zeroed(piece.range.len()),
+            _ => self.give_window(window, piece.buf),
+        }
         self.drop_hold(piece.run);
     }
 
@@ -280,6 +283,7 @@ impl Copier {
             self.share.dirty.mark(ByteRange::new(open.at, open.end));
             self.leave_unwritten(open.run);
             self.drop_hold(open.run);
+            self.share.tallies[self.worker].set_uncut(0);
         }
         for part in [std::mem::take(&mut self.segment), std::mem::take(&mut self.spare)] {
             self.share.dirty.mark(part);

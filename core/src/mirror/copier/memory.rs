@@ -78,7 +78,8 @@ impl Copier {
     pub(super) fn room(&self, window: &Window, want: u64) -> Option<Room> {
         let paced = self.share.paced_bytes(self.worker);
         let most = self.share.geometry.buf_bytes.min(paced);
-        let held = self.flying.bytes;
+        // Beside a zeroing, which needs no memory, a small pace leaves as much less.
+        let held = if self.share.is_paced() { self.flying.out_bytes() } else { self.flying.bytes };
         if paced == 0 || (held > 0 && held + want > most) {
             return None;
         }
@@ -98,7 +99,7 @@ impl Copier {
         if !room.seat {
             self.flying.common_bytes += room.len;
         }
-        self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
+        self.tell_in_flight();
         Some(buf)
     }
 
@@ -112,7 +113,7 @@ impl Copier {
         if window.is_common(buf) {
             self.flying.common_bytes -= u64::from(buf.len);
         }
-        self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
+        self.tell_in_flight();
     }
 }
 

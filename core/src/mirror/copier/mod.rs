@@ -144,6 +144,15 @@ struct Flying {
     bytes: u64,
     /// Those of them that are not of the job's own seat.
     common_bytes: u64,
+    /// Bytes that pieces without memory zero; they are in nobody's window, and on their way all the same.
+    zeroing_bytes: u64,
+}
+
+impl Flying {
+    /// Bytes on their way, as the guest feels them.
+    fn out_bytes(&self) -> u64 {
+        self.bytes + self.zeroing_bytes
+    }
 }
 
 impl Copier {
@@ -317,5 +326,22 @@ impl Copier {
             self.counted_out = true;
             self.share.activity.end_work();
         }
+    }
+
+    /// A piece without memory is going to zero so many bytes.
+    fn note_zeroing(&mut self, bytes: u64) {
+        self.flying.zeroing_bytes += bytes;
+        self.tell_in_flight();
+    }
+
+    /// It is over.
+    fn note_zeroed(&mut self, bytes: u64) {
+        self.flying.zeroing_bytes = self.flying.zeroing_bytes.saturating_sub(bytes);
+        self.tell_in_flight();
+    }
+
+    /// Counts what is on its way, so that a probe of the guest's baseline knows when nothing is.
+    fn tell_in_flight(&self) {
+        self.share.tallies[self.worker].set_in_flight(self.flying.out_bytes());
     }
 }

@@ -6,10 +6,16 @@ use crate::buffer::{BufRange, Window};
 use crate::device::ExtentKind;
 use crate::mirror::mutation::Mutation;
 use crate::mirror::progress::Count;
-use crate::units::{ByteRange, Chunk, ChunkRange};
+use crate::units::{ByteRange, Chunk, ChunkRange, MIB};
 
 /// When there is work but all of it is somebody else's now, look again after this.
 const MEET_NS: u64 = 1_000_000;
+
+/// Who waits for the speed limit looks at least so often whether it was changed.
+const GRANT_LOOK_NS: u64 = 100_000_000;
+
+/// The largest zeroing while the copiers make room for a guest.
+const PACED_ZERO_BYTES: u64 = MIB;
 
 /// What cutting led to.
 enum Cut {
@@ -175,6 +181,7 @@ impl Copier {
         let range = self.share.geometry.bytes_of(chunks);
         let run = self.runs.insert(Run { chunks, left: 1, first, whole: true });
         self.open = Some(OpenRun { run, at: range.start(), end: range.end(), forced_until: range.start() });
+        self.share.tallies[self.worker].set_uncut(range.len());
     }
 
     /// The run is cut to its end: drops the cutter's hold on it.
@@ -213,7 +220,7 @@ impl Copier {
         let whole = ByteRange::new(open.at, end);
         match kind {
             ExtentKind::Data => self.cut_data(whole, now_ns, window),
-            ExtentKind::Zero if !self.target_is_zero(open.run) => self.cut_zero(whole),
+            ExtentKind::Zero if !self.target_is_zero(open.run) => self.cut_zero(whole, now_ns),
             ExtentKind::Zero | ExtentKind::Absent => {
                 self.share.tallies[self.worker].add(Count::Skipped, whole.len());
                 self.leave_unwritten(open.run);
@@ -274,13 +281,8 @@ impl Copier {
         if self.ready_reads.len() + self.flying.reads >= self.share.geometry.source_depth {
             return Cut::Stop(Step::Wait(None));
         }
-        let align = self.share.geometry.align_bytes;
-        let limit = self.share.most_at_once_bytes();
-        let longest = self.share.request_bytes().min((limit - limit % align).max(align));
-        let wanted = match self.grant {
-            Some((grant, bytes)) if self.share.limiter.holds(grant) => whole.prefix(bytes.min(longest)),
-            _ => whole.prefix(longest),
-        };
+        let longest = self.share.request_bytes().min(self.most_at_once_bytes());
+        let wanted = whole.prefix(longest.min(self.granted_bytes(now_ns)));
         let Some(room) = self.room(window, wanted.len()) else { return Cut::Stop(Step::Wait(None)) };
         let range = wanted.prefix(room.len);
         if let Err(step) = self.wait_for_grant(range.len(), now_ns) {
@@ -307,27 +309,62 @@ impl Copier {
         Ok(())
     }
 
+    /// What a reservation that was not used yet is for; without one there is no bound.
+    fn granted_bytes(&self, now_ns: u64) -> u64 {
+        let held = self.grant.filter(|(grant, _)| self.share.limiter.holds(*grant, now_ns));
+        held.map_or(u64::MAX, |(_, bytes)| bytes)
+    }
+
     /// Holds a reservation for `bytes` until its time has come.
     fn wait_for_grant(&mut self, bytes: u64, now_ns: u64) -> Result<(), Step> {
         if self.share.is_urgent() {
             self.grant = None;
             return Ok(());
         }
+        let limiter = &self.share.limiter;
         let grant = match self.grant {
-            Some((grant, _)) if self.share.limiter.holds(grant) => grant,
-            _ => self.share.limiter.reserve(now_ns, bytes),
+            Some((grant, _)) if limiter.holds(grant, now_ns) => grant,
+            given => limiter.reserve(now_ns, bytes, given.map(|(grant, _)| grant)),
         };
         self.grant = Some((grant, bytes));
-        if grant.start_ns > now_ns { Err(Step::Wait(Some(grant.start_ns))) } else { Ok(()) }
+        // One that lies far away may become void without anybody knowing who waits for it.
+        let until_ns = grant.start_ns.min(now_ns + GRANT_LOOK_NS);
+        if grant.start_ns > now_ns { Err(Step::Wait(Some(until_ns))) } else { Ok(()) }
     }
 
-    /// Makes a piece that zeroes.
-    fn cut_zero(&mut self, whole: ByteRange) -> Cut {
+    /// The largest request that the speed limit and the pace allow, in whole blocks.
+    fn most_at_once_bytes(&self) -> u64 {
+        let (limit, align) = (self.share.most_at_once_bytes(), self.share.geometry.align_bytes);
+        (limit - limit % align).max(align)
+    }
+
+    /// Makes a piece that zeroes, when the pace allows it. The speed limit is asked only where zeroes are really written: a
+    /// hole costs next to nothing, and a sparse disk would take as long as a full one.
+    fn cut_zero(&mut self, whole: ByteRange, now_ns: u64) -> Cut {
         let Some(open) = self.open else { return Cut::End };
-        if self.ready_zeroes.len() >= super::MAX_ZEROES {
+        if self.ready_zeroes.len() >= super::MAX_ZEROES || !self.may_zero() {
             return Cut::Stop(Step::Wait(None));
         }
-        let part = whole.prefix(self.share.geometry.zero_bytes);
+        let mut longest = self.share.geometry.zero_bytes;
+        if self.share.writes_zeroes() {
+            let most = self.most_at_once_bytes().min(self.share.geometry.buf_bytes);
+            longest = longest.min(most).min(self.granted_bytes(now_ns));
+        } else if self.share.is_paced() {
+            longest = longest.min(PACED_ZERO_BYTES.max(self.share.geometry.align_bytes));
+        }
+        let part = whole.prefix(longest);
+        if self.share.writes_zeroes() {
+            if let Err(step) = self.wait_for_grant(part.len(), now_ns) {
+                return Cut::Stop(step);
+            }
+        }
+        if let Err(step) = self.go_out(now_ns) {
+            return Cut::Stop(step);
+        }
+        if self.share.writes_zeroes() {
+            self.grant = None;
+        }
+        self.note_zeroing(part.len());
         self.add_piece(Piece {
             run: open.run,
             range: part,
@@ -337,6 +374,17 @@ impl Copier {
         });
         self.advance(part.end());
         Cut::More
+    }
+
+    /// Whether the pace allows a zeroing: while it holds the copiers back, one at a time, and only beside so much data that
+    /// something is left of it. Zeroes that are written are at no time more than data would be, for a guest that comes back
+    /// waits behind them.
+    fn may_zero(&self) -> bool {
+        let (data, zeroing) = (self.flying.bytes, self.flying.zeroing_bytes);
+        if self.share.is_paced() {
+            return zeroing == 0 && data < self.share.paced_bytes(self.worker);
+        }
+        zeroing == 0 || !self.share.writes_zeroes() || data + zeroing < self.share.geometry.buf_bytes
     }
 
     /// Enters a piece and makes it ready.
@@ -354,6 +402,7 @@ impl Copier {
     fn advance(&mut self, to: u64) {
         if let Some(open) = &mut self.open {
             open.at = to;
+            self.share.tallies[self.worker].set_uncut(open.end - to);
         }
     }
 }

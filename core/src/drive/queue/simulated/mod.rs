@@ -131,6 +131,7 @@ fn share(policy: ErrorPolicy, mutation: Option<Mutation>) -> Share {
         queue_depth: Some(64),
         has_holes: true,
         reads_as_zeroes: false,
+        writes_zeroes: false,
     };
     let geometry = Geometry::new(&options, &shape("source"), &shape("target"), 1).unwrap();
     let bitmaps = Bitmaps::new(&geometry, &options).unwrap();
