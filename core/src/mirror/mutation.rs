@@ -38,11 +38,13 @@ pub enum Mutation {
     TrustZeroTarget,
     /// Chunks are copied again before the sweep has claimed them all.
     DirtyBeforeSweep,
+    /// A write that is to be durable at its end is not followed by a flush where the device does not make it so.
+    TrustWriteThrough,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::MarkBefore,
         Self::ClearLate,
         Self::ReleaseBeforeRedirty,
@@ -58,5 +60,6 @@ impl Mutation {
         Self::ForgetFailure,
         Self::TrustZeroTarget,
         Self::DirtyBeforeSweep,
+        Self::TrustWriteThrough,
     ];
 }

@@ -150,6 +150,9 @@ pub trait Ring {
     /// When the file system cannot say.
     fn status(&mut self, slot: DeviceSlot, offset: u64) -> Result<Extent>;
 
+    /// Whether a device makes a write durable that asks to be durable at its end; otherwise a flush must follow.
+    fn writes_through(&self, slot: DeviceSlot) -> bool;
+
     /// Whether a range of the copy memory holds only zeroes; `false` while a request uses it.
     fn is_zero(&self, buf: BufRange) -> bool;
 

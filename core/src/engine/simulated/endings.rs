@@ -130,6 +130,9 @@ mod broken_ring {
         fn status(&mut self, s: DeviceSlot, o: u64) -> Result<Extent> {
             self.inner.status(s, o)
         }
+        fn writes_through(&self, s: DeviceSlot) -> bool {
+            self.inner.writes_through(s)
+        }
         fn is_zero(&self, b: BufRange) -> bool {
             self.inner.is_zero(b)
         }

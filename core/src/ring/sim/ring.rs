@@ -218,7 +218,8 @@ impl SimRing {
             let refused = fate == Err(libc::EAGAIN);
             pending.disk.state().end_flush(if refused { 0 } else { pending.late }, fate.is_err() && !refused);
         } else if !is_read(op) {
-            let durable = matches!(op, Op::WriteThrough(_) | Op::WriteHost { fua: true, .. });
+            let asked = matches!(op, Op::WriteThrough(_) | Op::WriteHost { fua: true, .. });
+            let durable = asked && !pending.disk.state().faults(&self.world).no_write_through;
             let range = pending.request.range.prefix(fate.unwrap_or(0));
             pending.disk.state().end_write(range, fate.is_ok(), durable);
         }
@@ -317,6 +318,10 @@ impl Ring for SimRing {
     fn status(&mut self, slot: DeviceSlot, offset: u64) -> Result<Extent> {
         let disk = self.disk(slot).ok_or_else(|| Error::new(ErrorKind::WrongState, "ask a detached disk"))?;
         Ok(disk.status(offset))
+    }
+
+    fn writes_through(&self, slot: DeviceSlot) -> bool {
+        self.disk(slot).is_none_or(|disk| !disk.state().faults(&self.world).no_write_through)
     }
 
     fn is_zero(&self, buf: BufRange) -> bool {

@@ -392,5 +392,6 @@ const PASSING: Faults = Faults {
     flush_error: 0,
     stuck: 0,
     no_zeroing: false,
+    no_write_through: false,
     panic_on_look: false,
 };
