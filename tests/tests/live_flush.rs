@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use blkmirror_core::engine::{
-    Cancel, Completion, End, ErrorPolicy, EventKind, JobStatus, MirrorOptions, Side,
+    Cancel, Completion, End, ErrorPolicy, EventKind, JobStatus, MirrorOptions, Side, TargetState,
 };
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule, Times};
 use blkmirror_testkit::{MIB, needs};
@@ -129,6 +129,31 @@ fn a_failed_flush_fails_the_job_and_no_guest_request_under_every_policy() {
         assert_eq!(guests.failed(), 0);
         let _ = guests.stop();
         scene.check_source();
+    }
+}
+
+/// Scenario 20: a soft cancel of a job that is ready promises a copy as of that moment, so a flush that fails after it, once or always,
+/// must not end as a cancel that left a good copy.
+#[test]
+fn a_flush_that_fails_after_a_soft_cancel_fails_the_job() {
+    needs!(Fuse);
+    for times in [Times::Once, Times::Forever] {
+        for policy in POLICIES {
+            let scene = Scene::new(SIZE, Medium::Faulty, Medium::Faulty);
+            let guests = scene.guests();
+            let job = scene.mirror(MirrorOptions { on_target_error: policy, ..Scene::options() });
+            until_status(&job, JobStatus::Ready);
+            guests.go_on(20);
+            let rule = Rule::on(Operation::Flush, Effect::Error(EIO)).times(times);
+            scene.target.control().add_rule(rule);
+            job.cancel(Cancel::Soft).unwrap();
+            let outcome = job.wait_for(Duration::from_secs(20)).unwrap();
+            assert_eq!((outcome.end, outcome.target), (End::Failed, TargetState::Incomplete), "{policy:?}");
+            guests.go_on(20);
+            assert_eq!(guests.failed(), 0);
+            let _ = guests.stop();
+            scene.check_source();
+        }
     }
 }
 

@@ -34,6 +34,8 @@ const FILE_REQUEST_BYTES: u64 = MIB;
 const UNKNOWN_QUEUE_BYTES: u64 = 128 * KIB;
 /// Of tmpfs, which takes `O_DIRECT` and ignores it.
 const TMPFS_MAGIC: FsWord = 0x0102_1994;
+/// Of FUSE, virtiofs included.
+const FUSE_MAGIC: FsWord = 0x6573_5546;
 
 /// Where the alignment was learnt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,6 +67,9 @@ pub struct Limits {
     pub max_request_scattered_bytes: u64,
     /// Where the alignment was learnt.
     pub alignment_origin: AlignmentOrigin,
+    /// Whether a write that asks to be durable at its end is. Not on FUSE, where Linux forgets the wish when the write is direct and
+    /// asynchronous (met on 6.18: `RWF_DSYNC` through io_uring or aio sends no `FUSE_FSYNC`, through pwritev2 it does).
+    pub writes_through: bool,
     /// The queue's own numbers, of the whole disk; for a file, of the disk under its file system.
     pub queue: Option<QueueLimits>,
 }
@@ -196,6 +201,7 @@ pub(super) fn of(fd: BorrowedFd<'_>, id: FileId, kind: DeviceKind, direct: bool)
         max_request_bytes: largest(HUGE_PAGE_BYTES),
         max_request_scattered_bytes: largest(PAGE_BYTES),
         alignment_origin: alignment.origin,
+        writes_through: !fstatfs(fd).is_ok_and(|fs| fs.f_type == FUSE_MAGIC),
         queue,
     }
 }

@@ -39,8 +39,9 @@ const KEPT: usize = 2 * MAX_PARTS as usize;
 
 /// When the ring has no room, the wait until it is tried again, should nothing complete before.
 const ROOM_NS: u64 = 1_000_000;
-/// When the engine ends, how long a job that is over may keep its worker for requests that do not come back.
-const ORPHAN_NS: u64 = 300_000_000;
+/// When the engine ends, how long a job that is over may keep its worker for requests that do not come back. Short: a cancelled
+/// job has waited half a second for them already, and the end of the ring waits once more; together that stays below a second.
+const ORPHAN_NS: u64 = 100_000_000;
 
 /// What comes to a worker: its part of a job. The engine ends it by closing the mailbox.
 pub(super) type Mail<D> = Box<Part<D>>;

@@ -40,6 +40,8 @@ pub enum Mutation {
     DirtyBeforeSweep,
     /// A hole that was asked for before the dirty bits of its chunks were cleared is still taken for one.
     StaleStatus,
+    /// A write that is to be durable at its end is not followed by a flush where the device does not make it so.
+    TrustWriteThrough,
 }
 
 impl Mutation {
@@ -61,5 +63,6 @@ impl Mutation {
         Self::TrustZeroTarget,
         Self::DirtyBeforeSweep,
         Self::StaleStatus,
+        Self::TrustWriteThrough,
     ];
 }

@@ -156,6 +156,9 @@ pub trait Ring {
     /// as a request or for ever. There it is asked with [`Op::Status`], so that nobody else of this thread waits for it.
     fn status_at_once(&mut self, slot: DeviceSlot, offset: u64) -> Option<Result<Extent>>;
 
+    /// Whether a device makes a write durable that asks to be durable at its end; otherwise a flush must follow.
+    fn writes_through(&self, slot: DeviceSlot) -> bool;
+
     /// Whether a range of the copy memory holds only zeroes; `false` while a request uses it.
     fn is_zero(&self, buf: BufRange) -> bool;
 

@@ -344,15 +344,17 @@ impl Recipe {
     /// What goes wrong with requests: nothing in one run of three, what passes in the second, errors in the third.
     fn faults(c: &World) -> [Faults; 2] {
         let kind = c.pick(3);
-        let side = |c: &World, errors: bool| Faults {
-            short: one(c, &[0, 50, 200]),
-            again: one(c, &[0, 20, 60]),
-            read_error: if errors { one(c, &[0, 10, 40]) } else { 0 },
-            write_error: if errors { one(c, &[0, 10, 40]) } else { 0 },
-            no_space: if errors { one(c, &[0, 0, 20]) } else { 0 },
-            flush_error: if errors { one(c, &[0, 0, 0, 100]) } else { 0 },
-            no_zeroing: percent(c, 25),
-            ..Faults::default()
+        let side = |c: &World, errors: bool| {
+            simple(Faults {
+                short: one(c, &[0, 50, 200]),
+                again: one(c, &[0, 20, 60]),
+                read_error: if errors { one(c, &[0, 10, 40]) } else { 0 },
+                write_error: if errors { one(c, &[0, 10, 40]) } else { 0 },
+                no_space: if errors { one(c, &[0, 0, 20]) } else { 0 },
+                flush_error: if errors { one(c, &[0, 0, 0, 100]) } else { 0 },
+                no_zeroing: percent(c, 25),
+                ..Faults::default()
+            })
         };
         match kind {
             0 => [Faults::default(); 2],
@@ -392,4 +394,9 @@ impl Recipe {
     pub(super) fn world(&self) -> Arc<World> {
         World::new(self.seed, Faults::default())
     }
+}
+
+/// A disk that cannot zero takes no durable writes either.
+fn simple(faults: Faults) -> Faults {
+    Faults { no_write_through: faults.no_zeroing, ..faults }
 }

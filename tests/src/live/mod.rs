@@ -6,7 +6,8 @@
 //! | `guest` | threads that write, through a tracker |
 //! | `queued` | the same through a queue |
 //! | `scene` | a disk, its target, an engine and a job, with the waits that a test needs |
-//! | `served` | a disk that `qemu-storage-daemon` serves, with the faults of its blkdebug |
+//! | `soon` | how soon something is over, by time that the machine gave us |
+//! | `served` | a disk that `qemu-storage-daemon` serves, with faults at chosen times, or with latency |
 #![forbid(unsafe_code)]
 
 mod guest;
@@ -14,11 +15,13 @@ mod history;
 mod queued;
 mod scene;
 mod served;
+mod soon;
 
 pub use guest::{GuestPlan, Guests};
 pub use history::{History, Kind, SECTOR_BYTES, Write};
 pub use scene::{Medium, Place, Scene, events_of, statuses_of, until, until_status};
 pub use served::{Inject, Served};
+pub use soon::{CANCELLED_WITHIN, cancel_soon, timed};
 
 /// The errno of a bad block.
 pub const EIO: i32 = 5;

@@ -44,7 +44,7 @@ pub struct Place {
     /// The disk with faults, if it is one.
     pub faulty: Option<FaultDisk>,
     /// The server, if another program serves it.
-    _served: Option<Served>,
+    served: Option<Served>,
     /// Keeps a loop device.
     _device: Option<LoopDevice>,
     /// Keeps a directory in memory.
@@ -64,7 +64,7 @@ impl Place {
             content: path.clone(),
             path,
             faulty: None,
-            _served: None,
+            served: None,
             _device: None,
             _dir: None,
             _file: None,
@@ -98,7 +98,7 @@ impl Place {
     #[must_use]
     pub fn served(disk: Served) -> Self {
         let (path, content) = (disk.path().to_owned(), disk.content().to_owned());
-        Self { _served: Some(disk), path, content, faulty: None, _device: None, _dir: None, _file: None }
+        Self { served: Some(disk), path, content, faulty: None, _device: None, _dir: None, _file: None }
     }
 
     /// Makes the file in its directory.
@@ -115,6 +115,15 @@ impl Place {
     #[must_use]
     pub fn control(&self) -> &blkmirror_testkit::faultdisk::Control {
         self.faulty.as_ref().unwrap().control()
+    }
+
+    /// What serves it.
+    ///
+    /// # Panics
+    /// When it is no disk that another program serves.
+    #[must_use]
+    pub fn server(&self) -> &Served {
+        self.served.as_ref().unwrap()
     }
 }
 

@@ -70,14 +70,17 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         }
         let home = self.seats.home;
         let both = self.begin_active(ring, index);
+        let slot = home.and_then(|seat| Some(self.seats.get(seat)?.slot));
+        let through =
+            slot.is_none_or(|slot| ring.writes_through(slot)) || self.is_mutated(Mutation::TrustWriteThrough);
         let Some(request) = self.table.get(index) else { return };
         debug_assert_eq!(request.phase, Phase::Queued);
         let data = match both.as_ref().and_then(|both| both.staging) {
             Some(copy) => Data::Own(copy),
             None => request.host_data(),
         };
-        let source = request.wish.on_source();
-        request.source = Some(Part::new(source, request.range, data, home));
+        let source = Part::new(request.wish.on_source(), request.range, data, home);
+        request.source = Some(if through { source } else { source.without_write_through() });
         let event = if let Some(Both { active, staging, work, seat }) = both {
             request.active = Some(active);
             request.staging = staging;

@@ -87,6 +87,8 @@ pub(super) struct Part {
     data: Data,
     /// Bytes done, a multiple of the alignment.
     done: u64,
+    /// Its device takes no write that is durable at its end, so a flush comes after this one.
+    flushes: bool,
     /// How often the present step failed for a passing reason.
     tries: u8,
     /// Which seat its device has, until it has ended.
@@ -100,7 +102,16 @@ pub(super) struct Part {
 impl Part {
     /// A part for the device in `seat`.
     pub(super) fn new(work: Work, range: ByteRange, data: Data, seat: Option<usize>) -> Self {
-        Self { work, range, data, done: 0, tries: 0, seat, in_ring: false, result: None }
+        Self { work, range, data, done: 0, flushes: false, tries: 0, seat, in_ring: false, result: None }
+    }
+
+    /// The same for a device that may not honour a write that is to be durable at its end.
+    pub(super) fn without_write_through(mut self) -> Self {
+        if self.work == (Work::Write { fua: true }) {
+            self.work = Work::Write { fua: false };
+            self.flushes = true;
+        }
+        self
     }
 
     /// Whether its data lies in the host's memory.
@@ -170,8 +181,8 @@ impl Part {
         if self.done < self.range.len() {
             return Next::Again;
         }
-        if let Work::Zero { fua: true, .. } | Work::ZeroData { fua: true } = self.work {
-            // Zeroing has no flag that makes it durable, and it may have been done partly in either way.
+        // Zeroing has no flag that makes it durable, and it may have been done partly in either way.
+        if self.flushes || matches!(self.work, Work::Zero { fua: true, .. } | Work::ZeroData { fua: true }) {
             self.work = Work::Flush;
             return Next::Again;
         }
@@ -280,6 +291,20 @@ mod tests {
                 assert_eq!(last, Next::Ended(Ok(())));
             }
         }
+    }
+
+    /// If the flush came before the last byte, or were forgotten, what the guest holds for durable would be lost with the power.
+    #[test]
+    fn a_durable_write_is_flushed_once_it_is_whole_where_the_device_does_not_write_through() {
+        let mut p = part(Work::Write { fua: true }).without_write_through();
+        assert!(!matches!(asks(&p).1, Op::WriteThrough(_) | Op::WriteHost { fua: true, .. }));
+        assert_eq!(p.ended(Ok(8192), &judge()), Next::Again);
+        assert_ne!(asks(&p).1, Op::Flush);
+        assert_eq!(p.ended(Ok(8192), &judge()), Next::Again);
+        assert_eq!(asks(&p).1, Op::Flush);
+        assert_eq!(p.ended(Err(libc::EIO), &judge()), Next::Ended(Err(libc::EIO)));
+        let mut plain = part(Work::Write { fua: false }).without_write_through();
+        assert_eq!(plain.ended(Ok(16384), &judge()), Next::Ended(Ok(())));
     }
 
     #[test]

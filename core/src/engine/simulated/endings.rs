@@ -134,6 +134,9 @@ mod broken_ring {
         fn status_at_once(&mut self, s: DeviceSlot, o: u64) -> Option<Result<Extent>> {
             self.inner.status_at_once(s, o)
         }
+        fn writes_through(&self, s: DeviceSlot) -> bool {
+            self.inner.writes_through(s)
+        }
         fn is_zero(&self, b: BufRange) -> bool {
             self.inner.is_zero(b)
         }

@@ -229,7 +229,8 @@ impl SimRing {
             let refused = fate == Err(libc::EAGAIN);
             pending.disk.state().end_flush(if refused { 0 } else { pending.late }, fate.is_err() && !refused);
         } else if !is_read(op) {
-            let durable = matches!(op, Op::WriteThrough(_) | Op::WriteHost { fua: true, .. });
+            let asked = matches!(op, Op::WriteThrough(_) | Op::WriteHost { fua: true, .. });
+            let durable = asked && !pending.disk.state().faults(&self.world).no_write_through;
             let range = pending.request.range.prefix(fate.unwrap_or(0));
             pending.disk.state().end_write(range, fate.is_ok(), durable);
         }
@@ -338,6 +339,10 @@ impl Ring for SimRing {
         };
         let late = disk.state().faults(&self.world).late_status;
         (!self.world.happens(late)).then(|| Ok(disk.status(offset)))
+    }
+
+    fn writes_through(&self, slot: DeviceSlot) -> bool {
+        self.disk(slot).is_none_or(|disk| !disk.state().faults(&self.world).no_write_through)
     }
 
     fn is_zero(&self, buf: BufRange) -> bool {

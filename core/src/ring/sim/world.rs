@@ -26,6 +26,8 @@ pub struct Faults {
     pub late_status: u32,
     /// Zeroing and discarding are not supported at all.
     pub no_zeroing: bool,
+    /// A write that is to be durable at its end succeeds and is not, as on FUSE.
+    pub no_write_through: bool,
     /// The next look at the memory panics, as a bug in the logic would. Of the world alone, not of a disk.
     pub panic_on_look: bool,
 }

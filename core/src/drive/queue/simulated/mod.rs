@@ -394,5 +394,6 @@ const PASSING: Faults = Faults {
     stuck: 0,
     late_status: 0,
     no_zeroing: false,
+    no_write_through: false,
     panic_on_look: false,
 };

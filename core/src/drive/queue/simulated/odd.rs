@@ -109,6 +109,10 @@ impl Ring for OddRing {
         self.inner.status_at_once(slot, offset)
     }
 
+    fn writes_through(&self, slot: DeviceSlot) -> bool {
+        self.inner.writes_through(slot)
+    }
+
     fn is_zero(&self, buf: BufRange) -> bool {
         self.inner.is_zero(buf)
     }
