@@ -53,6 +53,19 @@ fn every_seed_keeps_every_promise() {
     }
 }
 
+/// Without its seed, a panic of a queue, of the model or of a debug assertion could not be had again.
+#[test]
+fn a_panic_is_told_with_its_seed_and_how_to_have_it_again() {
+    let told = guarded(77, Some(Mutation::MarkBefore), || panic!("a pass is given back {}", "twice"));
+    let told = told.unwrap_err();
+    let words = [
+        "seed 77: a panic: a pass is given back twice",
+        "BLKMIRROR_SEED=77",
+        "BLKMIRROR_MUTATION=MarkBefore",
+    ];
+    assert!(words.iter().all(|words| told.contains(words)), "{told}");
+}
+
 /// New seeds for as long as the environment says, a minute by default.
 #[test]
 #[ignore = "takes as long as it is told; see make soak"]
