@@ -11,12 +11,15 @@
 //! | `guests` | host threads with queues and with trackers |
 //! | `host` | commands at random times, and the end of each job |
 //! | `model` | what the drive may hold, byte by byte, also after a power failure |
-//! | `watch` | what must hold at every moment and at the end |
+//! | `watch` | what must hold at every moment and at the end of the run |
+//! | `told` | what the host hears must be so |
+//! | `outcome` | what must hold at the end of a job |
 //!
-//! What is checked: an acknowledged guest write is on the drive; every request completes once; a job's outcome is true, and so
-//! is "ready"; a chunk that differs is dirty or somebody's; nobody but the guest writes the source; after every end the gate is
-//! open and the job detached; nothing hangs; a target's error is not the guest's; the gate is closed for `max_pause` at most;
-//! after a power failure what was flushed is there.
+//! What is checked: an acknowledged guest write is on the drive; every request completes once and is refused for lack of room
+//! only; a job's outcome is true, in how it ended, why, how long the pause was and what is left; "ready" is true; so is every
+//! error that the host hears of; a chunk that differs is dirty or somebody's; nobody but the guest writes the source; after every
+//! end the gate is open and the job detached; nothing hangs; a target's error is not the guest's; the gate is closed for
+//! `max_pause` at most; after a power failure what was flushed is there.
 //!
 //! A run that fails says how to have it again: `BLKMIRROR_SEED=<seed> cargo test -p blkmirror-core --lib simulator::tests::replay`.
 #![forbid(unsafe_code)]
@@ -24,8 +27,10 @@
 mod guests;
 mod host;
 pub(crate) mod model;
+mod outcome;
 mod recipe;
 mod simulation;
+mod told;
 mod watch;
 
 #[cfg(test)]

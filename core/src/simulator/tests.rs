@@ -62,8 +62,19 @@ const ENOUGH_SEEDS: u64 = 2000;
 /// A promise about something that never happens is kept by everybody: a change that makes a part of the runs disappear would
 /// leave all seeds green.
 fn assert_everything_happened(sum: &Story) {
-    let Story { pivots, copies, cancelled, failed, ready, missed, escalated, active_bytes, crashed, .. } =
-        *sum;
+    let Story {
+        pivots,
+        copies,
+        cancelled,
+        failed,
+        ready,
+        missed,
+        escalated,
+        active_bytes,
+        errors,
+        crashed,
+        ..
+    } = *sum;
     for (what, count) in [
         ("pivots", u64::from(pivots)),
         ("copies", u64::from(copies)),
@@ -73,6 +84,7 @@ fn assert_everything_happened(sum: &Story) {
         ("missed switch-overs", u64::from(missed)),
         ("escalations", u64::from(escalated)),
         ("bytes written to both sides", active_bytes),
+        ("errors that hosts heard of", u64::from(errors)),
         ("power failures", u64::from(crashed)),
     ] {
         assert!(count > 0, "no {what} in all these seeds: {sum:#?}");
