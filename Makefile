@@ -41,6 +41,7 @@ format:
 
 lint:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p blkmirror-core --features sim -- -D warnings
 
 # Two calls, because the command and the C library are both called blkmirror.
 docs:

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on; the exemption misses its helpers")]
 
 mod alloc_kit;
+mod follow_kit;
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -21,11 +22,13 @@ use blkmirror_core::buffer::BufRange;
 use blkmirror_core::device::{Device, TargetOptions};
 use blkmirror_core::drive::{Admission, Drive, IoKind};
 use blkmirror_core::engine::{Engine, EngineOptions, MirrorOptions, Outcome, TargetState};
+use blkmirror_core::mirror::CopyMode;
 use blkmirror_core::ring::uring::{UringOptions, with_ring};
 use blkmirror_core::ring::{Op, Request, Ring, Tag, Wait};
 use blkmirror_core::units::{ByteRange, Granularity, KIB, MIB};
 
 use crate::alloc_kit::Telling;
+use crate::follow_kit::follow;
 
 /// Whether allocations are counted, but for those of threads that have opted out.
 static COUNTING: AtomicBool = AtomicBool::new(false);
@@ -120,13 +123,28 @@ fn workers_allocate_nothing_per_request() {
     }
 }
 
-/// Tracked requests, also those that end on another thread than they began on.
+/// Tracked requests, also those that end on another thread than they began on, while a job follows and every write marks its
+/// chunk: if one of them allocated, a host that has no memory left could not complete its guest's requests.
 #[test]
-fn begin_and_end_of_a_tracked_request_allocate_nothing() {
+fn begin_and_end_of_a_tracked_request_allocate_nothing_also_with_a_job() {
     let _one = alone();
     let dir = scratch();
     files(dir.path(), 8 * MIB);
-    let drive = Drive::new(Device::open_source(&dir.path().join("source")).unwrap()).unwrap();
+    for with_job in [false, true] {
+        let drive = Drive::new(Device::open_source(&dir.path().join("source")).unwrap()).unwrap();
+        let job = with_job.then(|| {
+            let target = Device::open_target(&dir.path().join("target"), TargetOptions::default()).unwrap();
+            follow(&drive, target, CopyMode::Background)
+        });
+        no_tracked_request_allocates(&drive);
+        if let Some(share) = job {
+            assert!(share.left_bytes() > MIB / 2, "{} bytes were marked", share.left_bytes());
+        }
+    }
+}
+
+/// Begins and ends requests, and counts.
+fn no_tracked_request_allocates(drive: &Drive) {
     let tracker = drive.tracker();
     let counted = |from: u64| {
         let pass = |start: u64| {

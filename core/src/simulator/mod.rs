@@ -11,12 +11,15 @@
 //! | `guests` | host threads with queues and with trackers |
 //! | `host` | commands at random times, and the end of each job |
 //! | `model` | what the drive may hold, byte by byte, also after a power failure |
-//! | `watch` | what must hold at every moment and at the end |
+//! | `watch` | what must hold at every moment and at the end of the run |
+//! | `told` | what the host hears must be so |
+//! | `outcome` | what must hold at the end of a job |
 //!
-//! What is checked: an acknowledged guest write is on the drive; every request completes once; a job's outcome is true, and so
-//! is "ready"; a chunk that differs is dirty or somebody's; nobody but the guest writes the source; after every end the gate is
-//! open and the job detached; nothing hangs; a target's error is not the guest's; the gate is closed for `max_pause` at most;
-//! after a power failure what was flushed is there.
+//! What is checked: an acknowledged guest write is on the drive; every request completes once and is refused for lack of room
+//! only; a job's outcome is true, in how it ended, why, how long the pause was and what is left; "ready" is true; so is every
+//! error that the host hears of; a chunk that differs is dirty or somebody's; nobody but the guest writes the source; after every
+//! end the gate is open and the job detached; nothing hangs; a target's error is not the guest's; the gate is closed for
+//! `max_pause` at most; after a power failure what was flushed is there.
 //!
 //! A run that fails says how to have it again: `BLKMIRROR_SEED=<seed> cargo test -p blkmirror-core --lib simulator::tests::replay`.
 #![forbid(unsafe_code)]
@@ -24,14 +27,19 @@
 mod guests;
 mod host;
 pub(crate) mod model;
+mod outcome;
 mod recipe;
 mod simulation;
+mod told;
 mod watch;
 
 #[cfg(test)]
 mod tests;
 
 pub use simulation::Story;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::mirror::Mutation;
 use recipe::Recipe;
@@ -42,14 +50,12 @@ use simulation::{Simulation, Wrong};
 /// # Errors
 /// What was wrong, the seed and its recipe, and how to run it again.
 pub fn run(seed: u64, mutation: Option<Mutation>) -> Result<Story, String> {
-    let recipe = Recipe::new(seed);
-    let tell = |wrong: &Wrong, when: String| {
-        let broken = mutation.map_or(String::new(), |mutation| format!("BLKMIRROR_MUTATION={mutation:?} "));
-        format!(
-            "seed {seed}: {wrong}\n{when}\n{recipe:#?}\nto run it again: {broken}BLKMIRROR_SEED={seed} \
-             cargo test -p blkmirror-core --lib simulator::tests::replay -- --nocapture"
-        )
-    };
+    guarded(seed, mutation, || run_recipe(&Recipe::new(seed), mutation))
+}
+
+/// Runs a seed's recipe.
+fn run_recipe(recipe: &Recipe, mutation: Option<Mutation>) -> Result<Story, String> {
+    let tell = |wrong: &Wrong, when: String| format!("{wrong}\n{when}\n{recipe:#?}");
     let simulation =
         Simulation::new(recipe.clone(), mutation).map_err(|wrong| tell(&wrong, String::new()))?;
     simulation.run().map_err(|(simulation, wrong)| {
@@ -62,4 +68,29 @@ pub fn run(seed: u64, mutation: Option<Mutation>) -> Result<Story, String> {
             format!("after {} steps, at {} ns; the last events:\n{events}", story.steps, story.time_ns),
         )
     })
+}
+
+/// Runs what a seed is made of, and says of every failure which seed it was and how to have it again. A panic is a failure like
+/// any other: in a worker it would be caught, but in a queue, a tracker or the simulator itself nobody else holds it, and a
+/// panic without its seed is of no use.
+fn guarded(
+    seed: u64,
+    mutation: Option<Mutation>,
+    run: impl FnOnce() -> Result<Story, String>,
+) -> Result<Story, String> {
+    // Nothing of the run is looked at after a panic, so nothing that is half done is seen.
+    let ended = catch_unwind(AssertUnwindSafe(run));
+    ended.unwrap_or_else(|panic| Err(format!("a panic: {}", words_of(&*panic)))).map_err(|wrong| {
+        let broken = mutation.map_or(String::new(), |mutation| format!("BLKMIRROR_MUTATION={mutation:?} "));
+        format!(
+            "seed {seed}: {wrong}\nto run it again: {broken}BLKMIRROR_SEED={seed} \
+             cargo test -p blkmirror-core --lib simulator::tests::replay -- --nocapture"
+        )
+    })
+}
+
+/// What a panic said; where it was, is in what the panic printed.
+fn words_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without words")
 }

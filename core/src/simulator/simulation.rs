@@ -69,6 +69,8 @@ pub struct Story {
     pub escalated: u32,
     /// Bytes that guest writes took to both sides.
     pub active_bytes: u64,
+    /// Errors that hosts were told of.
+    pub errors: u32,
     /// Runs that ended by a power failure.
     pub crashed: u32,
     /// A checksum of the disks.
@@ -89,6 +91,7 @@ impl Story {
         self.missed += other.missed;
         self.escalated += other.escalated;
         self.active_bytes += other.active_bytes;
+        self.errors += other.errors;
         self.crashed += other.crashed;
     }
 }

@@ -4,18 +4,17 @@
 use std::sync::Arc;
 
 use super::guests::changes;
-use super::recipe::{MS, Wanted};
+use super::recipe::MS;
 use super::simulation::{Live, Neighbour, Simulation, Wrong};
+use crate::engine::EventKind;
 use crate::engine::crew::Crew;
-use crate::engine::{EventKind, Outcome};
 use crate::mirror::{End, JobStatus};
-use crate::ring::sim::Faults;
 use crate::units::{ByteRange, Chunk, ChunkRange, bytes_u64, bytes_usize};
 
 /// A pause may be so much longer than it was asked for.
 const PAUSE_SLACK_NS: u64 = 500_000;
 /// A job that is cancelled by force is over after this.
-const FORCE_NS: u64 = 1_000 * MS;
+pub(super) const FORCE_NS: u64 = 1_000 * MS;
 /// When nothing is broken any more, a job that is to end is over after this.
 const END_NS: u64 = 60_000 * MS;
 /// A guest request is over after this, unless its disk does not answer.
@@ -28,6 +27,8 @@ const CHUNKS_EVERY: u64 = 150;
 pub(super) struct Watch {
     /// Since when the gate is closed.
     closed_since: Option<u64>,
+    /// For how long it had been closed, in the step that has opened it.
+    pub(super) held_ns: u64,
     /// It stays closed for as long as the host wants.
     host_decides: bool,
     /// The job was ready.
@@ -35,13 +36,21 @@ pub(super) struct Watch {
     /// All was seen to be copied behind the gate.
     was_sealed: bool,
     /// Events of this job.
-    events: u64,
+    pub(super) events: u64,
     /// Requests of this job that failed.
     errors: u64,
     /// The events of the run, and when they were seen.
     pub(super) last_events: Vec<(u64, EventKind)>,
     /// The last time at which a guest request had a reason to wait.
     excused_ns: u64,
+}
+
+impl Watch {
+    /// A job is over; what was seen of it does not count for the next.
+    pub(super) fn job_is_over(&mut self, now_ns: u64) {
+        let last_events = std::mem::take(&mut self.last_events);
+        *self = Self { excused_ns: now_ns, last_events, ..Self::default() };
+    }
 }
 
 impl Simulation {
@@ -79,6 +88,7 @@ impl Simulation {
     /// The gate is closed for `max_pause` at most.
     fn look_at_gate(&mut self, now_ns: u64) -> Result<(), Wrong> {
         let closed = self.drive.gate().is_closed();
+        self.watch.held_ns = 0;
         if !closed && self.watch.closed_since.is_none() {
             return Ok(());
         }
@@ -92,6 +102,7 @@ impl Simulation {
         let held_ns = now_ns - since;
         if !closed {
             self.watch.closed_since = None;
+            self.watch.held_ns = held_ns;
             self.watch.host_decides = false;
         }
         match most.and_then(|most| u64::try_from(most.as_nanos()).ok()) {
@@ -120,28 +131,6 @@ impl Simulation {
         }
     }
 
-    /// Events come in order and none is missing.
-    fn look_at_events(&mut self) -> Result<(), Wrong> {
-        let Some(live) = &self.live else { return Ok(()) };
-        while let Some(event) = live.job.next_event() {
-            if event.seq != self.watch.events {
-                return Err(Wrong::new(format!("event {} came after {}", event.seq, self.watch.events)));
-            }
-            self.watch.events += match event.what {
-                EventKind::Overflow(lost) => lost,
-                _ => 1,
-            };
-            self.watch.last_events.push((self.world.now_ns(), event.what));
-            match event.what {
-                EventKind::Ready => self.story.ready += 1,
-                EventKind::SwitchOverMissed { .. } => self.story.missed += 1,
-                EventKind::Escalated { .. } => self.story.escalated += 1,
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
     /// Ready means what it says.
     fn look_at_ready(&mut self, status: JobStatus) -> Result<(), Wrong> {
         let ready = status.is_ready();
@@ -159,7 +148,7 @@ impl Simulation {
     }
 
     /// All is copied and flushed behind the gate.
-    fn check_sealed(&mut self) -> Result<(), Wrong> {
+    pub(super) fn check_sealed(&mut self) -> Result<(), Wrong> {
         let Some(Live { source, target, .. }) = &self.live else { return Ok(()) };
         let differs = source.look(|source| target.look(|target| first_difference(source, target)));
         if let Some(at) = differs {
@@ -179,7 +168,7 @@ impl Simulation {
     }
 
     /// A chunk that differs is dirty, ahead of the first pass, or somebody's; with `over`, no worker owns anything.
-    fn check_clean(&self, over: bool) -> Result<(), Wrong> {
+    pub(super) fn check_clean(&self, over: bool) -> Result<(), Wrong> {
         let Some(Live { share, source, target, .. }) = &self.live else { return Ok(()) };
         if !over && !share.sweep_is_claimed() {
             return Ok(());
@@ -225,85 +214,6 @@ impl Simulation {
             }
             None => Ok(()),
         }
-    }
-
-    /// The job is over: was it what it said?
-    fn job_is_over(&mut self, now_ns: u64) -> Result<(), Wrong> {
-        let Some(live) = &self.live else { return Ok(()) };
-        let Some(outcome) = Crew::outcome(&live.job) else {
-            return Err(Wrong::new("concluded without an outcome"));
-        };
-        if self.drive.gate().is_closed() || self.drive.has_job() || self.drive.follower().is_some() {
-            return Err(Wrong::new("the job is over, and still attached or with the gate closed"));
-        }
-        let moved = Arc::ptr_eq(&self.drive.place().device, &live.target);
-        if moved != outcome.pivoted {
-            return Err(Wrong::new(format!(
-                "pivoted: {}, the drive on the target: {moved}",
-                outcome.pivoted
-            )));
-        }
-        if self.host.forced_ns.is_some_and(|at_ns| now_ns > at_ns + FORCE_NS) {
-            return Err(Wrong::new("a force cancel took more than a second"));
-        }
-        self.story.active_bytes += outcome.progress.active_bytes;
-        self.check_outcome(&outcome)?;
-        if let Some(live) = self.live.take() {
-            if outcome.end == End::Completed {
-                let left = if outcome.pivoted { &live.source } else { &live.target };
-                self.left.push((Arc::clone(left), left.writes()));
-            }
-            live.source.set_dead(false);
-            live.target.set_dead(false);
-            if outcome.pivoted {
-                // From now on it is the guest's disk, and a guest's disk answers.
-                live.target.set_faults(Faults { stuck: 0, ..self.recipe.faults[1] });
-            }
-        }
-        let last_events = std::mem::take(&mut self.watch.last_events);
-        self.watch = Watch { excused_ns: now_ns, last_events, ..Watch::default() };
-        let more = self.jobs < self.recipe.jobs;
-        self.host.job_is_over(now_ns, more);
-        Ok(())
-    }
-
-    /// The outcome is true.
-    fn check_outcome(&mut self, outcome: &Outcome) -> Result<(), Wrong> {
-        match outcome.end {
-            End::Completed => {
-                self.check_sealed()?;
-                self.story.pivots += u32::from(outcome.pivoted);
-                self.story.copies += u32::from(!outcome.pivoted);
-                if outcome.pivoted {
-                    // The target was flushed, so everything that was acknowledged is durable there.
-                    let now = self.model.tick();
-                    self.model.flushed(now);
-                    self.errors_possible = self.recipe.has_errors(1);
-                }
-            }
-            End::Cancelled => {
-                self.story.cancelled += 1;
-                let meddles = self.recipe.meddle_ns > 0 || !self.recipe.options.auto_finalize;
-                if matches!(self.recipe.wanted, Wanted::Pivot | Wanted::PointInTime)
-                    && !meddles
-                    && self.host.forced_ns.is_none()
-                {
-                    return Err(Wrong::new("cancelled, and nobody asked for that"));
-                }
-                self.check_clean(true)?;
-            }
-            End::Failed => {
-                self.story.failed += 1;
-                if outcome.error.is_none() {
-                    return Err(Wrong::new("failed without an error"));
-                }
-                if !self.recipe.has_errors(0) && !self.recipe.has_errors(1) {
-                    return Err(Wrong::new(format!("failed on disks without errors: {:?}", outcome.error)));
-                }
-                self.check_clean(true)?;
-            }
-        }
-        Ok(())
     }
 
     /// With nothing under way any more, everything that was promised holds.

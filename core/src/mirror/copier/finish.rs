@@ -198,9 +198,12 @@ impl Copier {
             }
             return;
         }
-        if let (Some(wait), false) =
-            (policy::transient_backoff_ns(errno, piece.tries), self.share.is_ending())
-        {
+        if let Some(wait) = policy::transient_backoff_ns(errno, piece.tries) {
+            if self.share.is_ending() {
+                // It would have passed, so it is no error of the job's: the job ends for another reason.
+                self.give_up(key, piece, window);
+                return;
+            }
             self.share.tallies[self.worker].add(Count::Retries, 1);
             if let Some(piece) = self.pieces.get_mut(key as usize) {
                 piece.tries += 1;

@@ -16,6 +16,17 @@ pub struct SimDisk {
     state: Mutex<DiskState>,
 }
 
+/// A request that failed.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    /// It was a read; else a write, a zeroing or a flush.
+    reads: bool,
+    /// The bytes it was about; empty for a flush.
+    range: ByteRange,
+    /// What was said of it.
+    errno: i32,
+}
+
 /// The inside of a [`SimDisk`].
 #[derive(Debug)]
 pub(super) struct DiskState {
@@ -41,6 +52,8 @@ pub(super) struct DiskState {
     busy_until_ns: u64,
     /// Nothing comes back.
     dead: bool,
+    /// Requests that failed, for who asks whether an error that he was told of was there.
+    failed: Vec<Failed>,
 }
 
 impl SimDisk {
@@ -59,6 +72,7 @@ impl SimDisk {
             rate: 0,
             busy_until_ns: 0,
             dead: false,
+            failed: Vec::new(),
         };
         Arc::new(Self { state: Mutex::new(state) })
     }
@@ -170,6 +184,17 @@ impl SimDisk {
         self.state().dead = dead;
     }
 
+    /// Whether a read, or else a write, zeroing or flush, failed with this errno somewhere inside `range`. A flush has an empty
+    /// range, and nothing else has.
+    #[must_use]
+    pub fn has_failed(&self, reads: bool, range: ByteRange, errno: i32) -> bool {
+        self.state().failed.iter().any(|failed| {
+            (failed.reads, failed.errno) == (reads, errno)
+                && failed.range.is_empty() == range.is_empty()
+                && failed.range.intersect(range) == failed.range
+        })
+    }
+
     /// Whether it is dead.
     #[must_use]
     pub fn answers(&self) -> bool {
@@ -213,6 +238,11 @@ impl DiskState {
     /// Whether nothing comes back.
     pub(super) fn is_dead(&self) -> bool {
         self.dead
+    }
+
+    /// A request has failed.
+    pub(super) fn note_failure(&mut self, reads: bool, range: ByteRange, errno: i32) {
+        self.failed.push(Failed { reads, range, errno });
     }
 
     /// When a request that is pushed now completes; takes its place in the queue.

@@ -234,6 +234,9 @@ impl SimRing {
             let range = pending.request.range.prefix(fate.unwrap_or(0));
             pending.disk.state().end_write(range, fate.is_ok(), durable);
         }
+        if let Err(errno) = fate {
+            pending.disk.state().note_failure(is_read(op), pending.request.range, errno);
+        }
         let result = if is_read(op) { fate.map(|_| on_disk) } else { fate };
         self.done.push_back(Completion { tag: pending.tag, result, extent });
     }

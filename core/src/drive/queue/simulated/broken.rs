@@ -23,7 +23,7 @@ fn every_broken_protocol_is_noticed() {
 }
 
 /// A drive under a write-blocking job, with one queue.
-fn blocking(seed: u64, options: QueueOptions) -> Sim {
+pub(super) fn blocking(seed: u64, options: QueueOptions) -> Sim {
     let mut sim = Sim::new(&Recipe { seed, queues: 1, options, ..Recipe::default() });
     sim.attach(CopyMode::WriteBlocking);
     sim

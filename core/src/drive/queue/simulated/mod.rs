@@ -5,6 +5,7 @@
 //! job everything that it must know.
 #![forbid(unsafe_code)]
 
+mod both;
 mod broken;
 mod odd;
 mod runs;
