@@ -8,7 +8,8 @@
 //! |---|---|
 //! | `recipe` | what a run is made of |
 //! | `simulation` | who is there, and who comes next |
-//! | `guests` | host threads with queues and with trackers |
+//! | `guests` | host threads with queues |
+//! | `tracked` | host threads that do their own I/O, with trackers |
 //! | `host` | commands at random times, and the end of each job |
 //! | `model` | what the drive may hold, byte by byte, also after a power failure |
 //! | `watch` | what must hold at every moment and at the end of the run |
@@ -31,6 +32,7 @@ mod outcome;
 mod recipe;
 mod simulation;
 mod told;
+mod tracked;
 mod watch;
 
 #[cfg(test)]

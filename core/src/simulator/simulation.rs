@@ -7,10 +7,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::guests::{Line, Tracked};
+use super::guests::Line;
 use super::host::Host;
 use super::model::{self, Model};
 use super::recipe::{Death, First, Recipe};
+use super::tracked::Tracked;
 use super::watch::Watch;
 use crate::bitmap::DirtyBitmap;
 use crate::drive::{self, DriveCore};
@@ -358,7 +359,7 @@ impl Simulation {
             }
             Actor::Guest(number) => {
                 drive::act_as(number);
-                self.ask(number);
+                self.ask(number)?;
             }
             Actor::Tracked(number) => {
                 drive::act_as(self.lines.len() + number);
