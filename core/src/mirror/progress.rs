@@ -20,6 +20,8 @@ pub struct Tally {
     recopied: AtomicU64,
     /// Bytes being copied now.
     in_flight: AtomicU64,
+    /// Bytes that were claimed and are neither dirty nor being copied yet, because the pace or the speed limit says wait.
+    open: AtomicU64,
     /// Requests made or under way.
     pieces: AtomicU64,
     /// Has data to copy and waits for its turn, where the pace is too slow for all.
@@ -79,6 +81,16 @@ impl Tally {
     /// Whether it does.
     pub(super) fn waits(&self) -> bool {
         self.waits.load(Ordering::Acquire)
+    }
+
+    /// Sets the bytes that were claimed and not begun.
+    pub(super) fn set_open(&self, bytes: u64) {
+        self.open.store(bytes, Ordering::Relaxed);
+    }
+
+    /// How many those are.
+    pub(super) fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Sets the bytes being copied now.

@@ -371,6 +371,13 @@ impl Share {
         dirty.saturating_add(ahead).min(self.geometry.disk_bytes)
     }
 
+    /// Bytes that are left, or claimed by a copier, begun or not: what a switch-over that began now would have to wait for.
+    #[must_use]
+    pub(crate) fn unfinished_bytes(&self) -> u64 {
+        let open_bytes = self.tallies.iter().map(Tally::open).fold(0, u64::saturating_add);
+        self.left_bytes().saturating_add(self.progress().in_flight_bytes).saturating_add(open_bytes)
+    }
+
     /// The workers' counters, added up; times and rates are left to the caller, who has a clock.
     #[must_use]
     pub fn progress(&self) -> Progress {

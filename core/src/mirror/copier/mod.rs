@@ -184,7 +184,9 @@ impl Copier {
         };
         if matches!(step, Step::Wait(_)) {
             self.count_out();
-            self.share.tallies[self.worker].set_pieces(self.pieces.len());
+            let tally = &self.share.tallies[self.worker];
+            tally.set_pieces(self.pieces.len());
+            tally.set_open(self.open.map_or(0, |open| open.end - open.at));
         }
         match step {
             Step::Wait(at) => Step::Wait(self.earliest(at)),
