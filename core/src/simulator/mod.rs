@@ -13,6 +13,7 @@
 //! | `host` | commands at random times, and the end of each job |
 //! | `model` | what the drive may hold, byte by byte, also after a power failure |
 //! | `watch` | what must hold at every moment and at the end of the run |
+//! | `ready` | what must hold when a job is ready, and after that |
 //! | `told` | what the host hears must be so |
 //! | `outcome` | what must hold at the end of a job |
 //!
@@ -29,6 +30,7 @@ mod guests;
 mod host;
 pub(crate) mod model;
 mod outcome;
+mod ready;
 mod recipe;
 mod simulation;
 mod told;

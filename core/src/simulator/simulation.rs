@@ -64,6 +64,8 @@ pub struct Story {
     pub failed: u32,
     /// Jobs that became ready.
     pub ready: u32,
+    /// Switch-overs that were asked of a ready job with a quiet guest, which nothing could disturb.
+    pub calm: u32,
     /// Switch-overs that did not fit into their time.
     pub missed: u32,
     /// Times that copy mode auto took a step.
@@ -89,6 +91,7 @@ impl Story {
         self.cancelled += other.cancelled;
         self.failed += other.failed;
         self.ready += other.ready;
+        self.calm += other.calm;
         self.missed += other.missed;
         self.escalated += other.escalated;
         self.active_bytes += other.active_bytes;
