@@ -156,7 +156,7 @@ impl<D> Part<D> {
         loop {
             let now_ns = ring.now_ns();
             let quiet = home.gate_is_quiet(core, now_ns);
-            let sight = home.follow.sight(now_ns, quiet);
+            let sight = home.follow.sight(core.share.unfinished_bytes(), now_ns, quiet);
             let act = home.coordinator.look(&core.share, &sight);
             if act == Act::Flush {
                 let request = Request { device: self.slots[1], range: ByteRange::default(), op: Op::Flush };
@@ -193,7 +193,7 @@ impl<D> Part<D> {
         if key == FLUSH_KEY {
             if let Some(home) = &mut self.home {
                 home.follow.flush_ended(now_ns);
-                let sight = home.follow.sight(now_ns, false);
+                let sight = home.follow.sight(self.core.share.unfinished_bytes(), now_ns, false);
                 home.coordinator.flushed(completion.result.map(drop), &self.core.share, &sight);
             }
             return;

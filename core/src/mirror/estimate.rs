@@ -275,7 +275,12 @@ impl Estimate {
     /// How long a switch-over would stop the guest if it began now; `None` while nothing was copied yet.
     #[must_use]
     pub fn predicted_pause(&self) -> Option<Duration> {
-        let left_bytes = self.last?.left_bytes;
+        self.predicted_pause_with(self.last?.left_bytes)
+    }
+
+    /// The same with so many bytes left, which may be more by now than in the last sample.
+    #[must_use]
+    pub fn predicted_pause_with(&self, left_bytes: u64) -> Option<Duration> {
         let fixed = Duration::from_nanos(self.flush.get().saturating_add(self.overhead.get()));
         if left_bytes == 0 {
             return Some(fixed);

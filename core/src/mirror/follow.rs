@@ -91,6 +91,12 @@ impl Figures {
         from_ns(&self.eta_ns)
     }
 
+    /// A job is about to be called ready by this forecast. Who hears of it and asks must not be told an older one that
+    /// contradicts it.
+    pub(super) fn foresee(&self, predicted_pause_ns: Option<u64>) {
+        self.predicted_pause_ns.store(predicted_pause_ns.unwrap_or(UNKNOWN), Ordering::Relaxed);
+    }
+
     /// Takes over what the home has worked out.
     fn publish(&self, estimate: &Estimate) {
         self.copy_rate_bytes_per_s.store(estimate.copy_rate_bytes_per_s(), Ordering::Relaxed);
@@ -176,10 +182,12 @@ impl Follow {
         }
     }
 
-    /// What the coordinator is told.
+    /// What the coordinator is told. `left_bytes` is what is left at this moment: a guest can write more than fits into a pause
+    /// in the time since stock was taken.
     #[must_use]
-    pub fn sight(&self, now_ns: u64, gate_is_quiet: bool) -> Sight {
-        let predicted_pause_ns = self.estimate.predicted_pause().map(|pause| to_ns(Some(pause)));
+    pub fn sight(&self, left_bytes: u64, now_ns: u64, gate_is_quiet: bool) -> Sight {
+        let predicted_pause = self.estimate.predicted_pause_with(left_bytes);
+        let predicted_pause_ns = predicted_pause.map(|pause| to_ns(Some(pause)));
         let slow_flush_ns = self.estimate.slow_flush_ns();
         Sight { now_ns, gate_is_quiet, predicted_pause_ns, flush_ns: self.flush_ns, slow_flush_ns }
     }
@@ -204,7 +212,7 @@ impl Follow {
         self.tick_at_ns = now_ns + TICK_NS;
         self.fade_flushes(now_ns);
         let progress = share.progress();
-        let left_bytes = share.left_bytes() + progress.in_flight_bytes;
+        let left_bytes = share.unfinished_bytes();
         self.estimate.sample(Sample {
             now_ns,
             copied_bytes: progress.copied_bytes + progress.zeroed_bytes,
@@ -377,7 +385,7 @@ mod tests {
         follow.estimate.sample(sample(1));
         follow.flush_sent(1);
         follow.flush_ended(90_000_000);
-        let pause_ns = |follow: &Follow| follow.sight(0, false).predicted_pause_ns.unwrap();
+        let pause_ns = |follow: &Follow| follow.sight(0, 0, false).predicted_pause_ns.unwrap();
         (0..90).for_each(|n| follow.fade_flushes(n * 10_000_000));
         assert!(pause_ns(&follow) >= 89_000_000, "it is believed for a while");
         (0..700).for_each(|n| follow.fade_flushes(1_000_000_000 + n * 10_000_000));

@@ -272,8 +272,12 @@ impl Share {
     /// Whether the job follows: the first pass is over, and so little is left that the guest hardly notices when that is copied
     /// at once, one small request after the other. What a guest wrote just now must not wait for a rest, a turn or a probe.
     pub(super) fn has_few_left(&self) -> bool {
-        let in_hand = || self.tallies.iter().map(Tally::in_hand_bytes).sum::<u64>();
-        self.sweep_is_claimed() && self.left_bytes() + in_hand() <= FEW_BYTES
+        self.sweep_is_claimed() && self.unfinished_bytes() <= FEW_BYTES
+    }
+
+    /// Bytes that copiers have claimed and not done.
+    fn in_hand_bytes(&self) -> u64 {
+        self.tallies.iter().map(Tally::in_hand_bytes).fold(0, u64::saturating_add)
     }
 
     /// Whether the copiers are held back for the guest, and have so much to do that it does not matter when they go on.
@@ -424,6 +428,12 @@ impl Share {
         let dirty = self.dirty.dirty_bytes();
         let ahead = self.geometry.disk_bytes - self.sweep.position();
         dirty.saturating_add(ahead).min(self.geometry.disk_bytes)
+    }
+
+    /// Bytes that are left, or claimed by a copier, begun or not: what a switch-over that began now would have to wait for.
+    #[must_use]
+    pub(crate) fn unfinished_bytes(&self) -> u64 {
+        self.left_bytes().saturating_add(self.in_hand_bytes())
     }
 
     /// The workers' counters, added up; times and rates are left to the caller, who has a clock.

@@ -1,4 +1,4 @@
-//! The guests: host threads with a queue, and host threads that do their own I/O and tell a tracker.
+//! The guests that ask on queues: host threads with a queue each.
 //!
 //! Every request is told to the model before it is sent and after its completion was taken, so the model's order is what a
 //! guest can know.
@@ -10,18 +10,15 @@ use std::sync::Arc;
 use super::model::{BLOCK, fill};
 use super::simulation::{Simulation, Wrong};
 use crate::buffer::{AlignedBuf, GuestBuffer};
+use crate::drive::DriveCore;
 use crate::drive::queue::{QueueCore, QueueOptions, Wish, WriteFlags, ZeroFlags};
-use crate::drive::{Admission, DriveCore, IoKind, Token};
+use crate::error::ErrorKind;
 use crate::ring::Ring;
 use crate::ring::sim::{SimDisk, SimRing, World};
-use crate::units::{ByteRange, bytes_u64, bytes_usize};
+use crate::units::{ByteRange, bytes_usize};
 
 /// Memory that a queue needs for itself.
 const ZEROES_BYTES: usize = 256 << 10;
-/// Requests that a guest with a tracker has under way at most.
-const TRACKED: usize = 4;
-/// How long a guest whose request is held waits until it asks again.
-const HELD_NS: u64 = 50_000;
 
 /// What was asked on a queue.
 #[derive(Clone, Copy, Debug)]
@@ -81,60 +78,9 @@ impl Line {
     }
 }
 
-/// A request that a host carries out itself.
-#[derive(Debug)]
-struct Io {
-    /// The drive's leave.
-    token: Token,
-    /// Which write of the model; 0 for a read.
-    write: u64,
-    /// What it writes.
-    word: u64,
-    /// Blocks that have not landed.
-    left: Vec<u64>,
-    /// How many more land before it fails; `None` = it does not fail.
-    fails_after: Option<usize>,
-    /// Where the drive stood when it began.
-    device: Arc<SimDisk>,
-    /// For a read: since when.
-    since: u64,
-    /// What was read.
-    seen: Option<Vec<u8>>,
-    /// When it began.
-    at_ns: u64,
-}
-
-/// A host thread that does its own I/O.
-#[derive(Debug, Default)]
-pub(super) struct Tracked {
-    /// Requests under way.
-    ios: Vec<Io>,
-    /// When something happens to one of them.
-    pub(super) step_ns: u64,
-    /// When the guest asks again.
-    pub(super) next_ns: u64,
-}
-
-impl Tracked {
-    /// Whether nothing is under way.
-    pub(super) fn is_idle(&self) -> bool {
-        self.ios.is_empty()
-    }
-
-    /// Ranges that are being written.
-    pub(super) fn writes(&self) -> impl Iterator<Item = ByteRange> {
-        self.ios.iter().filter(|io| io.token.kind() != IoKind::Read).map(|io| io.token.range())
-    }
-
-    /// When the oldest of them began.
-    pub(super) fn oldest_ns(&self) -> Option<u64> {
-        self.ios.iter().map(|io| io.at_ns).min()
-    }
-}
-
 impl Simulation {
     /// A range of blocks: often near the start, sometimes the tail.
-    fn range(&self) -> ByteRange {
+    pub(super) fn range(&self) -> ByteRange {
         let plan = &self.recipe.guests;
         let len = (self.world.pick(plan.blocks) + 1) * BLOCK;
         let len = if self.chance(30) { len.next_multiple_of(4096) } else { len }.min(self.recipe.bytes);
@@ -150,7 +96,7 @@ impl Simulation {
     }
 
     /// What the guest wants.
-    fn wish(&self) -> Wish {
+    pub(super) fn wish(&self) -> Wish {
         let fua = self.chance(15);
         if !self.chance(self.recipe.guests.write_percent) {
             return if self.chance(30) { Wish::Flush } else { Wish::Read };
@@ -166,26 +112,37 @@ impl Simulation {
     }
 
     /// When a guest that asked now asks again.
-    fn next_ask_ns(&self) -> u64 {
+    pub(super) fn next_ask_ns(&self) -> u64 {
         let burst = self.chance(30);
         self.world.now_ns() + if burst { 0 } else { self.world.pick(2 * self.recipe.guests.think_ns) + 1 }
     }
 
     /// The guest of a queue asks for something.
-    pub(super) fn ask(&mut self, line: usize) {
+    pub(super) fn ask(&mut self, line: usize) -> Result<(), Wrong> {
         self.lines[line].next_ns = self.next_ask_ns();
         let (wish, range) = (self.wish(), self.range());
         let range = if wish == Wish::Flush { ByteRange::default() } else { range };
         let tag = self.next_tag();
         let data = matches!(wish, Wish::Read | Wish::Write(_));
-        let buffer =
-            data.then(|| AlignedBuf::new(bytes_usize(range.len()), 4096).ok()).flatten().map(|mut buffer| {
-                fill(&mut buffer, tag);
-                GuestBuffer::from(buffer)
-            });
+        let buffer = data.then(|| AlignedBuf::new(bytes_usize(range.len()), bytes_usize(BLOCK))).transpose();
+        let buffer = buffer.map_err(|e| Wrong::new(e.to_string()))?.map(|mut buffer| {
+            fill(&mut buffer, tag);
+            GuestBuffer::from(buffer)
+        });
         let at_ns = self.world.now_ns();
-        if self.lines[line].core.accept(wish, range, buffer, tag, at_ns).is_err() {
-            return;
+        match self.lines[line].core.accept(wish, range, buffer, tag, at_ns) {
+            Ok(()) => {}
+            // The one thing that a guest which asks for nothing wrong can be told: it has asked for enough.
+            Err(rejected) if rejected.error.kind() == ErrorKind::QueueFull => {
+                let Line { asked, .. } = &self.lines[line];
+                return match asked.len() >= self.recipe.guests.depth {
+                    true => Ok(()),
+                    false => Err(Wrong::new(format!("full with {} requests: {rejected}", asked.len()))),
+                };
+            }
+            Err(rejected) => {
+                return Err(Wrong::new(format!("{wish:?} of {range:?} was refused: {rejected}")));
+            }
         }
         self.asked += 1;
         let since = self.model.tick();
@@ -196,6 +153,7 @@ impl Simulation {
         let Line { asked, ring, .. } = &mut self.lines[line];
         asked.insert(tag, Asked { wish, range, since, at_ns, may_fail });
         ring.waker().wake();
+        Ok(())
     }
 
     /// Turns a queue and takes what it has completed.
@@ -249,95 +207,6 @@ impl Simulation {
             self.model.ended(asked.range, tag, false, false);
         }
         Ok(())
-    }
-
-    /// The guest of a tracker asks for something.
-    pub(super) fn track(&mut self, number: usize) -> Result<(), Wrong> {
-        self.tracked[number].next_ns = self.next_ask_ns();
-        if self.tracked[number].ios.len() >= TRACKED {
-            self.tracked[number].next_ns = self.world.now_ns() + HELD_NS;
-            return Ok(());
-        }
-        let kind = match self.wish() {
-            Wish::Read => IoKind::Read,
-            Wish::Write(_) => IoKind::Write,
-            Wish::WriteZeroes(_) => IoKind::WriteZeroes,
-            Wish::Discard => IoKind::Discard,
-            Wish::Flush => {
-                self.drive.place().device.flush();
-                let now = self.model.tick();
-                self.model.flushed(now);
-                return Ok(());
-            }
-        };
-        let (range, now_ns) = (self.range(), self.world.now_ns());
-        let token = match self.drive.begin(range, kind, || now_ns).map_err(|e| Wrong::new(e.to_string()))? {
-            Admission::Go(token) => token,
-            Admission::Held => {
-                self.tracked[number].next_ns = now_ns + HELD_NS;
-                return Ok(());
-            }
-        };
-        self.asked += 1;
-        let (write, since) = (self.next_tag(), self.model.tick());
-        let word = if kind == IoKind::Write { write } else { 0 };
-        let blocks = range.len() / BLOCK;
-        if kind != IoKind::Read {
-            self.model.sent(range, write, word);
-        }
-        let fails_after =
-            (self.errors_possible && self.chance(4)).then(|| bytes_usize(self.world.pick(blocks)));
-        let device = Arc::clone(&self.drive.place().device);
-        let left = (0..blocks).map(|block| range.start() + block * BLOCK).collect();
-        let io = Io { token, write, word, left, fails_after, device, since, seen: None, at_ns: now_ns };
-        self.tracked[number].ios.push(io);
-        self.tracked[number].step_ns = now_ns + self.world.pick(100_000);
-        Ok(())
-    }
-
-    /// Something happens to one of a tracker's requests: a part of its data lands, or it ends.
-    pub(super) fn step_tracked(&mut self, number: usize) -> Result<(), Wrong> {
-        let now_ns = self.world.now_ns();
-        let Tracked { ios, step_ns, .. } = &mut self.tracked[number];
-        *step_ns = now_ns + self.world.pick(100_000);
-        let which = bytes_usize(self.world.pick(bytes_u64(ios.len()).max(1)));
-        let Some(io) = ios.get_mut(which) else { return Ok(()) };
-        let range = io.token.range();
-        if io.token.kind() == IoKind::Read && io.seen.is_none() {
-            let part = bytes_usize(range.start())..bytes_usize(range.end());
-            io.seen = Some(io.device.look(|bytes| bytes[part].to_vec()));
-            return Ok(());
-        }
-        if io.token.kind() != IoKind::Read && !io.left.is_empty() && io.fails_after != Some(0) {
-            let most = io.fails_after.unwrap_or(usize::MAX).min(io.left.len());
-            let count = bytes_usize(1 + self.world.pick(bytes_u64(most)));
-            io.fails_after = io.fails_after.map(|more| more - count);
-            let mut data = vec![0; bytes_usize(BLOCK)];
-            fill(&mut data, io.word);
-            for _ in 0..count {
-                let block = bytes_usize(self.world.pick(bytes_u64(io.left.len())));
-                io.device.write(io.left.swap_remove(block), &data);
-            }
-            return Ok(());
-        }
-        let Io { token, write, fails_after, since, seen, .. } = ios.swap_remove(which);
-        let result = if fails_after.is_some() { Err(libc::EIO) } else { Ok(()) };
-        self.drive.end(token, result, || now_ns).map_err(|e| Wrong::new(e.to_string()))?;
-        if self.drive.end(token, result, || now_ns).is_ok() {
-            return Err(Wrong::new("a token was ended twice and nobody said so"));
-        }
-        self.completed += 1;
-        match seen {
-            Some(data) => self
-                .model
-                .check(range, &data, since)
-                .map_err(|e| Wrong::new(format!("a host read wrongly: {e}"))),
-            None => {
-                let whole = result.is_ok() && token.kind() != IoKind::Discard;
-                self.model.ended(range, write, whole, false);
-                Ok(())
-            }
-        }
     }
 }
 

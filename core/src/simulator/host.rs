@@ -163,20 +163,17 @@ impl Simulation {
             self.host.forced_ns = Some(now_ns);
             return refused(job.cancel(Cancel::Force));
         }
-        match self.recipe.wanted {
-            Wanted::Pivot if status.is_ready() && !share.wants_completion() => {
-                self.host.asked_end = true;
-                refused(job.complete(Completion::Pivot))
-            }
-            Wanted::PointInTime if status.is_ready() && !share.wants_completion() => {
-                self.host.asked_end = true;
-                refused(job.complete(Completion::PointInTime))
-            }
-            Wanted::SoftCancel if !self.host.asked_end => {
-                self.host.asked_end = true;
-                refused(job.cancel(Cancel::Soft))
-            }
-            _ => Ok(()),
+        let ready = status.is_ready() && !share.wants_completion();
+        let result = match self.recipe.wanted {
+            Wanted::Pivot if ready => job.complete(Completion::Pivot),
+            Wanted::PointInTime if ready => job.complete(Completion::PointInTime),
+            Wanted::SoftCancel if !self.host.asked_end => job.cancel(Cancel::Soft),
+            _ => return Ok(()),
+        };
+        self.host.asked_end = true;
+        if ready {
+            self.switch_over_is_asked();
         }
+        refused(result)
     }
 }

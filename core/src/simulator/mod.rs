@@ -8,10 +8,12 @@
 //! |---|---|
 //! | `recipe` | what a run is made of |
 //! | `simulation` | who is there, and who comes next |
-//! | `guests` | host threads with queues and with trackers |
+//! | `guests` | host threads with queues |
+//! | `tracked` | host threads that do their own I/O, with trackers |
 //! | `host` | commands at random times, and the end of each job |
 //! | `model` | what the drive may hold, byte by byte, also after a power failure |
 //! | `watch` | what must hold at every moment and at the end of the run |
+//! | `ready` | what must hold when a job is ready, and after that |
 //! | `told` | what the host hears must be so |
 //! | `outcome` | what must hold at the end of a job |
 //!
@@ -28,9 +30,11 @@ mod guests;
 mod host;
 pub(crate) mod model;
 mod outcome;
+mod ready;
 mod recipe;
 mod simulation;
 mod told;
+mod tracked;
 mod watch;
 
 #[cfg(test)]

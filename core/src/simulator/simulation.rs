@@ -7,10 +7,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::guests::{Line, Tracked};
+use super::guests::Line;
 use super::host::Host;
 use super::model::{self, Model};
 use super::recipe::{Death, First, Recipe};
+use super::tracked::Tracked;
 use super::watch::Watch;
 use crate::bitmap::DirtyBitmap;
 use crate::drive::{self, DriveCore};
@@ -63,6 +64,8 @@ pub struct Story {
     pub failed: u32,
     /// Jobs that became ready.
     pub ready: u32,
+    /// Switch-overs that were asked of a ready job with a quiet guest, which nothing could disturb.
+    pub calm: u32,
     /// Switch-overs that did not fit into their time.
     pub missed: u32,
     /// Times that copy mode auto took a step.
@@ -88,6 +91,7 @@ impl Story {
         self.cancelled += other.cancelled;
         self.failed += other.failed;
         self.ready += other.ready;
+        self.calm += other.calm;
         self.missed += other.missed;
         self.escalated += other.escalated;
         self.active_bytes += other.active_bytes;
@@ -358,7 +362,7 @@ impl Simulation {
             }
             Actor::Guest(number) => {
                 drive::act_as(number);
-                self.ask(number);
+                self.ask(number)?;
             }
             Actor::Tracked(number) => {
                 drive::act_as(self.lines.len() + number);

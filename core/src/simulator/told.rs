@@ -24,7 +24,10 @@ impl Simulation {
             self.watch.last_events.push((self.world.now_ns(), event.what));
             match event.what {
                 EventKind::Ready => self.story.ready += 1,
-                EventKind::SwitchOverMissed { .. } => self.story.missed += 1,
+                EventKind::SwitchOverMissed { .. } => {
+                    self.story.missed += 1;
+                    self.check_miss()?;
+                }
                 EventKind::Escalated { .. } => self.story.escalated += 1,
                 EventKind::Error { .. } => {
                     self.story.errors += 1;

@@ -32,7 +32,9 @@ pub(super) struct Watch {
     /// It stays closed for as long as the host wants.
     host_decides: bool,
     /// The job was ready.
-    was_ready: bool,
+    pub(super) was_ready: bool,
+    /// What guests had asked for when the host asked a quiet drive for the switch-over, which nothing can disturb.
+    pub(super) must_fit: Option<u64>,
     /// All was seen to be copied behind the gate.
     was_sealed: bool,
     /// Events of this job.
@@ -129,22 +131,6 @@ impl Simulation {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Ready means what it says.
-    fn look_at_ready(&mut self, status: JobStatus) -> Result<(), Wrong> {
-        let ready = status.is_ready();
-        if !ready || std::mem::replace(&mut self.watch.was_ready, true) {
-            return Ok(());
-        }
-        let Some(Live { share, options, .. }) = &self.live else { return Ok(()) };
-        if !share.sweep_is_claimed() {
-            return Err(Wrong::new("ready before the first pass was over"));
-        }
-        if options.strict_ready && !(share.dirty.is_clean() && share.is_finished()) {
-            return Err(Wrong::new("strictly ready, and something is dirty or under way"));
-        }
-        self.check_clean(false)
     }
 
     /// All is copied and flushed behind the gate.

@@ -47,6 +47,7 @@ impl Coordinator {
         match self.stage {
             Stage::Flushing(Purpose::ToBeReady) => {
                 self.stage = Stage::Copying;
+                share.figures.foresee(sight.predicted_pause_ns);
                 if share.is_held() || !self.could_be_ready(share, sight) || !share.turn(Turn::BecomeReady) {
                     self.retry_at_ns = sight.now_ns + READY_AGAIN_NS;
                 }
