@@ -16,9 +16,11 @@ mod event;
 mod home;
 mod job;
 mod outcome;
+mod query;
 #[cfg(test)]
 mod simulated;
 mod start;
+mod verbs;
 mod worker;
 
 use std::num::NonZeroUsize;
@@ -27,8 +29,10 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 
 pub use event::{Event, EventKind, IoStatus, LastError};
-pub use job::{Cancel, Completion, Job, JobInfo};
+pub use job::Job;
 pub use outcome::{Outcome, TargetState};
+pub use query::JobInfo;
+pub use verbs::{Cancel, Completion};
 
 pub use crate::mirror::{
     CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, Escalation, ExtentMap, JobStatus, LatencyBudget,

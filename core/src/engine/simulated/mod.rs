@@ -10,8 +10,9 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use super::event::EventKind;
 use super::home::Home;
-use super::job::{Cancel, Job, JobCore};
+use super::job::{Job, JobCore};
 use super::outcome::{Outcome, TargetState};
+use super::verbs::Cancel;
 use super::worker::{Mail, Part, Worker};
 use crate::drive::{DriveCore, Follower};
 

@@ -1,8 +1,8 @@
 //! Narrow windows in which a wake-up, a gate opening, memory or the truth could get lost.
 
 use super::*;
+use crate::engine::Completion;
 use crate::engine::crew::Crew;
-use crate::engine::job::Completion;
 
 /// The disks.
 const BYTES: u64 = 2 << 20;
