@@ -3,7 +3,7 @@
 
 use super::job::Job;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{CopyMode, Notice, Turn, Verb};
+use crate::mirror::{CopyMode, JobStatus, Notice, Turn, Verb};
 
 /// How a switch-over is to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -25,14 +25,16 @@ pub enum Cancel {
     Force,
 }
 impl Job {
-    /// Checks that the job may be asked this now. It may move on a moment later, and then the request does nothing.
-    fn check(&self, verb: Verb) -> Result<()> {
-        verb.check(self.status())
+    /// Checks that the job may be asked this now, and says where it stands. It may move on a moment later, and then the request
+    /// does nothing.
+    fn check(&self, verb: Verb) -> Result<JobStatus> {
+        let status = self.status();
+        verb.check(status).map(|()| status)
     }
 
-    /// The error of a verb that the state would allow.
-    fn refused(verb: Verb, why: &'static str) -> Error {
-        Error::new(ErrorKind::WrongState, verb.name()).because(why)
+    /// The error of `verb` in a state that would allow it, where what `needs` wants besides does not hold.
+    fn unmet(verb: Verb, needs: Verb, status: JobStatus) -> Error {
+        verb.refused(status, needs.unmet().unwrap_or("it has moved on meanwhile"))
     }
 
     /// Pauses the job: what is in flight is finished, and then the job is paused, or standby if it was ready. Guest writes go
@@ -41,9 +43,9 @@ impl Job {
     /// # Errors
     /// [`ErrorKind::WrongState`] naming the state, or when the host has paused it already.
     pub fn pause(&self) -> Result<()> {
-        self.check(Verb::Pause)?;
+        let status = self.check(Verb::Pause)?;
         if !self.core().share.pause() {
-            return Err(Self::refused(Verb::Pause, "it is paused already; resume it first"));
+            return Err(Self::unmet(Verb::Pause, Verb::Pause, status));
         }
         self.core().wake_all();
         Ok(())
@@ -54,9 +56,9 @@ impl Job {
     /// # Errors
     /// [`ErrorKind::WrongState`] naming the state, or when the job is neither paused nor stopped.
     pub fn resume(&self) -> Result<()> {
-        self.check(Verb::Resume)?;
+        let status = self.check(Verb::Resume)?;
         if !self.core().share.resume() {
-            return Err(Self::refused(Verb::Resume, "it is not paused"));
+            return Err(Self::unmet(Verb::Resume, Verb::Resume, status));
         }
         self.core().wake_all();
         Ok(())
@@ -95,15 +97,19 @@ impl Job {
     /// [`ErrorKind::WrongState`] naming the state (wait for [`EventKind::Ready`](super::EventKind)), or when the end was asked for
     /// already; [`ErrorKind::WrongSize`] for a pivot to a target with larger blocks than the drive's guest was promised.
     pub fn complete(&self, completion: Completion) -> Result<()> {
-        self.check(Verb::Complete)?;
+        let status = self.check(Verb::Complete)?;
         if let (Completion::Pivot, Some(why)) = (completion, &self.core().no_pivot) {
             return Err(Error::new(ErrorKind::WrongSize, "move the drive to")
                 .at(&self.core().names[1])
                 .because(why.clone()));
         }
         if !self.core().share.complete(completion == Completion::Pivot) {
-            let why = "it is completing already; cancel it by force to stop that";
-            return Err(Self::refused(Verb::Complete, why));
+            return Err(Self::unmet(verb, Verb::Complete, status));
+        self.ask_for_the_end(Verb::Complete, status, completion)
+    }
+
+    /// Asks for the switch-over in the name of `verb`; once is enough.
+    fn ask_for_the_end(&self, verb: Verb, status: JobStatus, completion: Completion) -> Result<()> {
         }
         self.core().wake_all();
         Ok(())
@@ -112,11 +118,11 @@ impl Job {
     /// Ends the job. By force it is over within a second even if requests hang.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongState`] naming the state.
+    /// [`ErrorKind::WrongState`] naming the state; for a soft one of a job that is ready also when its end was asked for already.
     pub fn cancel(&self, how: Cancel) -> Result<()> {
-        self.check(Verb::Cancel)?;
-        if how == Cancel::Soft && self.status().is_ready() {
-            return self.complete(Completion::PointInTime);
+        let status = self.check(Verb::Cancel)?;
+        if how == Cancel::Soft && status.is_ready() {
+            return self.ask_for_the_end(Verb::Cancel, status, Completion::PointInTime);
         }
         self.core().share.cancel();
         self.core().wake_all();

@@ -3,6 +3,7 @@
 mod copies;
 mod endings;
 mod guests;
+mod verbs;
 mod windows;
 
 use std::sync::Arc;
