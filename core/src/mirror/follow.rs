@@ -155,7 +155,7 @@ impl Follow {
     /// The view of a job with these options.
     #[must_use]
     pub fn new(options: &MirrorOptions) -> Self {
-        let budget = match options.latency_budget {
+        let budget = match options.latency_budget.in_force() {
             LatencyBudget::Off => None,
             LatencyBudget::Absolute(time) => Some(Budget::AbsoluteNs(to_ns(Some(time)))),
             LatencyBudget::Baseline(times) => Some(Budget::Baseline(times)),

@@ -147,7 +147,7 @@ pub(super) const FEW_BYTES: u64 = 4 << 20;
 /// The pace until the home has looked at the guest for the first time, 10 ms later: a busy guest must not be met by a full queue
 /// of copies, and an idle one does not notice.
 fn first_pace(options: &MirrorOptions) -> Pace {
-    if options.latency_budget == LatencyBudget::Off { Pace::FULL } else { Pace::SLOWEST }
+    if options.latency_budget.in_force() == LatencyBudget::Off { Pace::FULL } else { Pace::SLOWEST }
 }
 
 impl Share {
