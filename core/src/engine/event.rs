@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::{Error, Result};
-use crate::mirror::{CopyMode, ErrorAction, Escalation, JobStatus, Notice, Side};
+use crate::mirror::{CopyMode, ErrorAction, Escalation, JobStatus, Notice, Reason, Side};
 use crate::ring::monotonic_ns;
 use crate::units::ByteRange;
 
@@ -58,6 +58,8 @@ pub enum EventKind {
     Escalated {
         /// What is done about it.
         step: Escalation,
+        /// Why.
+        reason: Reason,
         /// Bytes that were left.
         left_bytes: u64,
     },
@@ -200,7 +202,9 @@ impl Events {
                 }
             }
             Notice::CopyMode(mode) => self.emit(EventKind::CopyMode(mode)),
-            Notice::Escalated { step, left_bytes } => self.emit(EventKind::Escalated { step, left_bytes }),
+            Notice::Escalated { step, reason, left_bytes } => {
+                self.emit(EventKind::Escalated { step, reason, left_bytes });
+            }
             Notice::SwitchOverMissed { held_ns, left_bytes } => {
                 self.emit(EventKind::SwitchOverMissed { held_ns, left_bytes });
             }

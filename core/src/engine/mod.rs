@@ -36,7 +36,7 @@ pub use verbs::{Cancel, Completion};
 
 pub use crate::mirror::{
     CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, Escalation, ExtentMap, JobStatus, LatencyBudget,
-    MirrorOptions, OnCopied, Progress, Side, SyncMode, Verb,
+    MirrorOptions, OnCopied, Progress, Reason as EscalationReason, Side, SyncMode, Verb,
 };
 
 use self::worker::Mail;

@@ -269,7 +269,7 @@ impl Follow {
             is_small_enough: (small && !self.strict_ready) || self.max_pause.is_none(),
             missed,
         });
-        if let Verdict::Escalate(_) = verdict {
+        if let Verdict::Escalate(reason) = verdict {
             let step = if share.set_copy_mode(CopyMode::WriteBlocking) {
                 // What was observed so far says nothing about how it goes from here.
                 self.convergence.restart();
@@ -279,7 +279,7 @@ impl Follow {
                 share.braking.store(true, Ordering::Release);
                 Escalation::Braking
             };
-            share.post(Notice::Escalated { step, left_bytes });
+            share.post(Notice::Escalated { step, reason, left_bytes });
         }
     }
 
