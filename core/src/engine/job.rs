@@ -7,7 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::event::{Event, Events};
+use super::latencies::Watched;
 use super::outcome::{self, Outcome, TargetState};
+use crate::drive::Latencies;
 use crate::error::{Error, Result};
 use crate::mirror::{End, ExtentMap, JobStatus, MirrorOptions, RateMeter, Share, Turn};
 use crate::ring::{Wake, monotonic_ns};
@@ -38,6 +40,8 @@ pub(super) struct JobCore {
     pause_ns: AtomicU64,
     /// Workers that still hold their part.
     parts: AtomicUsize,
+    /// What the guest's requests take.
+    pub(super) latencies: Watched,
     /// Jobs of the engine; this one counts until its last part is gone.
     jobs: Arc<AtomicUsize>,
     /// For hosts that wait.
@@ -82,7 +86,7 @@ impl Drop for Held {
 }
 
 impl JobCore {
-    /// The shared part and the host's handle of a new job.
+    /// The shared part and the host's handle of a new job on a drive with these latencies.
     pub(super) fn start(
         share: Arc<Share>,
         options: &MirrorOptions,
@@ -90,12 +94,14 @@ impl JobCore {
         wakers: Vec<Arc<dyn Wake>>,
         jobs: Arc<AtomicUsize>,
         no_pivot: Option<String>,
+        latencies: &[Latencies; 2],
     ) -> Result<Job> {
         let core = Arc::new(Self {
             share,
             extents: options.extents.clone(),
             names,
             parts: AtomicUsize::new(wakers.len()),
+            latencies: Watched::new(latencies),
             jobs,
             wakers,
             started_ns: monotonic_ns(),
@@ -128,6 +134,7 @@ impl JobCore {
 
     /// The verdict: the job is over. Only the first counts.
     pub(super) fn conclude(&self, end: End, now_ns: u64) {
+        self.latencies.end();
         if self.verdict.set((end, now_ns, Instant::now())).is_ok() {
             // A home that broke did not come this way.
             if end != End::Completed {

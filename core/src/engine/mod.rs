@@ -15,6 +15,7 @@ pub(crate) mod crew;
 mod event;
 mod home;
 mod job;
+mod latencies;
 mod outcome;
 mod query;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use std::thread::JoinHandle;
 
 pub use event::{Event, EventKind, IoStatus, LastError};
 pub use job::Job;
+pub use latencies::GuestLatencies;
 pub use outcome::{Outcome, TargetState};
 pub use query::JobInfo;
 pub use verbs::{Cancel, Completion};

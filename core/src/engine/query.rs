@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::event::{IoStatus, LastError};
 use super::job::Job;
+use super::latencies::GuestLatencies;
 use crate::mirror::{CopyMode, JobStatus, Progress, RateMeter};
 use crate::ring::monotonic_ns;
 
@@ -86,6 +87,13 @@ impl Job {
         let now_ns = monotonic_ns();
         let mut p = self.core().share.progress();
         let mut meter = self.core().meter.lock().unwrap_or_else(PoisonError::into_inner);
+    /// What the guest's requests took since the job began, and what they took before, without one; p50 to p99.99 of either is
+    /// [`LatencyCounts::percentiles`](crate::drive::LatencyCounts::percentiles).
+    #[must_use]
+    pub fn latencies(&self) -> GuestLatencies {
+        self.core().latencies.read()
+    }
+
         p.rate_bytes_per_s = meter.sample(now_ns, p.done_bytes);
         p.eta = RateMeter::eta(p.disk_bytes - p.done_bytes, p.rate_bytes_per_s);
         p.elapsed = Duration::from_nanos(now_ns.saturating_sub(self.core().started_ns));

@@ -99,6 +99,7 @@ impl Sim {
             wakers,
             Arc::new(1.into()),
             None,
+            &Default::default(),
         )
         .unwrap();
         let drive = DriveCore::new(Arc::clone(&source), recipe.bytes, 512, false);
