@@ -42,6 +42,8 @@ pub(super) struct JobCore {
     parts: AtomicUsize,
     /// What the guest's requests take.
     pub(super) latencies: Watched,
+    /// How long guest requests may be held.
+    pub(super) max_pause: Option<Duration>,
     /// Jobs of the engine; this one counts until its last part is gone.
     jobs: Arc<AtomicUsize>,
     /// For hosts that wait.
@@ -102,6 +104,7 @@ impl JobCore {
             names,
             parts: AtomicUsize::new(wakers.len()),
             latencies: Watched::new(latencies),
+            max_pause: options.max_pause,
             jobs,
             wakers,
             started_ns: monotonic_ns(),

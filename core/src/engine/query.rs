@@ -29,6 +29,10 @@ pub struct JobInfo {
     pub eta: Option<Duration>,
     /// How long a switch-over begun now would hold guest requests; `None` = not known yet.
     pub predicted_pause: Option<Duration>,
+    /// Whether that fits into `max_pause`, with the reserve that the job keeps, so that a `complete` would begin the switch-over
+    /// now. Not while the job is held, before the first pass has taken up every chunk, or while something failed and is to be tried
+    /// again. Without a `max_pause` any pause fits.
+    pub fits_now: bool,
     /// The speed limit; 0 = none.
     pub speed_bytes_per_s: u64,
     /// How guest writes are followed now.
@@ -68,6 +72,7 @@ impl Job {
             copy_mode,
             actively_synced: copy_mode == CopyMode::WriteBlocking && dirty_bytes == 0,
             completing: share.wants_completion(),
+            fits_now: share.fits_now(self.core().max_pause, monotonic_ns()),
             io_status: match share.stopped() {
                 Some(true) => IoStatus::NoSpace,
                 Some(false) => IoStatus::Failed,

@@ -1,6 +1,7 @@
 //! What the workers of a job share: bitmaps, the sweep, the command word, counters. Atomics only.
 
 mod command;
+mod forecast;
 mod notice;
 mod rounds;
 
