@@ -49,7 +49,11 @@ pub struct JobInfo {
     pub progress: Progress,
 }
 impl Job {
-    /// Where the job stands and what it has done; the figures are at most some milliseconds old.
+    /// Where the job stands and what it has done.
+    ///
+    /// State and bytes are of this moment. Rates, `eta` and `predicted_pause` are from when the job took stock last: at most some
+    /// 10 ms ago while there is anything to copy, at most half a second once nothing has turned dirty for a tenth of one. They
+    /// change with the first write that comes then.
     #[must_use]
     pub fn query(&self) -> JobInfo {
         let share = &self.core().share;
