@@ -122,10 +122,11 @@ pub struct MirrorOptions {
     pub auto_finalize: bool,
     /// What happens when everything is copied.
     pub on_copied: OnCopied,
-    /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs:
-    /// nobody else may set or clear bits. At the job's end it says what is not copied; guest writes that end after that are
-    /// not in it, so use it for the next job only if no guest request was under way from before the end of one to the
-    /// start of the other. Its granularity is the job's.
+    /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs: nobody else
+    /// may set or clear bits, and another job that is given it is refused as busy, until every worker has let go of this one
+    /// ([`Job::wait_for`](crate::engine::Job::wait_for) waits for that). At the job's end it says what is not copied; guest writes
+    /// that end after that are not in it, so use it for the next job only if no guest request was under way from before the end of
+    /// one to the start of the other, or mark yourself what they wrote. Its granularity is the job's.
     pub bitmap: Option<Arc<DirtyBitmap>>,
 }
 
@@ -247,7 +248,6 @@ mod tests {
         assert!(with(|o| o.latency_budget = LatencyBudget::Baseline(-1.0)).is_err());
         assert!(with(|o| o.max_pause = Some(Duration::ZERO)).unwrap_err().contains("1 ms"));
     }
-}
 
     /// Otherwise a host that passes its users' `0` on, which means full speed, would be refused.
     #[test]
@@ -257,3 +257,4 @@ mod tests {
             assert_eq!(latency_budget.in_force(), LatencyBudget::Off);
         }
     }
+}

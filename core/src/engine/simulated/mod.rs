@@ -1,5 +1,6 @@
 //! The worker loop in the simulation: whole jobs on made-up disks, from seeds, with everything going wrong.
 
+mod bitmaps;
 mod copies;
 mod endings;
 mod guests;
