@@ -125,13 +125,7 @@ impl JobCore {
 
     /// The home passes notices on to the host.
     pub(super) fn tell_notices(&self) {
-        let lost = self.share.take_lost_notices();
-        if lost > 0 {
-            self.events.count_lost(lost);
-        }
-        while let Some(notice) = self.share.pop_notice() {
-            self.events.tell(notice);
-        }
+        self.events.tell_all(&self.share);
     }
 
     /// How long the switch-over held guest requests.
@@ -143,12 +137,13 @@ impl JobCore {
     pub(super) fn conclude(&self, end: End, now_ns: u64) {
         self.latencies.end();
         if self.verdict.set((end, now_ns, Instant::now())).is_ok() {
-            // A home that broke did not come this way.
-            if end != End::Completed {
-                self.share.turn(Turn::Abort);
-            }
-            self.share.turn(Turn::Conclude);
-            self.tell_notices();
+            self.events.tell_after(&self.share, || {
+                // A home that broke did not come this way.
+                if end != End::Completed {
+                    self.share.turn(Turn::Abort);
+                }
+                self.share.turn(Turn::Conclude);
+            });
         }
         self.signal();
         self.wake_all();

@@ -72,11 +72,11 @@ impl Job {
             copy_rate_bytes_per_s: share.figures.copy_rate_bytes_per_s(),
             eta: share.figures.eta(),
             predicted_pause: share.figures.predicted_pause(),
+            fits_now: share.fits_now(self.core().max_pause, monotonic_ns()),
             speed_bytes_per_s: share.limiter.speed(),
             copy_mode,
             actively_synced: copy_mode == CopyMode::WriteBlocking && dirty_bytes == 0,
             completing: share.wants_completion(),
-            fits_now: share.fits_now(self.core().max_pause, monotonic_ns()),
             io_status: match share.stopped() {
                 Some(true) => IoStatus::NoSpace,
                 Some(false) => IoStatus::Failed,
@@ -85,6 +85,13 @@ impl Job {
             last_error: self.core().events.last_error(),
             progress,
         }
+    }
+
+    /// What the guest's requests took since the job began, and what they took before, without one; p50 to p99.99 of either is
+    /// [`LatencyCounts::percentiles`](crate::drive::LatencyCounts::percentiles).
+    #[must_use]
+    pub fn latencies(&self) -> GuestLatencies {
+        self.core().latencies.read()
     }
 
     /// What was done so far; the rate looks back over the calls of the last seconds.
@@ -96,13 +103,6 @@ impl Job {
         let now_ns = monotonic_ns();
         let mut p = self.core().share.progress();
         let mut meter = self.core().meter.lock().unwrap_or_else(PoisonError::into_inner);
-    /// What the guest's requests took since the job began, and what they took before, without one; p50 to p99.99 of either is
-    /// [`LatencyCounts::percentiles`](crate::drive::LatencyCounts::percentiles).
-    #[must_use]
-    pub fn latencies(&self) -> GuestLatencies {
-        self.core().latencies.read()
-    }
-
         p.rate_bytes_per_s = meter.sample(now_ns, p.done_bytes);
         p.eta = RateMeter::eta(p.disk_bytes - p.done_bytes, p.rate_bytes_per_s);
         p.elapsed = Duration::from_nanos(now_ns.saturating_sub(self.core().started_ns));

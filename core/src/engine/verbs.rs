@@ -82,9 +82,12 @@ impl Job {
     /// [`ErrorKind::WrongState`] naming the state.
     pub fn set_copy_mode(&self, mode: CopyMode) -> Result<()> {
         self.check(Verb::SetCopyMode)?;
-        if self.core().share.choose_copy_mode(mode) {
-            self.core().share.post(Notice::CopyMode(mode));
-        }
+        let share = &self.core().share;
+        self.core().events.tell_after(share, || {
+            if share.choose_copy_mode(mode) {
+                share.post(Notice::CopyMode(mode));
+            }
+        });
         self.core().wake_home();
         Ok(())
     }
@@ -103,13 +106,13 @@ impl Job {
                 .at(&self.core().names[1])
                 .because(why.clone()));
         }
-        if !self.core().share.complete(completion == Completion::Pivot) {
-            return Err(Self::unmet(verb, Verb::Complete, status));
         self.ask_for_the_end(Verb::Complete, status, completion)
     }
 
     /// Asks for the switch-over in the name of `verb`; once is enough.
     fn ask_for_the_end(&self, verb: Verb, status: JobStatus, completion: Completion) -> Result<()> {
+        if !self.core().share.complete(completion == Completion::Pivot) {
+            return Err(Self::unmet(verb, Verb::Complete, status));
         }
         self.core().wake_all();
         Ok(())
@@ -146,8 +149,11 @@ impl Job {
     /// [`ErrorKind::WrongState`] naming the state.
     pub fn dismiss(&self) -> Result<()> {
         self.check(Verb::Dismiss)?;
-        self.core().share.turn(Turn::Dismiss);
-        self.core().tell_notices();
+        let share = &self.core().share;
+        if !self.core().events.tell_after(share, || share.turn(Turn::Dismiss)) {
+            // Somebody else was faster.
+            self.check(Verb::Dismiss)?;
+        }
         Ok(())
     }
 }

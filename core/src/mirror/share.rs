@@ -212,7 +212,8 @@ impl Share {
         JobStatus::from_number(self.status.load(Ordering::Acquire))
     }
 
-    /// Moves the job on and tells the host; only its home does that. Nothing happens where the table has no arrow.
+    /// Moves the job on and makes a notice of it; nothing happens where the table has no arrow. Only the job's home does that, and
+    /// when the job is over who dismisses it; those two take turns, so that the host hears of both in order.
     pub fn turn(&self, turn: Turn) -> bool {
         let from = self.status();
         let Some(to) = from.after(turn) else { return false };
@@ -231,7 +232,7 @@ impl Share {
     /// Whether a notice waits for the host.
     #[must_use]
     pub fn has_notices(&self) -> bool {
-        !self.notices.is_empty()
+        !self.notices.is_empty() || self.lost_notices.load(Ordering::Relaxed) > 0
     }
 
     /// Takes a notice for the host.

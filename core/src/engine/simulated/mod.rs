@@ -4,6 +4,7 @@ mod bitmaps;
 mod copies;
 mod endings;
 mod guests;
+mod order;
 mod verbs;
 mod windows;
 
