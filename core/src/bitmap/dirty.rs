@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 use super::drain::drain;
 use super::pieces::{first_bit_of, mask_in, word_of};
@@ -34,6 +35,8 @@ pub struct DirtyBitmap {
     disk_bytes: u64,
     /// Bytes of a chunk.
     granularity: Granularity,
+    /// A job works with it, see `hold`.
+    pub(super) in_use: AtomicBool,
 }
 
 /// The number of chunks of a disk, if a map may be made for it.
@@ -61,7 +64,7 @@ impl DirtyBitmap {
     /// [`ErrorKind::InvalidArgument`] for a disk over 64 TiB, [`ErrorKind::NoMemory`] when there are not enough addresses.
     pub fn new(disk_bytes: u64, granularity: Granularity) -> Result<Self> {
         let tree = Tree::new(chunks_for(disk_bytes, granularity)?)?;
-        Ok(Self { tree, disk_bytes, granularity })
+        Ok(Self { tree, disk_bytes, granularity, in_use: AtomicBool::new(false) })
     }
 
     /// Bytes that a bit stands for.

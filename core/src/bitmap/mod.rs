@@ -11,6 +11,7 @@
 //! | `tree` | leaves and summaries, and the argument why no bit is lost between them |
 //! | `drain` | taking everything out |
 //! | `dirty`, `claims` | the two public types |
+//! | `hold` | the right to work with a bitmap, for one job at a time |
 //!
 //! How a copier uses them, in this order (*Claim, clear, read*):
 //!
@@ -28,6 +29,7 @@
 mod claims;
 mod dirty;
 mod drain;
+mod hold;
 mod pieces;
 pub(crate) mod sync;
 mod tree;
@@ -36,6 +38,7 @@ mod words;
 
 pub use claims::Claims;
 pub use dirty::DirtyBitmap;
+pub(crate) use hold::Hold;
 
 /// Ways to break the protocol, each of which a model must notice; a model that cannot fail proves nothing.
 #[cfg(loom)]

@@ -176,6 +176,11 @@ impl<D> DriveCore<D> {
         self.latencies(self.has_job()).record(ns);
     }
 
+    /// What requests took without a job, and with one.
+    pub(crate) fn both_latencies(&self) -> &[Latencies; 2] {
+        &self.latencies
+    }
+
     /// What requests took, with or without a job.
     #[inline]
     pub(crate) fn latencies(&self, with_job: bool) -> &Latencies {

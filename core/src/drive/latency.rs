@@ -8,6 +8,7 @@
 //! counted twice or lost. Counts only grow, so two snapshots can be subtracted ([`LatencyCounts::since`]).
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hdrhistogram::Histogram;
@@ -58,10 +59,11 @@ const fn middle_ns(bucket: usize) -> u64 {
 #[repr(align(128))]
 struct Shard([AtomicU64; BUCKETS]);
 
-/// A histogram of latencies that threads fill together; see the module.
+/// A histogram of latencies that threads fill together; see the module. Clones are the same histogram.
+#[derive(Clone)]
 pub struct Latencies {
     /// The counters.
-    shards: Box<[Shard]>,
+    shards: Arc<[Shard]>,
 }
 
 impl Default for Latencies {
@@ -124,7 +126,34 @@ impl std::fmt::Debug for LatencyCounts {
     }
 }
 
+/// What a share of the requests did not exceed, in nanoseconds, each within 3 % from 1 us to 100 s; 0 when nothing was counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Percentiles {
+    /// Half of them.
+    pub p50_ns: u64,
+    /// 90 of 100.
+    pub p90_ns: u64,
+    /// 99 of 100.
+    pub p99_ns: u64,
+    /// 999 of 1000.
+    pub p99_9_ns: u64,
+    /// 9999 of 10,000; with fewer requests than that it is the longest.
+    pub p99_99_ns: u64,
+}
+
 impl LatencyCounts {
+    /// The usual percentiles; [`Self::quantile_ns`] has any other.
+    #[must_use]
+    pub fn percentiles(&self) -> Percentiles {
+        Percentiles {
+            p50_ns: self.quantile_ns(0.5),
+            p90_ns: self.quantile_ns(0.9),
+            p99_ns: self.quantile_ns(0.99),
+            p99_9_ns: self.quantile_ns(0.999),
+            p99_99_ns: self.quantile_ns(0.9999),
+        }
+    }
+
     /// What was counted after `earlier`, an older snapshot of the same latencies.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
@@ -235,6 +264,11 @@ mod tests {
                 let told = counts.quantile_ns(q);
                 prop_assert!(is_close(told, exact(&values, q)), "{q}: {told} for {}", exact(&values, q));
                 prop_assert!(is_close(histogram.value_at_quantile(q), told));
+            }
+            let p = counts.percentiles();
+            let told = [p.p50_ns, p.p90_ns, p.p99_ns, p.p99_9_ns, p.p99_99_ns];
+            for (told, q) in told.into_iter().zip([0.5, 0.9, 0.99, 0.999, 0.9999]) {
+                prop_assert!(is_close(told, exact(&values, q)), "{q}: {told}");
             }
             prop_assert_eq!(counts.count(), values.len() as u64);
             prop_assert_eq!(histogram.len(), values.len() as u64);

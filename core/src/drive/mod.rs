@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 pub use follower::Attached;
 pub use gate::{Enter, Gate, Leaving, PASSES, Pass};
-pub use latency::{LONGEST_NS, Latencies, LatencyCounts};
+pub use latency::{LONGEST_NS, Latencies, LatencyCounts, Percentiles};
 pub use tracker::{Admission, IoKind, Token, Tracker};
 
 pub(crate) use self::core::DriveCore;
@@ -123,13 +123,15 @@ impl Drive {
         Arc::clone(&self.core.place().device)
     }
 
-    /// What requests took while no job ran.
+    /// What requests took while no job ran, since the drive was made. Requests that failed do not count. Of a queue all others
+    /// count, from when they were accepted to their completion, the time before a closed gate included; of a tracker one in eight
+    /// counts, from when it was let in.
     #[must_use]
     pub fn latencies_without_job(&self) -> LatencyCounts {
         self.core.latencies(false).snapshot()
     }
 
-    /// What requests took while a job ran.
+    /// The same while a job ran, over all jobs; [`Job::latencies`](crate::engine::Job::latencies) is about one.
     #[must_use]
     pub fn latencies_with_job(&self) -> LatencyCounts {
         self.core.latencies(true).snapshot()

@@ -102,7 +102,8 @@ impl Crew {
             return Err(Error::new(ErrorKind::InvalidArgument, "start a job without workers"));
         };
         let (names, jobs) = (["source".into(), "target".into()], Arc::new(AtomicUsize::new(1)));
-        let job = JobCore::start(Arc::clone(&share), options, names, wakers, jobs, None)?;
+        let job =
+            JobCore::start(Arc::clone(&share), options, names, wakers, jobs, None, drive.both_latencies())?;
         share.hold();
         let follower = Follower { share: Arc::clone(&share), target: Arc::clone(target), home };
         drive.attach(Arc::new(follower))?;

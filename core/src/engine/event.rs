@@ -1,14 +1,13 @@
 //! What a host hears of a job, in order.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::{Error, Result};
-use crate::mirror::{CopyMode, ErrorAction, Escalation, JobStatus, Notice, Side};
+use crate::mirror::{CopyMode, ErrorAction, Escalation, JobStatus, Notice, Reason, Share, Side};
 use crate::ring::monotonic_ns;
 use crate::units::ByteRange;
 
@@ -37,7 +36,10 @@ pub enum EventKind {
         /// What it is.
         to: JobStatus,
     },
-    /// A switch-over is possible; comes right after the change to [`JobStatus::Ready`] that it is about, the first only.
+    /// A switch-over is possible; comes right after the change to [`JobStatus::Ready`] that it is about, the first only. It says
+    /// that the forecast fitted into `max_pause` then, and is not taken back when guests write more than that afterwards:
+    /// `JobInfo::fits_now` says whether it fits now, `JobInfo::predicted_pause` how long it would take. Whatever these say,
+    /// `complete` keeps guest requests no longer than `max_pause`; it waits until the rest fits.
     Ready,
     /// A request of the job failed for good.
     Error {
@@ -58,6 +60,8 @@ pub enum EventKind {
     Escalated {
         /// What is done about it.
         step: Escalation,
+        /// Why.
+        reason: Reason,
         /// Bytes that were left.
         left_bytes: u64,
     },
@@ -118,31 +122,39 @@ pub struct LastError {
     pub time_ns: u64,
 }
 
-/// The bounded queue of a job's events. The job's home puts them in, any thread takes them out.
+/// The bounded queue of a job's events.
+///
+/// Several threads tell: the home of everything that happens, a host's of what it asks for. So that numbers rise in the order in
+/// which events are taken out, and that a host hears of nothing before what led to it, one at a time takes notices and numbers them,
+/// under a lock. The lock is the control path's: no request of a guest and no copy waits for it.
 #[derive(Debug)]
 pub(super) struct Events {
-    /// In.
-    sender: SyncSender<Event>,
-    /// Out.
-    receiver: Mutex<Receiver<Event>>,
-    /// The next number.
-    seq: AtomicU64,
-    /// Events that found the queue full, not yet told.
-    lost: AtomicU64,
-    /// The last error, for who asks later.
-    last_error: Mutex<Option<LastError>>,
+    /// What was told and not taken yet.
+    told: Mutex<Told>,
     /// Readable while there are events.
     fd: OwnedFd,
+}
+
+/// Events in their order.
+#[derive(Debug)]
+struct Told {
+    /// Kept for the host, oldest first; never more than [`EVENT_DEPTH`].
+    kept: VecDeque<Event>,
+    /// The next number.
+    seq: u64,
+    /// Events that found no room, after the last that is kept.
+    lost: u64,
+    /// The last error, for who asks later.
+    last_error: Option<LastError>,
 }
 
 impl Events {
     /// No events yet.
     pub(super) fn new() -> Result<Self> {
-        let (sender, receiver) = sync_channel(EVENT_DEPTH);
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::from_io("make an eventfd for the job's events", e))?;
-        let (seq, lost) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { sender, receiver: Mutex::new(receiver), seq, lost, last_error: Mutex::new(None), fd })
+        let kept = VecDeque::with_capacity(EVENT_DEPTH);
+        Ok(Self { told: Mutex::new(Told { kept, seq: 0, lost: 0, last_error: None }), fd })
     }
 
     /// Readable while there are events.
@@ -150,45 +162,93 @@ impl Events {
         self.fd.as_fd()
     }
 
-    /// Gives the host an event; what finds no room is counted, and the next one that finds room comes after a mark.
-    pub(super) fn emit(&self, what: EventKind) {
-        let time_ns = monotonic_ns();
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let seq = self.seq.load(Ordering::Relaxed).saturating_sub(lost);
-            if self.sender.try_send(Event { seq, time_ns, what: EventKind::Overflow(lost) }).is_err() {
-                self.lost.fetch_add(lost, Ordering::Relaxed);
-            }
+    /// Tells all notices of the job.
+    pub(super) fn tell_all(&self, share: &Share) {
+        if share.has_notices() {
+            self.tell_after(share, || ());
         }
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
-        let kept = self.lost.load(Ordering::Relaxed) == 0
-            && self.sender.try_send(Event { seq, time_ns, what }).is_ok();
-        if !kept {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
-        // It fails only when the counter is full, and then it is readable already.
-        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
     }
 
-    /// Notices that were lost before they came here.
-    pub(super) fn count_lost(&self, notices: u64) {
-        self.seq.fetch_add(notices, Ordering::Relaxed);
-        self.lost.fetch_add(notices, Ordering::Relaxed);
+    /// Does what makes notices, and tells them before anybody else tells anything: who acts on what he has seen of it, and tells of
+    /// that, waits until it is told.
+    pub(super) fn tell_after<T>(&self, share: &Share, act: impl FnOnce() -> T) -> T {
+        let mut told = self.lock();
+        let done = act();
+        told.lose(share.take_lost_notices());
+        while let Some(notice) = share.pop_notice() {
+            told.tell(notice);
+        }
+        self.show(&told);
+        done
+    }
+
+    /// The last error.
+    pub(super) fn last_error(&self) -> Option<LastError> {
+        self.lock().last_error
+    }
+
+    /// Takes the next event, if there is one; a mark for those that were lost after the last that was kept.
+    pub(super) fn next(&self) -> Option<Event> {
+        let mut told = self.lock();
+        let event = told.kept.pop_front().or_else(|| told.mark());
+        if event.is_none() {
+            // With the lock in hand, so that nobody makes it readable in between.
+            let _ = rustix::io::read(&self.fd, &mut [0u8; 8]);
+        }
+        event
+    }
+
+    /// Makes the descriptor readable if there is something to take.
+    fn show(&self, told: &Told) {
+        if !told.kept.is_empty() || told.lost > 0 {
+            // It fails only when the counter is full, and then it is readable already.
+            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// The lock; a panic under it leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Told {
+    /// Keeps an event for the host; what finds no room is counted, and the next one that finds room comes after a mark.
+    fn emit(&mut self, what: EventKind) {
+        if self.kept.len() < EVENT_DEPTH
+            && let Some(mark) = self.mark()
+        {
+            self.kept.push_back(mark);
+        }
+        let event = Event { seq: self.seq, time_ns: monotonic_ns(), what };
+        self.seq += 1;
+        if self.kept.len() < EVENT_DEPTH {
+            self.kept.push_back(event);
+        } else {
+            self.lost += 1;
+        }
+    }
+
+    /// Takes note of notices that were lost before they came here.
+    fn lose(&mut self, notices: u64) {
+        self.seq += notices;
+        self.lost += notices;
+    }
+
+    /// A mark for what was lost, if anything was.
+    fn mark(&mut self) -> Option<Event> {
+        let lost = std::mem::take(&mut self.lost);
+        let (seq, time_ns) = (self.seq - lost, monotonic_ns());
+        (lost > 0).then_some(Event { seq, time_ns, what: EventKind::Overflow(lost) })
     }
 
     /// What the host hears of a notice.
-    pub(super) fn tell(&self, notice: Notice) {
+    fn tell(&mut self, notice: Notice) {
         match notice {
             Notice::Error { side, errno, range, action } => {
-                let last = LastError { side, errno, range, action, time_ns: monotonic_ns() };
-                *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
-                self.emit(EventKind::Error {
-                    side,
-                    errno,
-                    range,
-                    action,
-                    io_status: IoStatus::of(errno, action),
-                });
+                self.last_error = Some(LastError { side, errno, range, action, time_ns: monotonic_ns() });
+                let io_status = IoStatus::of(errno, action);
+                self.emit(EventKind::Error { side, errno, range, action, io_status });
             }
             Notice::Status { from, to } => {
                 self.emit(EventKind::Status { from, to });
@@ -200,40 +260,13 @@ impl Events {
                 }
             }
             Notice::CopyMode(mode) => self.emit(EventKind::CopyMode(mode)),
-            Notice::Escalated { step, left_bytes } => self.emit(EventKind::Escalated { step, left_bytes }),
+            Notice::Escalated { step, reason, left_bytes } => {
+                self.emit(EventKind::Escalated { step, reason, left_bytes });
+            }
             Notice::SwitchOverMissed { held_ns, left_bytes } => {
                 self.emit(EventKind::SwitchOverMissed { held_ns, left_bytes });
             }
         }
-    }
-
-    /// The last error.
-    pub(super) fn last_error(&self) -> Option<LastError> {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the next event, if there is one.
-    pub(super) fn next(&self) -> Option<Event> {
-        let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(event) = receiver.try_recv() {
-            return Some(event);
-        }
-        // Not readable any more, and then another look: an event that came in between is either seen or makes it
-        // readable again.
-        let _ = rustix::io::read(&self.fd, &mut [0u8; 8]);
-        let event = receiver.try_recv().ok();
-        if event.is_some() {
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
-            return event;
-        }
-        self.unkept()
-    }
-
-    /// The queue is empty, and events were lost after the last that was kept: a mark for them.
-    fn unkept(&self) -> Option<Event> {
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        let seq = self.seq.load(Ordering::Relaxed).saturating_sub(lost);
-        (lost > 0).then(|| Event { seq, time_ns: monotonic_ns(), what: EventKind::Overflow(lost) })
     }
 }
 
@@ -248,13 +281,18 @@ mod tests {
         poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
     }
 
+    /// Tells of something so often.
+    fn emit(events: &Events, times: usize, what: EventKind) {
+        let mut told = events.lock();
+        (0..times).for_each(|_| told.emit(what));
+        events.show(&told);
+    }
+
     #[test]
     fn the_descriptor_is_readable_exactly_while_there_are_events() {
         let events = Events::new().unwrap();
         assert!(!readable(&events));
-        for _ in 0..3 {
-            events.emit(EventKind::Ready);
-        }
+        emit(&events, 3, EventKind::Ready);
         for seq in 0..3 {
             assert!(readable(&events));
             assert_eq!(events.next().unwrap().seq, seq);
@@ -266,17 +304,13 @@ mod tests {
     #[test]
     fn numbers_have_no_gap_that_an_overflow_does_not_explain() {
         let events = Events::new().unwrap();
-        for _ in 0..EVENT_DEPTH + 10 {
-            events.emit(EventKind::Ready);
-        }
+        emit(&events, EVENT_DEPTH + 10, EventKind::Ready);
         let mut expected = 0;
         for _ in 0..5 {
             assert_eq!(events.next().unwrap().seq, expected);
             expected += 1;
         }
-        for _ in 0..2 {
-            events.emit(EventKind::Pending);
-        }
+        emit(&events, 2, EventKind::Pending);
         let mut lost = 0;
         while let Some(event) = events.next() {
             assert_eq!(event.seq, expected);

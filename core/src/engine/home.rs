@@ -115,7 +115,11 @@ impl<D> Home<D> {
                     return self.coordinator.not_moved(now_ns);
                 }
             }
-            Act::LetGo => self.let_go(),
+            Act::LetGo => {
+                // Before another job may come.
+                core.latencies.end();
+                self.let_go();
+            }
             Act::Conclude(end) => {
                 core.set_pause_ns(self.coordinator.pause_ns());
                 core.conclude(end, now_ns);
@@ -140,6 +144,7 @@ impl<D> Home<D> {
 
     /// The end of a job that was not decided here.
     pub(super) fn give_up(&mut self, core: &JobCore, now_ns: u64) {
+        core.latencies.end();
         self.let_go();
         self.open_gate();
         core.conclude(if core.share.is_cancelled() { End::Cancelled } else { End::Failed }, now_ns);

@@ -15,10 +15,13 @@ pub(crate) mod crew;
 mod event;
 mod home;
 mod job;
+mod latencies;
 mod outcome;
+mod query;
 #[cfg(test)]
 mod simulated;
 mod start;
+mod verbs;
 mod worker;
 
 use std::num::NonZeroUsize;
@@ -27,12 +30,15 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 
 pub use event::{Event, EventKind, IoStatus, LastError};
-pub use job::{Cancel, Completion, Job, JobInfo};
+pub use job::Job;
+pub use latencies::GuestLatencies;
 pub use outcome::{Outcome, TargetState};
+pub use query::JobInfo;
+pub use verbs::{Cancel, Completion};
 
 pub use crate::mirror::{
     CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, Escalation, ExtentMap, JobStatus, LatencyBudget,
-    MirrorOptions, OnCopied, Progress, Side, SyncMode, Verb,
+    MirrorOptions, OnCopied, Progress, Reason as EscalationReason, Side, SyncMode, Verb,
 };
 
 use self::worker::Mail;

@@ -108,7 +108,15 @@ fn make(
     let devices = for_each_worker(source, &target, workers.len())?;
     let first = Arc::clone(&wakers[0]);
     let no_pivot = no_pivot(drive, &target);
-    let job = JobCore::start(Arc::clone(&share), options, names, wakers, Arc::clone(jobs), no_pivot)?;
+    let job = JobCore::start(
+        Arc::clone(&share),
+        options,
+        names,
+        wakers,
+        Arc::clone(jobs),
+        no_pivot,
+        drive.both_latencies(),
+    )?;
     // Nobody begins before everybody has his part, so that a job which cannot be started has not written anything.
     share.hold();
     // *Tracked from birth*: from here on guest writes are recorded; the first chunk is decided after every part is sent.

@@ -161,7 +161,7 @@ impl Follow {
     /// The view of a job with these options.
     #[must_use]
     pub fn new(options: &MirrorOptions) -> Self {
-        let budget = match options.latency_budget {
+        let budget = match options.latency_budget.in_force() {
             LatencyBudget::Off => None,
             LatencyBudget::Absolute(time) => Some(Budget::AbsoluteNs(to_ns(Some(time)))),
             LatencyBudget::Baseline(times) => Some(Budget::Baseline(times)),
@@ -212,7 +212,7 @@ impl Follow {
         self.tick_at_ns = now_ns + TICK_NS;
         self.fade_flushes(now_ns);
         let progress = share.progress();
-        let left_bytes = share.unfinished_bytes();
+        let left_bytes = share.remaining_bytes(&progress);
         self.estimate.sample(Sample {
             now_ns,
             copied_bytes: progress.copied_bytes + progress.zeroed_bytes,
@@ -271,7 +271,7 @@ impl Follow {
             is_small_enough: (small && !self.strict_ready) || self.max_pause.is_none(),
             missed,
         });
-        if let Verdict::Escalate(_) = verdict {
+        if let Verdict::Escalate(reason) = verdict {
             let step = if share.set_copy_mode(CopyMode::WriteBlocking) {
                 // What was observed so far says nothing about how it goes from here.
                 self.convergence.restart();
@@ -281,7 +281,7 @@ impl Follow {
                 share.braking.store(true, Ordering::Release);
                 Escalation::Braking
             };
-            share.post(Notice::Escalated { step, left_bytes });
+            share.post(Notice::Escalated { step, reason, left_bytes });
         }
     }
 

@@ -39,12 +39,24 @@ pub enum CopyModeChoice {
 pub enum LatencyBudget {
     /// No bound: the job copies at full speed.
     Off,
-    /// The guest's p99 stays below this.
+    /// The guest's p99 stays below this; 0 = off.
     Absolute(Duration),
-    /// The guest's p99 stays below so many times what it is without the job; more than 1. It is measured while the copiers hold
-    /// still: for a quarter of a second before the first copy (half a second with few requests), and for a tenth every ten
-    /// seconds; a guest that is idle is not waited for.
+    /// The guest's p99 stays below so many times what it is without the job; more than 1, or 0 = off. It is measured while the
+    /// copiers hold still: for a quarter of a second before the first copy (half a second with few requests), and for a tenth every
+    /// ten seconds; a guest that is idle is not waited for.
     Baseline(f64),
+}
+
+impl LatencyBudget {
+    /// The same with every way to say "full speed" as [`Self::Off`].
+    #[must_use]
+    pub fn in_force(self) -> Self {
+        match self {
+            Self::Absolute(time) if time.is_zero() => Self::Off,
+            Self::Baseline(0.0) => Self::Off,
+            other => other,
+        }
+    }
 }
 
 impl Default for LatencyBudget {
@@ -116,10 +128,11 @@ pub struct MirrorOptions {
     pub auto_finalize: bool,
     /// What happens when everything is copied.
     pub on_copied: OnCopied,
-    /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs:
-    /// nobody else may set or clear bits. At the job's end it says what is not copied; guest writes that end after that are
-    /// not in it, so use it for the next job only if no guest request was under way from before the end of one to the
-    /// start of the other. Its granularity is the job's.
+    /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs: nobody else
+    /// may set or clear bits, and another job that is given it is refused as busy, until every worker has let go of this one
+    /// ([`Job::wait_for`](crate::engine::Job::wait_for) waits for that). At the job's end it says what is not copied; guest writes
+    /// that end after that are not in it, so use it for the next job only if no guest request was under way from before the end of
+    /// one to the start of the other, or mark yourself what they wrote. Its granularity is the job's.
     pub bitmap: Option<Arc<DirtyBitmap>>,
 }
 
@@ -190,18 +203,13 @@ impl MirrorOptions {
     fn validate_live(&self) -> Result<()> {
         let bad =
             |what: &'static str, why: String| Err(Error::new(ErrorKind::InvalidArgument, what).because(why));
-        match self.latency_budget {
-            LatencyBudget::Baseline(times) if !(times > 1.0 && times.is_finite()) => {
-                let why = format!("{times} times the latency without a job leaves no room; use more than 1");
-                return bad("set the latency budget", why);
-            }
-            LatencyBudget::Absolute(time) if time.is_zero() => {
-                return bad(
-                    "set the latency budget",
-                    "0 leaves no room; to copy at full speed switch it off".into(),
-                );
-            }
-            _ => {}
+        if let LatencyBudget::Baseline(times) = self.latency_budget.in_force()
+            && !(times > 1.0 && times.is_finite())
+        {
+            let why = format!(
+                "{times} times the latency without a job leaves no room; use more than 1, or 0 for full speed"
+            );
+            return bad("set the latency budget", why);
         }
         if self.max_pause.is_some_and(|pause| pause < Self::MIN_MAX_PAUSE) {
             let why = format!(
@@ -243,7 +251,16 @@ mod tests {
             with(|o| o.latency_budget = LatencyBudget::Baseline(0.5)).unwrap_err().contains("more than 1")
         );
         assert!(with(|o| o.latency_budget = LatencyBudget::Baseline(f64::NAN)).is_err());
-        assert!(with(|o| o.latency_budget = LatencyBudget::Absolute(Duration::ZERO)).is_err());
+        assert!(with(|o| o.latency_budget = LatencyBudget::Baseline(-1.0)).is_err());
         assert!(with(|o| o.max_pause = Some(Duration::ZERO)).unwrap_err().contains("1 ms"));
+    }
+
+    /// Otherwise a host that passes its users' `0` on, which means full speed, would be refused.
+    #[test]
+    fn a_latency_budget_of_nothing_is_none() {
+        for latency_budget in [LatencyBudget::Absolute(Duration::ZERO), LatencyBudget::Baseline(0.0)] {
+            assert!(MirrorOptions { latency_budget, ..MirrorOptions::default() }.validate().is_ok());
+            assert_eq!(latency_budget.in_force(), LatencyBudget::Off);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What the workers of a job share: bitmaps, the sweep, the command word, counters. Atomics only.
 
 mod command;
+mod forecast;
 mod notice;
 mod rest;
 mod rounds;
@@ -157,7 +158,7 @@ const FEW_BYTES: u64 = 4 << 20;
 /// The pace until the home has looked at the guest for the first time, 10 ms later: a busy guest must not be met by a full queue
 /// of copies, and an idle one does not notice.
 fn first_pace(options: &MirrorOptions) -> Pace {
-    if options.latency_budget == LatencyBudget::Off { Pace::FULL } else { Pace::SLOWEST }
+    if options.latency_budget.in_force() == LatencyBudget::Off { Pace::FULL } else { Pace::SLOWEST }
 }
 
 impl Share {
@@ -224,7 +225,8 @@ impl Share {
         JobStatus::from_number(self.status.load(Ordering::Acquire))
     }
 
-    /// Moves the job on and tells the host; only its home does that. Nothing happens where the table has no arrow.
+    /// Moves the job on and makes a notice of it; nothing happens where the table has no arrow. Only the job's home does that, and
+    /// when the job is over who dismisses it; those two take turns, so that the host hears of both in order.
     pub fn turn(&self, turn: Turn) -> bool {
         let from = self.status();
         let Some(to) = from.after(turn) else { return false };
@@ -243,7 +245,7 @@ impl Share {
     /// Whether a notice waits for the host.
     #[must_use]
     pub fn has_notices(&self) -> bool {
-        !self.notices.is_empty()
+        !self.notices.is_empty() || self.lost_notices.load(Ordering::Relaxed) > 0
     }
 
     /// Takes a notice for the host.
@@ -273,11 +275,6 @@ impl Share {
     /// at once, one small request after the other. What a guest wrote just now must not wait for a rest, a turn or a probe.
     pub(super) fn has_few_left(&self) -> bool {
         self.sweep_is_claimed() && self.unfinished_bytes() <= FEW_BYTES
-    }
-
-    /// Bytes that copiers have claimed and not done.
-    fn in_hand_bytes(&self) -> u64 {
-        self.tallies.iter().map(Tally::in_hand_bytes).fold(0, u64::saturating_add)
     }
 
     /// Whether the copiers are held back for the guest, and have so much to do that it does not matter when they go on.
@@ -428,12 +425,6 @@ impl Share {
         let dirty = self.dirty.dirty_bytes();
         let ahead = self.geometry.disk_bytes - self.sweep.position();
         dirty.saturating_add(ahead).min(self.geometry.disk_bytes)
-    }
-
-    /// Bytes that are left, or claimed by a copier, begun or not: what a switch-over that began now would have to wait for.
-    #[must_use]
-    pub(crate) fn unfinished_bytes(&self) -> u64 {
-        self.left_bytes().saturating_add(self.in_hand_bytes())
     }
 
     /// The workers' counters, added up; times and rates are left to the caller, who has a clock.

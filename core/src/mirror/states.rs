@@ -2,21 +2,29 @@
 //!
 //! ```text
 //!                   pause  resume  set-speed  set-copy-mode  complete  cancel  finalize  dismiss
-//! created             x      x         x            x           .        x        .         .
-//! running             x      x         x            x           .        x        .         .
-//! paused              x      x         x            x           .        x        .         .
-//! ready               x      x         x            x           x        x        .         .
-//! standby             x      x         x            x           x        x        .         .
+//! created             p      r         x            x           .        x        .         .
+//! running             p      r         x            x           .        x        .         .
+//! paused              p      r         x            x           .        x        .         .
+//! ready               p      r         x            x           c        x        .         .
+//! standby             p      r         x            x           c        x        .         .
 //! waiting             .      .         .            .           .        x        .         .
 //! pending             .      .         .            .           .        x        x         .
 //! aborting            .      .         .            .           .        x        .         .
 //! concluded           .      .         .            .           .        .        .         x
 //! null                .      .         .            .           .        .        .         .
 //!
+//! x  always
+//! p  unless the host has paused it already; one that an error policy stopped may be paused, too
+//! r  if the host has paused it or an error policy has stopped it, though the state may not show that yet
+//! c  once; a soft cancel of a job that is ready counts as that
+//!
 //! created -> running <-> paused          running -> ready <-> standby
 //! running, ready -> waiting -> pending -> concluded -> null
 //! any before concluded -> aborting -> concluded
 //! ```
+//!
+//! What the letters ask for is in the command word (`share/command.rs`), which is ahead of the state: a pause shows once nothing is
+//! under way any more. [`Verb::unmet`] is what a host reads when it does not hold.
 //!
 //! States and verbs are QEMU's (`JobStatus`, `JobVerb`), so that a management layer can map one to one. Two differences: a
 //! job that aborts may be cancelled once more, which is how a soft cancel becomes a forced one; and a job
@@ -37,7 +45,10 @@ pub enum JobStatus {
     Running,
     /// Paused by the host or stopped by an error policy, before it was ready; nothing is copied.
     Paused,
-    /// A switch-over is possible.
+    /// A switch-over is possible: when the job came to this state, the forecast of its pause fitted into `max_pause` (with
+    /// `strict_ready`: nothing was dirty), and the target had been flushed. It stays ready when guests write more afterwards;
+    /// whether a switch-over fits at this moment is what `JobInfo::fits_now` and `predicted_pause` are for. With a `max_pause` of `None` any
+    /// pause fits, so a job is ready as soon as its first pass has taken up every chunk, however much is dirty then.
     Ready,
     /// Paused or stopped after it was ready.
     Standby,
@@ -186,7 +197,7 @@ impl Verb {
         Self::Dismiss,
     ];
 
-    /// Whether a job may be asked this in `status`.
+    /// Whether a job may be asked this in `status`; where [`Self::unmet`] says something, that must hold besides.
     #[must_use]
     pub const fn is_allowed_in(self, status: JobStatus) -> bool {
         use JobStatus as S;
@@ -211,8 +222,23 @@ impl Verb {
         }
         let allowed = JobStatus::ALL.into_iter().filter(|&s| self.is_allowed_in(s)).map(JobStatus::name);
         let allowed = allowed.collect::<Vec<_>>().join(", ");
-        Err(Error::new(ErrorKind::WrongState, self.name())
-            .because(format!("the job is {status}; this needs a job that is {allowed}")))
+        Err(self.refused(status, &format!("this needs a job that is {allowed}")))
+    }
+
+    /// Why this is refused in a state that would allow it, when what else it needs does not hold; `None` if it needs nothing else.
+    #[must_use]
+    pub const fn unmet(self) -> Option<&'static str> {
+        match self {
+            Self::Pause => Some("it was paused already; resume it first"),
+            Self::Resume => Some("it was not paused, and no error has stopped it"),
+            Self::Complete => Some("it is completing already; cancel it by force to stop that"),
+            Self::SetSpeed | Self::SetCopyMode | Self::Cancel | Self::Finalize | Self::Dismiss => None,
+        }
+    }
+
+    /// The error of this verb: it names the verb and the state, whatever the reason is.
+    pub(crate) fn refused(self, status: JobStatus, why: &str) -> Error {
+        Error::new(ErrorKind::WrongState, self.name()).because(format!("the job is {status}; {why}"))
     }
 
     /// What it is called.
@@ -237,11 +263,11 @@ mod tests {
 
     /// The table of the module's text, row by row.
     const TABLE: [(&str, &str); 10] = [
-        ("created", "xxxx.x.."),
-        ("running", "xxxx.x.."),
-        ("paused", "xxxx.x.."),
-        ("ready", "xxxxxx.."),
-        ("standby", "xxxxxx.."),
+        ("created", "prxx.x.."),
+        ("running", "prxx.x.."),
+        ("paused", "prxx.x.."),
+        ("ready", "prxxcx.."),
+        ("standby", "prxxcx.."),
         ("waiting", ".....x.."),
         ("pending", ".....xx."),
         ("aborting", ".....x.."),
@@ -255,7 +281,9 @@ mod tests {
             assert_eq!(status.name(), name);
             for (verb, mark) in Verb::ALL.into_iter().zip(row.chars()) {
                 let outcome = verb.check(status);
-                assert_eq!(outcome.is_ok(), mark == 'x', "{verb:?} in {status}");
+                let condition = verb.unmet().and_then(|_| verb.name().chars().next());
+                let found = if outcome.is_ok() { condition.unwrap_or('x') } else { '.' };
+                assert_eq!(found, mark, "{verb:?} in {status}");
                 if let Err(e) = outcome {
                     let text = e.to_string();
                     assert!(text.contains(verb.name()) && text.contains(name), "names both: {text}");

@@ -132,7 +132,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
             // Only when the ring broke: the kernel may still use it, so it is never freed.
             std::mem::forget(buffer.take());
         }
-        self.drive.record_latency(now_ns.saturating_sub(request.accepted_ns));
+        // A failure, and a request that was lost, says nothing about how fast the disk is.
+        if result.is_ok() {
+            self.drive.record_latency(now_ns.saturating_sub(request.accepted_ns));
+        }
         self.answers.push_back(GuestCompletion { tag: request.tag, result, buffer });
     }
 

@@ -1,10 +1,15 @@
 //! The worker loop in the simulation: whole jobs on made-up disks, from seeds, with everything going wrong.
 
+mod bitmaps;
+mod braking;
 mod copies;
 mod endings;
 mod follows;
 mod guests;
+mod order;
+mod query;
 mod rounds;
+mod verbs;
 mod windows;
 mod zeroing;
 
@@ -13,8 +18,9 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use super::event::EventKind;
 use super::home::Home;
-use super::job::{Cancel, Job, JobCore};
+use super::job::{Job, JobCore};
 use super::outcome::{Outcome, TargetState};
+use super::verbs::Cancel;
 use super::worker::{Mail, Part, Worker};
 use crate::drive::{DriveCore, Follower};
 
@@ -101,6 +107,7 @@ impl Sim {
             wakers,
             Arc::new(1.into()),
             None,
+            &Default::default(),
         )
         .unwrap();
         let drive = DriveCore::new(Arc::clone(&source), recipe.bytes, 512, false);

@@ -1,14 +1,14 @@
 //! Narrow windows in which a wake-up, a gate opening, memory or the truth could get lost.
 
 use super::*;
+use crate::engine::Completion;
 use crate::engine::crew::Crew;
-use crate::engine::job::Completion;
 
 /// The disks.
 const BYTES: u64 = 2 << 20;
 
 /// Turns whoever is due, and the clock when nobody is.
-fn turn_all(crew: &mut Crew, world: &Arc<World>, rounds: usize) {
+pub(super) fn turn_all(crew: &mut Crew, world: &Arc<World>, rounds: usize) {
     for _ in 0..rounds {
         let now = world.now_ns();
         let mut any = false;
@@ -26,7 +26,7 @@ fn turn_all(crew: &mut Crew, world: &Arc<World>, rounds: usize) {
 }
 
 /// A job that follows.
-fn options() -> MirrorOptions {
+pub(super) fn options() -> MirrorOptions {
     MirrorOptions {
         granularity: Granularity::new(4 * KIB).ok(),
         latency_budget: LatencyBudget::Off,

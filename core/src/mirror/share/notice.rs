@@ -1,6 +1,7 @@
 //! What a host hears of a job, and why a job failed.
 
 use crate::mirror::active::CopyMode;
+use crate::mirror::convergence::Reason;
 use crate::mirror::policy::{ErrorAction, Side};
 use crate::mirror::states::JobStatus;
 use crate::units::ByteRange;
@@ -74,6 +75,8 @@ pub enum Notice {
     Escalated {
         /// What is done about it.
         step: Escalation,
+        /// Why.
+        reason: Reason,
         /// Bytes that were left.
         left_bytes: u64,
     },

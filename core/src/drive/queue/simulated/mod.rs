@@ -7,6 +7,7 @@
 
 mod both;
 mod broken;
+mod counted;
 mod odd;
 mod runs;
 

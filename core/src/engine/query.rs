@@ -1,0 +1,111 @@
+//! What a host may read of a job while it runs and after it.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use super::event::{IoStatus, LastError};
+use super::job::Job;
+use super::latencies::GuestLatencies;
+use crate::mirror::{CopyMode, JobStatus, Progress, RateMeter};
+use crate::ring::monotonic_ns;
+
+/// Where a job stands.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct JobInfo {
+    /// Its state.
+    pub status: JobStatus,
+    /// Bytes done plus bytes left; only the difference to `offset_bytes` has meaning, as in QEMU.
+    pub len_bytes: u64,
+    /// Bytes dealt with so far; grows while the job follows the guest.
+    pub offset_bytes: u64,
+    /// Bytes that differ or may differ: dirty chunks, what the first pass has not dealt with, and what workers have in hand.
+    pub dirty_bytes: u64,
+    /// Bytes that turn dirty per second.
+    pub dirty_rate_bytes_per_s: u64,
+    /// Bytes copied per second.
+    pub copy_rate_bytes_per_s: u64,
+    /// Time until nothing is left at these rates; `None` = not in sight.
+    pub eta: Option<Duration>,
+    /// How long a switch-over begun now would hold guest requests; `None` = not known yet.
+    pub predicted_pause: Option<Duration>,
+    /// Whether that fits into `max_pause`, with the reserve that the job keeps, so that a `complete` would begin the switch-over
+    /// now. Not while the job is held, before the first pass has taken up every chunk, or while something failed and is to be tried
+    /// again. Without a `max_pause` any pause fits.
+    pub fits_now: bool,
+    /// The speed limit; 0 = none.
+    pub speed_bytes_per_s: u64,
+    /// How guest writes are followed now.
+    pub copy_mode: CopyMode,
+    /// Write-blocking, and nothing is dirty or in any worker's hand: what the guest is told is written through queues is on both
+    /// sides.
+    pub actively_synced: bool,
+    /// Whether the host has asked for the end.
+    pub completing: bool,
+    /// What errors have done to the job.
+    pub io_status: IoStatus,
+    /// The last request that failed for good, whatever was done about it.
+    pub last_error: Option<LastError>,
+    /// The workers' counters.
+    pub progress: Progress,
+}
+impl Job {
+    /// Where the job stands and what it has done.
+    ///
+    /// State and bytes are of this moment. Rates, `eta` and `predicted_pause` are from when the job took stock last: at most some
+    /// 10 ms ago while there is anything to copy, at most half a second once nothing has turned dirty for a tenth of one. They
+    /// change with the first write that comes then.
+    #[must_use]
+    pub fn query(&self) -> JobInfo {
+        let share = &self.core().share;
+        let progress = self.progress();
+        let dirty_bytes = share.remaining_bytes(&progress);
+        let offset_bytes =
+            progress.copied_bytes + progress.zeroed_bytes + progress.skipped_bytes + progress.active_bytes;
+        let copy_mode = share.copy_mode();
+        JobInfo {
+            status: self.status(),
+            len_bytes: offset_bytes.saturating_add(dirty_bytes),
+            offset_bytes,
+            dirty_bytes,
+            dirty_rate_bytes_per_s: share.figures.dirty_rate_bytes_per_s(),
+            copy_rate_bytes_per_s: share.figures.copy_rate_bytes_per_s(),
+            eta: share.figures.eta(),
+            predicted_pause: share.figures.predicted_pause(),
+            fits_now: share.fits_now(self.core().max_pause, monotonic_ns()),
+            speed_bytes_per_s: share.limiter.speed(),
+            copy_mode,
+            actively_synced: copy_mode == CopyMode::WriteBlocking && share.is_finished(),
+            completing: share.wants_completion(),
+            io_status: match share.stopped() {
+                Some(true) => IoStatus::NoSpace,
+                Some(false) => IoStatus::Failed,
+                None => share.failure().map_or(IoStatus::Ok, |failure| IoStatus::of_failure(failure.errno)),
+            },
+            last_error: self.core().events.last_error(),
+            progress,
+        }
+    }
+
+    /// What the guest's requests took since the job began, and what they took before, without one; p50 to p99.99 of either is
+    /// [`LatencyCounts::percentiles`](crate::drive::LatencyCounts::percentiles).
+    #[must_use]
+    pub fn latencies(&self) -> GuestLatencies {
+        self.core().latencies.read()
+    }
+
+    /// What was done so far; the rate looks back over the calls of the last seconds.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        if let Some(outcome) = self.core().outcome() {
+            return outcome.progress;
+        }
+        let now_ns = monotonic_ns();
+        let mut p = self.core().share.progress();
+        let mut meter = self.core().meter.lock().unwrap_or_else(PoisonError::into_inner);
+        p.rate_bytes_per_s = meter.sample(now_ns, p.done_bytes);
+        p.eta = RateMeter::eta(p.disk_bytes - p.done_bytes, p.rate_bytes_per_s);
+        p.elapsed = Duration::from_nanos(now_ns.saturating_sub(self.core().started_ns));
+        p
+    }
+}

@@ -1,0 +1,165 @@
+//! What a host may ask of a job: every verb is checked against the table of `mirror/states.rs`, and carried out by a bit in the
+//! command word that the workers read.
+
+use super::job::Job;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mirror::{CopyMode, JobStatus, Notice, Turn, Verb};
+use crate::ring::monotonic_ns;
+
+/// How a switch-over is to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Completion {
+    /// The drive moves to the target: guest requests go there from then on.
+    #[default]
+    Pivot,
+    /// The drive stays where it is; the target is a copy as of that moment.
+    PointInTime,
+}
+
+/// How a job is cancelled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cancel {
+    /// As QEMU's `block-job-cancel`: a job that is ready ends as a copy as of now, with the target complete; any other is
+    /// cancelled by force.
+    Soft,
+    /// At once; the target is no copy.
+    Force,
+}
+impl Job {
+    /// Checks that the job may be asked this now, and says where it stands. It may move on a moment later, and then the request
+    /// does nothing.
+    fn check(&self, verb: Verb) -> Result<JobStatus> {
+        let status = self.status();
+        verb.check(status).map(|()| status)
+    }
+
+    /// The error of `verb` in a state that would allow it, where what `needs` wants besides does not hold.
+    fn unmet(verb: Verb, needs: Verb, status: JobStatus) -> Error {
+        verb.refused(status, needs.unmet().unwrap_or("it has moved on meanwhile"))
+    }
+
+    /// Pauses the job: what is in flight is finished, and then the job is paused, or standby if it was ready. Guest writes go
+    /// on being recorded, and in write-blocking mode go on to both sides.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state, or when the host has paused it already.
+    pub fn pause(&self) -> Result<()> {
+        let status = self.check(Verb::Pause)?;
+        if !self.core().share.pause() {
+            return Err(Self::unmet(Verb::Pause, Verb::Pause, status));
+        }
+        self.core().wake_all();
+        Ok(())
+    }
+
+    /// Goes on after a pause, or after an error policy stopped the job.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state, or when the job is neither paused nor stopped.
+    pub fn resume(&self) -> Result<()> {
+        let status = self.check(Verb::Resume)?;
+        if !self.core().share.resume() {
+            return Err(Self::unmet(Verb::Resume, Verb::Resume, status));
+        }
+        self.core().wake_all();
+        Ok(())
+    }
+
+    /// Changes the speed limit at once, in every phase but the switch-over; 0 = none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state.
+    pub fn set_speed(&self, bytes_per_s: u64) -> Result<()> {
+        self.set_speed_at(bytes_per_s, monotonic_ns())
+    }
+
+    /// The same at a time that the caller tells, for the simulation has a clock of its own.
+    pub(crate) fn set_speed_at(&self, bytes_per_s: u64, now_ns: u64) -> Result<()> {
+        self.check(Verb::SetSpeed)?;
+        self.core().share.limiter.set_speed(bytes_per_s, now_ns);
+        self.core().wake_all();
+        Ok(())
+    }
+
+    /// Changes how guest writes are followed, from each queue's next request on. A job in copy mode auto stays in the mode that
+    /// the host chose last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state.
+    pub fn set_copy_mode(&self, mode: CopyMode) -> Result<()> {
+        self.check(Verb::SetCopyMode)?;
+        let share = &self.core().share;
+        self.core().events.tell_after(share, || {
+            if share.choose_copy_mode(mode) {
+                share.post(Notice::CopyMode(mode));
+            }
+        });
+        self.core().wake_home();
+        Ok(())
+    }
+
+    /// Asks for the switch-over: as soon as it fits into the job's `max_pause`, guest requests are held, the rest is copied,
+    /// the target is flushed, and with [`Completion::Pivot`] the drive moves to the target. Returns at once;
+    /// [`Self::wait`] and the events tell the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state (wait for [`EventKind::Ready`](super::EventKind)), or when the end was asked for
+    /// already; [`ErrorKind::WrongSize`] for a pivot to a target with larger blocks than the drive's guest was promised.
+    pub fn complete(&self, completion: Completion) -> Result<()> {
+        let status = self.check(Verb::Complete)?;
+        if let (Completion::Pivot, Some(why)) = (completion, &self.core().no_pivot) {
+            return Err(Error::new(ErrorKind::WrongSize, "move the drive to")
+                .at(&self.core().names[1])
+                .because(why.clone()));
+        }
+        self.ask_for_the_end(Verb::Complete, status, completion)
+    }
+
+    /// Asks for the switch-over in the name of `verb`; once is enough.
+    fn ask_for_the_end(&self, verb: Verb, status: JobStatus, completion: Completion) -> Result<()> {
+        if !self.core().share.complete(completion == Completion::Pivot) {
+            return Err(Self::unmet(verb, Verb::Complete, status));
+        }
+        self.core().wake_all();
+        Ok(())
+    }
+
+    /// Ends the job. By force it is over within a second even if requests hang.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state; for a soft one of a job that is ready also when its end was asked for already.
+    pub fn cancel(&self, how: Cancel) -> Result<()> {
+        let status = self.check(Verb::Cancel)?;
+        if how == Cancel::Soft && status.is_ready() {
+            return self.ask_for_the_end(Verb::Cancel, status, Completion::PointInTime);
+        }
+        self.core().share.cancel();
+        self.core().wake_all();
+        Ok(())
+    }
+
+    /// Carries out a switch-over that is pending.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state.
+    pub fn finalize(&self) -> Result<()> {
+        self.check(Verb::Finalize)?;
+        self.core().share.finalize();
+        self.core().wake_all();
+        Ok(())
+    }
+
+    /// Says that the outcome of a job that is over was read; its state is null then, and every verb is refused.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state.
+    pub fn dismiss(&self) -> Result<()> {
+        self.check(Verb::Dismiss)?;
+        let share = &self.core().share;
+        if !self.core().events.tell_after(share, || share.turn(Turn::Dismiss)) {
+            // Somebody else was faster.
+            self.check(Verb::Dismiss)?;
+        }
+        Ok(())
+    }
+}
