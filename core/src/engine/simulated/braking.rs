@@ -47,7 +47,7 @@ fn a_tracked_guest_that_outruns_the_copy_is_braked_in_the_open_and_the_job_compl
                 assert!(left_bytes > 0);
                 match reason {
                     EscalationReason::NotShrinking { left_bytes, .. } => {
-                        assert!(left_bytes > 0, "{reason:?}")
+                        assert!(left_bytes > 0, "{reason:?}");
                     }
                     EscalationReason::Missed { missed } => assert!(missed > 0, "{reason:?}"),
                 }
