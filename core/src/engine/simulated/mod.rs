@@ -1,10 +1,12 @@
 //! The worker loop in the simulation: whole jobs on made-up disks, from seeds, with everything going wrong.
 
 mod bitmaps;
+mod braking;
 mod copies;
 mod endings;
 mod guests;
 mod order;
+mod query;
 mod verbs;
 mod windows;
 

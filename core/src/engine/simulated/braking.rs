@@ -1,0 +1,68 @@
+//! Copy mode auto against a host that does its own I/O and writes more than the copiers copy.
+
+use super::windows::{options, turn_all};
+use super::*;
+use crate::drive::{Admission, IoKind};
+use crate::engine::crew::Crew;
+use crate::engine::{Completion, EscalationReason};
+use crate::mirror::{End, Escalation};
+
+/// The disks.
+const BYTES: u64 = 8 << 20;
+
+/// The guest writes all over the disk, unless it is held; whether it was let in.
+fn write(drive: &DriveCore<SimDisk>) -> bool {
+    let range = ByteRange::new(0, BYTES);
+    match drive.begin(range, IoKind::Write, || 1).unwrap() {
+        Admission::Go(token) => drive.end(token, Ok(()), || 1).is_ok(),
+        Admission::Held => false,
+    }
+}
+
+/// Without braking such a job would never come to its end, and without the reason its host would not know why its guest is held.
+#[test]
+fn a_tracked_guest_that_outruns_the_copy_is_braked_in_the_open_and_the_job_completes() {
+    let world = World::new(1, Faults::default());
+    let (source, target) = (SimDisk::new(BYTES), SimDisk::new(BYTES));
+    fill(&world, &source, BYTES, 100);
+    let drive = DriveCore::new(source, BYTES, 512, true);
+    let mut crew = Crew::new(&world, 1, 2 << 20);
+    // Under the speed limit the guest outruns the copy; while it is held there is no limit.
+    let options = MirrorOptions {
+        copy_mode: CopyModeChoice::Auto,
+        speed_bytes_per_s: 2 << 20,
+        max_pause: Some(std::time::Duration::from_millis(3)),
+        ..options()
+    };
+    let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
+    let (mut steps, mut held) = (Vec::new(), 0);
+    for _ in 0..60_000 {
+        // Until the first pass is over only the copiers are at work.
+        if share.sweep_is_claimed() {
+            held += u64::from(!write(&drive));
+        }
+        turn_all(&mut crew, &world, 1);
+        while let Some(event) = job.next_event() {
+            if let EventKind::Escalated { step, reason, left_bytes } = event.what {
+                assert!(left_bytes > 0);
+                match reason {
+                    EscalationReason::NotShrinking { left_bytes, .. } => {
+                        assert!(left_bytes > 0, "{reason:?}");
+                    }
+                    EscalationReason::Missed { missed } => assert!(missed > 0, "{reason:?}"),
+                }
+                steps.push(step);
+            }
+        }
+        if steps.len() == 2 && job.status() == JobStatus::Ready && !job.query().completing {
+            job.complete(Completion::PointInTime).unwrap();
+        }
+        if Crew::outcome(&job).is_some() {
+            break;
+        }
+    }
+    assert_eq!(steps, [Escalation::WriteBlocking, Escalation::Braking], "{:?}", job.query());
+    assert!(held > 0, "nobody was held");
+    let outcome = Crew::outcome(&job);
+    assert!(outcome.as_ref().is_some_and(|o| o.end == End::Completed), "{outcome:?} {:?}", job.query());
+}
