@@ -145,6 +145,13 @@ impl History {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Where writes went that had not ended at this instant; what a host must remember by itself when no job follows.
+    #[must_use]
+    pub fn ranges_since(&self, instant: u64) -> Vec<ByteRange> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.iter().filter(|write| write.ended >= instant).map(|write| write.range).collect()
+    }
+
     /// Whether there were none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
