@@ -102,18 +102,31 @@ impl Trouble {
         self.unnoticed(guests);
     }
 
-    /// Asserts that an event told of the error, with the byte in its range.
+    /// Asserts that events told of the error, each with what it does to the job, and with offset and length of a request in which
+    /// the byte was; the last one can be asked for later, too.
     #[track_caller]
     fn told(&self, job: &Job, expected: ErrorAction) {
+        let status = match (expected, self.errno) {
+            (ErrorAction::Ignore, _) => IoStatus::Ok,
+            (_, ENOSPC) => IoStatus::NoSpace,
+            _ => IoStatus::Failed,
+        };
         let events = events_of(job);
-        let told = events.iter().any(|event| match event.what {
-            EventKind::Error { side, errno, range, action, .. } => {
-                let right = (side, errno, action) == (self.side, self.errno, expected);
-                right && range.start() <= WRONG && WRONG < range.end()
-            }
-            _ => false,
-        });
-        assert!(told, "{self:?}: {events:?}");
+        let mut told = 0;
+        for event in &events {
+            let EventKind::Error { side, errno, range, action, io_status } = event.what else { continue };
+            assert_eq!((side, errno), (self.side, self.errno), "{self:?}: {event:?}");
+            assert_eq!((action, io_status), (expected, status), "{self:?}: {event:?}");
+            assert!(range.start() <= WRONG && WRONG < range.end(), "{self:?}: {event:?}");
+            // A request, not the whole disk: whole sectors, and no more than the largest one.
+            assert!(range.start().is_multiple_of(512) && range.len().is_multiple_of(512), "{event:?}");
+            assert!(range.len() <= MIB && range.end() <= SIZE, "{self:?}: {event:?}");
+            told += 1;
+        }
+        assert!(told > 0, "{self:?}: {events:?}");
+        let last = job.query().last_error.unwrap();
+        assert_eq!((last.side, last.errno, last.action), (self.side, self.errno, expected), "{self:?}");
+        assert!(last.range.start() <= WRONG && WRONG < last.range.end(), "{self:?}: {last:?}");
     }
 
     /// Asserts that the guests go on, and that no write of theirs has failed or is lost.

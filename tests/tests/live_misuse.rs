@@ -72,6 +72,9 @@ fn a_target_that_is_too_small_is_refused_with_both_sizes() {
         assert_eq!(refused.kind(), ErrorKind::WrongSize, "{refused}");
         let text = refused.to_string();
         assert!(text.contains(small.path.to_str().unwrap()), "{text}");
+        for named in [size, SIZE] {
+            assert!(text.contains(&named.to_string()), "{named}: {text}");
+        }
     }
     // And it is not busy with what was refused.
     let job = scene.mirror(Scene::options());
