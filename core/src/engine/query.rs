@@ -19,7 +19,8 @@ pub struct JobInfo {
     pub len_bytes: u64,
     /// Bytes dealt with so far; grows while the job follows the guest.
     pub offset_bytes: u64,
-    /// Bytes that differ or may differ: dirty chunks, what the first pass has not reached, and what is in flight.
+    /// Bytes that differ or may differ: dirty chunks, what the first pass has not dealt with, and data in flight. After the first
+    /// pass it may be 0 for the moment in which a worker makes the last chunks zero; `actively_synced` and ready are not said then.
     pub dirty_bytes: u64,
     /// Bytes that turn dirty per second.
     pub dirty_rate_bytes_per_s: u64,
@@ -58,8 +59,7 @@ impl Job {
     pub fn query(&self) -> JobInfo {
         let share = &self.core().share;
         let progress = self.progress();
-        let dirty_bytes =
-            share.left_bytes().saturating_add(progress.in_flight_bytes).min(progress.disk_bytes);
+        let dirty_bytes = share.remaining_bytes(&progress);
         let offset_bytes =
             progress.copied_bytes + progress.zeroed_bytes + progress.skipped_bytes + progress.active_bytes;
         let copy_mode = share.copy_mode();

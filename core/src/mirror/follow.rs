@@ -204,7 +204,7 @@ impl Follow {
         self.tick_at_ns = now_ns + TICK_NS;
         self.fade_flushes(now_ns);
         let progress = share.progress();
-        let left_bytes = share.left_bytes() + progress.in_flight_bytes;
+        let left_bytes = share.remaining_bytes(&progress);
         self.estimate.sample(Sample {
             now_ns,
             copied_bytes: progress.copied_bytes + progress.zeroed_bytes,

@@ -1,12 +1,27 @@
-//! Whether a switch-over would fit now, for whoever asks at any time.
+//! What is still to be copied, and whether a switch-over would fit now, for whoever asks at any time.
 
 use std::time::Duration;
 
 use super::Share;
 use crate::mirror::coordinator::within_ns;
+use crate::mirror::progress::Progress;
 use crate::mirror::states::JobStatus;
 
 impl Share {
+    /// Bytes that are not on the target as they are on the source, whoever has them in hand; `progress` is the job's of now.
+    ///
+    /// During the first pass a worker has a part of the disk in hand that the sweep has given out and nobody has claimed: it is
+    /// neither dirty nor ahead nor in flight. But nothing is copied twice then, so what is left is what was not dealt with.
+    #[must_use]
+    pub fn remaining_bytes(&self, progress: &Progress) -> u64 {
+        let left_bytes = if self.sweep_is_claimed() {
+            self.left_bytes().saturating_add(progress.in_flight_bytes)
+        } else {
+            self.dirty.dirty_bytes().saturating_add(progress.disk_bytes - progress.done_bytes)
+        };
+        left_bytes.min(progress.disk_bytes)
+    }
+
     /// Whether a switch-over begun now is forecast to fit into the pause that the host allows. The coordinator asks the same before
     /// it closes the gate, but with a forecast of that moment; this one is from when the home took stock last.
     #[must_use]
