@@ -38,8 +38,8 @@ pub enum EventKind {
     },
     /// A switch-over is possible; comes right after the change to [`JobStatus::Ready`] that it is about, the first only. It says
     /// that the forecast fitted into `max_pause` then, and is not taken back when guests write more than that afterwards:
-    /// `JobInfo::fits_now` says whether it fits now, `JobInfo::predicted_pause` how long it would take. Whatever these say, `complete`
-    /// keeps guest requests no longer than `max_pause`; it waits until the rest fits.
+    /// `JobInfo::fits_now` says whether it fits now, `JobInfo::predicted_pause` how long it would take. Whatever these say,
+    /// `complete` keeps guest requests no longer than `max_pause`; it waits until the rest fits.
     Ready,
     /// A request of the job failed for good.
     Error {

@@ -38,7 +38,8 @@ pub struct JobInfo {
     pub speed_bytes_per_s: u64,
     /// How guest writes are followed now.
     pub copy_mode: CopyMode,
-    /// Write-blocking, and nothing is dirty: what the guest is told is written through queues is on both sides.
+    /// Write-blocking, and nothing is dirty or in any worker's hand: what the guest is told is written through queues is on both
+    /// sides.
     pub actively_synced: bool,
     /// Whether the host has asked for the end.
     pub completing: bool,
@@ -75,7 +76,7 @@ impl Job {
             fits_now: share.fits_now(self.core().max_pause, monotonic_ns()),
             speed_bytes_per_s: share.limiter.speed(),
             copy_mode,
-            actively_synced: copy_mode == CopyMode::WriteBlocking && dirty_bytes == 0,
+            actively_synced: copy_mode == CopyMode::WriteBlocking && share.is_finished(),
             completing: share.wants_completion(),
             io_status: match share.stopped() {
                 Some(true) => IoStatus::NoSpace,

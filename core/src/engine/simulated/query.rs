@@ -79,3 +79,30 @@ fn fits_now_says_what_the_forecast_says_and_no_while_the_job_is_held() {
     }
     assert!(seen[0] > 50 && seen[1] > 50, "{seen:?}");
 }
+
+/// "What the guest is told is written is on both sides" would be a lie for as long as something is on its way to the target.
+#[test]
+fn a_job_is_actively_synced_only_when_nobody_has_anything_in_hand() {
+    let mut synced = 0;
+    for seed in 0..20 {
+        let world = World::new(seed, Faults::default());
+        let source = SimDisk::new(BYTES);
+        // Holes are zeroed on the target, which takes no copy memory.
+        fill(&world, &source, BYTES / 4, 30);
+        let (drive, target) = (DriveCore::new(source, BYTES, 512, true), SimDisk::new(BYTES));
+        fill(&world, &target, BYTES, 100);
+        let mut crew = Crew::new(&world, 2, 2 << 20);
+        let options = MirrorOptions { copy_mode: CopyModeChoice::WriteBlocking, ..options() };
+        let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
+        for step in 0..1500 {
+            turn_all(&mut crew, &world, 1);
+            if step > 1000 && step % 100 == 0 {
+                let _ = share.guest_wrote(ByteRange::new(BYTES / 2, BYTES));
+            }
+            let info = job.query();
+            assert!(!info.actively_synced || share.is_finished(), "seed {seed}, step {step}: {info:?}");
+            synced += u64::from(info.actively_synced);
+        }
+    }
+    assert!(synced > 0, "it was never in sync");
+}
