@@ -353,10 +353,10 @@ impl Copier {
             longest = longest.min(PACED_ZERO_BYTES.max(self.share.geometry.align_bytes));
         }
         let part = whole.prefix(longest);
-        if self.share.writes_zeroes() {
-            if let Err(step) = self.wait_for_grant(part.len(), now_ns) {
-                return Cut::Stop(step);
-            }
+        if self.share.writes_zeroes()
+            && let Err(step) = self.wait_for_grant(part.len(), now_ns)
+        {
+            return Cut::Stop(step);
         }
         if let Err(step) = self.go_out(now_ns) {
             return Cut::Stop(step);
