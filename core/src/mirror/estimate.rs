@@ -242,6 +242,11 @@ impl Estimate {
         }
     }
 
+    /// The next attempt is expected to cost this besides copying and the flush, because it is long since the last.
+    pub fn overhead_fades(&mut self, to_ns: u64) {
+        self.overhead.add(to_ns);
+    }
+
     /// Bytes copied per second now; 0 when there is nothing to do.
     #[must_use]
     pub fn copy_rate_bytes_per_s(&self) -> u64 {

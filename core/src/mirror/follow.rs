@@ -27,8 +27,8 @@ const LOOK_NS: u64 = 2_000_000;
 const QUIET_NS: u64 = 100_000_000;
 /// A home that sleeps looks up all the same, in case that a host marks chunks without telling anybody.
 const LONGEST_SLEEP_NS: u64 = 500_000_000;
-/// After so long without a flush, the next one is expected to take half as long as the last.
-const FLUSH_FADES_NS: u64 = 1_000_000_000;
+/// After so long without a flush, or an attempt to switch over, the next one is expected to take half as long as the last.
+const FADES_NS: u64 = 1_000_000_000;
 /// A figure that is not known.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -151,6 +151,10 @@ pub struct Follow {
     flush_known_ns: u64,
     /// The switch-over that is being tried.
     attempting: Option<Attempting>,
+    /// How long the last one waited for guest requests.
+    overhead_ns: u64,
+    /// When that was found out, or believed a little less.
+    overhead_known_ns: u64,
     /// Ready only when nothing is dirty, however little it is.
     strict_ready: bool,
     /// Since when nothing was dirty.
@@ -176,6 +180,8 @@ impl Follow {
             flush_sent_ns: None,
             flush_ns: 0,
             attempting: None,
+            overhead_ns: 0,
+            overhead_known_ns: 0,
             strict_ready: options.strict_ready,
             flush_known_ns: 0,
             clean_since_ns: None,
@@ -211,6 +217,7 @@ impl Follow {
     pub fn tick(&mut self, share: &Share, missed: u32, guest: Option<&Guest>, now_ns: u64) -> bool {
         self.tick_at_ns = now_ns + TICK_NS;
         self.fade_flushes(now_ns);
+        self.fade_overhead(now_ns);
         let progress = share.progress();
         let left_bytes = share.remaining_bytes(&progress);
         self.estimate.sample(Sample {
@@ -302,10 +309,11 @@ impl Follow {
     pub fn gate_opened(&mut self, share: &Share, now_ns: u64) {
         let Some(attempting) = self.attempting.take() else { return };
         let Some(quiet_ns) = attempting.quiet_ns else { return };
+        (self.overhead_ns, self.overhead_known_ns) = (quiet_ns.saturating_sub(attempting.closed_ns), now_ns);
         self.estimate.attempted(Attempt {
             copied_bytes: Self::copied_bytes(share).saturating_sub(attempting.copied_bytes),
             copy_ns: now_ns.saturating_sub(quiet_ns).saturating_sub(attempting.flush_ns),
-            overhead_ns: quiet_ns.saturating_sub(attempting.closed_ns),
+            overhead_ns: self.overhead_ns,
         });
     }
 
@@ -335,10 +343,21 @@ impl Follow {
     /// What is known of flushes fades. Otherwise one slow flush, while the target hung for a moment, could keep the job from
     /// ready for ever: with a forecast that does not fit nothing is flushed, and only a flush would correct the forecast.
     fn fade_flushes(&mut self, now_ns: u64) {
-        if self.flush_sent_ns.is_none() && now_ns >= self.flush_known_ns + FLUSH_FADES_NS {
+        if self.flush_sent_ns.is_none() && now_ns >= self.flush_known_ns + FADES_NS {
             self.flush_known_ns = now_ns;
             self.flush_ns /= 2;
             self.estimate.flushed(self.flush_ns);
+        }
+    }
+
+    /// So does what is known of attempts: after one in which guest requests took longer than the pause may, no forecast would
+    /// fit, and only another attempt would correct it.
+    fn fade_overhead(&mut self, now_ns: u64) {
+        let known = self.attempting.is_none() && self.overhead_ns > 0;
+        if known && now_ns >= self.overhead_known_ns + FADES_NS {
+            self.overhead_known_ns = now_ns;
+            self.overhead_ns /= 2;
+            self.estimate.overhead_fades(self.overhead_ns);
         }
     }
 
@@ -370,6 +389,26 @@ impl Follow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The forecast is what decides about the next attempt, so a bad one must not last: the job would never end.
+    #[test]
+    fn one_slow_attempt_does_not_keep_the_forecast_high_for_ever() {
+        let mut follow = Follow::new(&MirrorOptions::default());
+        let closed_ns = 1_000_000_000;
+        follow.overhead_ns = 90_000_000;
+        follow.overhead_known_ns = closed_ns;
+        follow.estimate.overhead_fades(90_000_000);
+        let pause_ns = |follow: &Follow| follow.sight(0, 0, false).predicted_pause_ns.unwrap();
+        (0..90).for_each(|n| follow.fade_overhead(closed_ns + n * 10_000_000));
+        assert!(pause_ns(&follow) >= 90_000_000, "it is believed for a while");
+        (0..700).for_each(|n| follow.fade_overhead(closed_ns + 1_000_000_000 + n * 10_000_000));
+        assert!(pause_ns(&follow) < 30_000_000, "{} ns", pause_ns(&follow));
+        let attempting = Attempting { closed_ns, quiet_ns: None, copied_bytes: 0, flush_ns: 0 };
+        follow.attempting = Some(attempting);
+        let before = pause_ns(&follow);
+        (0..300).for_each(|n| follow.fade_overhead(closed_ns + 9_000_000_000 + n * 10_000_000));
+        assert_eq!(pause_ns(&follow), before, "an attempt is under way and will tell");
+    }
 
     /// The forecast is what decides about the next flush, so a bad one must not last.
     #[test]
