@@ -4,10 +4,12 @@
 //! the same code. A worker has one window and uses it alone.
 //!
 //! The first room from the start is taken, so that a job with little in flight uses the same few bytes again and again,
-//! which the processor's cache still holds; a search looks at 64 units a step, and there are a few thousand. A long
-//! request that finds no room waits; the copier issues nothing behind it in the meantime, so room comes as long as
-//! requests come back. A job whose requests do not come back keeps its memory, but no single job may take all
-//! (`mirror::RESERVE_BYTES`).
+//! which the processor's cache still holds; a search looks at 64 units a step, and there are a few thousand.
+//!
+//! Several jobs share a window, and one whose requests do not come back keeps its memory. So the end of the window is cut into
+//! *seats*, one for each job that there may be, at fixed places: nobody else can take a seat, nor break it into pieces too
+//! small for use. What is in front of them is *common*. How much of that a job takes is the copier's rule
+//! (`mirror/copier/memory.rs`).
 #![forbid(unsafe_code)]
 
 use crate::units::bytes_u64;
@@ -39,6 +41,11 @@ impl BufRange {
     }
 }
 
+/// Units that `len` bytes take.
+fn units_of(len: u32) -> u32 {
+    len.div_ceil(UNIT_BYTES).max(1)
+}
+
 /// The allocator of a region.
 #[derive(Debug)]
 pub struct Window {
@@ -46,14 +53,27 @@ pub struct Window {
     used: Box<[u64]>,
     /// Units in all.
     units: u32,
-    /// Units in use.
+    /// Units that belong to nobody; the seats come after them.
+    common: u32,
+    /// Units of each seat.
+    seat: u32,
+    /// Common units in use.
     taken: u32,
+    /// Units of seats in use.
+    seated: u32,
 }
 
 impl Window {
-    /// A window over `bytes` of memory, rounded down to 4 KiB; at most 4 GiB is used.
+    /// A window over `bytes` of memory, rounded down to 4 KiB; at most 4 GiB is used. All of it is common.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
+        Self::with_seats(bytes, 0, 0)
+    }
+
+    /// The same with so many seats of so many bytes at its end. They are smaller where they would take more than a quarter
+    /// of the window.
+    #[must_use]
+    pub fn with_seats(bytes: usize, seats: u32, seat_bytes: u32) -> Self {
         let units = u32::try_from(bytes_u64(bytes) / u64::from(UNIT_BYTES)).unwrap_or(u32::MAX);
         // Offsets are u32, so a window ends below 4 GiB.
         let units = units.min(u32::MAX / UNIT_BYTES);
@@ -61,7 +81,8 @@ impl Window {
         if let (Some(last), tail @ 1..) = (used.last_mut(), units % 64) {
             *last = !0 << tail;
         }
-        Self { used, units, taken: 0 }
+        let seat = (seat_bytes / UNIT_BYTES).min((units / 4).checked_div(seats).unwrap_or(0));
+        Self { used, units, common: units - seat * seats, seat, taken: 0, seated: 0 }
     }
 
     /// All bytes.
@@ -70,36 +91,92 @@ impl Window {
         self.units * UNIT_BYTES
     }
 
+    /// Bytes that belong to nobody.
+    #[must_use]
+    pub fn common_bytes(&self) -> u32 {
+        self.common * UNIT_BYTES
+    }
+
+    /// Those of them that are free, in one piece or in many.
+    #[must_use]
+    pub fn free_common_bytes(&self) -> u32 {
+        (self.common - self.taken) * UNIT_BYTES
+    }
+
+    /// Bytes of each seat.
+    #[must_use]
+    pub fn seat_bytes(&self) -> u32 {
+        self.seat * UNIT_BYTES
+    }
+
     /// Bytes in use.
     #[must_use]
     pub fn used_bytes(&self) -> u32 {
-        self.taken * UNIT_BYTES
+        (self.taken + self.seated) * UNIT_BYTES
     }
 
-    /// Takes `len` contiguous bytes, or nothing if there is no such room now.
+    /// Whether `len` contiguous bytes of the common memory are free now.
+    #[must_use]
+    pub fn has_room(&self, len: u32) -> bool {
+        self.find(units_of(len)).is_some()
+    }
+
+    /// Takes `len` contiguous bytes of the common memory, or nothing if there is no such room now.
     #[must_use]
     pub fn take(&mut self, len: u32) -> Option<BufRange> {
-        let need = len.div_ceil(UNIT_BYTES).max(1);
-        if need > self.units - self.taken {
-            return None;
-        }
+        let need = units_of(len);
         let first = self.find(need)?;
         self.mark(first, need, true);
         self.taken += need;
         Some(BufRange { start: first * UNIT_BYTES, len })
     }
 
-    /// Gives back what `take` gave.
-    pub fn give_back(&mut self, range: BufRange) {
-        let need = range.len.div_ceil(UNIT_BYTES).max(1);
-        self.mark(range.start / UNIT_BYTES, need, false);
-        self.taken -= need;
+    /// Whether nothing of a seat is in use.
+    #[must_use]
+    pub fn is_seat_free(&self, seat: u32) -> bool {
+        let first = self.common + seat.saturating_mul(self.seat);
+        let word = self.used.get((first / 64) as usize);
+        // Whoever takes a part of a seat takes it from its first unit on.
+        word.is_some_and(|word| word >> (first % 64) & 1 == 0)
     }
 
-    /// First unit of `need` free ones in a row.
+    /// Takes `len` bytes of a seat, or nothing if it is in use or smaller than that.
+    #[must_use]
+    pub fn take_seat(&mut self, seat: u32, len: u32) -> Option<BufRange> {
+        let need = units_of(len);
+        if need > self.seat || !self.is_seat_free(seat) {
+            return None;
+        }
+        let first = self.common + seat * self.seat;
+        self.mark(first, need, true);
+        self.seated += need;
+        Some(BufRange { start: first * UNIT_BYTES, len })
+    }
+
+    /// Whether a range belongs to nobody's seat.
+    #[must_use]
+    pub fn is_common(&self, range: BufRange) -> bool {
+        range.start < self.common_bytes()
+    }
+
+    /// Gives back what `take` or `take_seat` gave.
+    pub fn give_back(&mut self, range: BufRange) {
+        let need = units_of(range.len);
+        self.mark(range.start / UNIT_BYTES, need, false);
+        if self.is_common(range) {
+            self.taken -= need;
+        } else {
+            self.seated -= need;
+        }
+    }
+
+    /// First unit of `need` free common ones in a row.
     fn find(&self, need: u32) -> Option<u32> {
+        if need > self.common - self.taken {
+            return None;
+        }
         let (mut start, mut at) = (0, 0);
-        while at < self.units {
+        while at < self.common {
             let word = self.used[(at / 64) as usize] >> (at % 64);
             let left_in_word = 64 - at % 64;
             if word & 1 == 1 {
@@ -107,7 +184,7 @@ impl Window {
                 start = at;
                 continue;
             }
-            at = (at + word.trailing_zeros().min(left_in_word)).min(self.units);
+            at = (at + word.trailing_zeros().min(left_in_word)).min(self.common);
             if at - start >= need {
                 return Some(start);
             }
@@ -164,17 +241,43 @@ mod tests {
         assert!(w.take(100 * 4096).is_some());
     }
 
+    /// A job that finds its seat taken has nothing to work in beside jobs whose targets are dead.
+    #[test]
+    fn a_full_window_leaves_every_seat_to_its_owner() {
+        let mut w = Window::with_seats(18 << 20, 64, 32 << 10);
+        assert_eq!((w.seat_bytes(), w.common_bytes()), (32 << 10, 16 << 20));
+        while w.take(4096).is_some() {}
+        assert_eq!((w.free_common_bytes(), w.used_bytes()), (0, 16 << 20));
+        let seats: Vec<_> = (0..64).map(|seat| w.take_seat(seat, 32 << 10).unwrap()).collect();
+        assert_eq!(w.used_bytes(), w.capacity_bytes());
+        for (seat, range) in (0..).zip(seats) {
+            assert!(!w.is_seat_free(seat) && w.take_seat(seat, 1).is_none() && !w.is_common(range));
+            w.give_back(range);
+            assert!(w.is_seat_free(seat) && w.take_seat(seat, (32 << 10) + 1).is_none());
+        }
+        assert_eq!(w.take_seat(64, 1), None, "there is no such seat");
+    }
+
+    #[test]
+    fn seats_leave_most_of_a_small_window_in_common() {
+        let w = Window::with_seats(1 << 20, 64, 32 << 10);
+        assert_eq!((w.seat_bytes(), w.common_bytes()), (4096, 768 << 10));
+        let w = Window::with_seats(100 << 10, 64, 32 << 10);
+        assert_eq!((w.seat_bytes(), w.common_bytes(), w.is_seat_free(0)), (0, 100 << 10, false));
+    }
+
     proptest! {
         /// Two owners of one byte would put one run's data into another's place on the target.
         #[test]
         fn no_byte_is_ever_handed_out_twice(ops in prop::collection::vec((1u32..600_000, any::<u8>()), 1..300)) {
-            let mut w = Window::new(3 << 20);
+            let mut w = Window::with_seats(4 << 20, 8, 128 << 10);
             let mut held: Vec<BufRange> = Vec::new();
             for (len, pick) in ops {
-                match w.take(len) {
+                let seated = w.take_seat(u32::from(pick) % 16, len);
+                match seated.or_else(|| w.take(len)) {
                     Some(new) => {
                         prop_assert!(new.start % UNIT_BYTES == 0 && new.len == len);
-                        prop_assert!(u64::from(new.start) + u64::from(len) <= 3 << 20);
+                        prop_assert!(u64::from(new.start) + u64::from(len) <= 4 << 20);
                         prop_assert!(held.iter().all(|h| !h.overlaps(new)));
                         held.push(new);
                     }

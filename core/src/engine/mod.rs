@@ -56,7 +56,8 @@ const MIN_WINDOW_BYTES: u64 = 1 << 20;
 pub struct EngineOptions {
     /// Worker threads; `None` = as many as help (see [`EngineOptions::default_workers`]).
     pub workers: Option<NonZeroUsize>,
-    /// Copy memory of each worker in bytes, at least 1 MiB; requests in flight live in it.
+    /// Copy memory of each worker in bytes, at least 1 MiB; requests in flight live in it. One job alone fills it. A worker has
+    /// 4 MiB more, so that others find some when its requests never come back.
     pub window_bytes: u64,
     /// Pin each worker to a core of the process's set. For a machine that does nothing else: a worker that may not move
     /// away takes the core from a guest's thread, and copies less beside it.
@@ -133,7 +134,7 @@ pub struct Engine {
 
 impl Engine {
     /// Jobs that an engine carries at a time.
-    pub const MAX_JOBS: usize = worker::MAX_PARTS;
+    pub const MAX_JOBS: usize = worker::MAX_PARTS as usize;
 
     /// Starts the workers and waits until each has its ring and memory.
     ///

@@ -18,12 +18,12 @@ use super::job::JobCore;
 use crate::buffer::Window;
 use crate::device::{Extent, ExtentKind};
 use crate::error::Result;
-use crate::mirror::{Act, Copier, Failure, FailureCause, Side, Step};
+use crate::mirror::{Act, Copier, Failure, FailureCause, SEAT_BYTES, Side, Step};
 use crate::ring::{Completion, DeviceSlot, Op, Request, Ring, Tag, Wait, monotonic_ns};
 use crate::units::ByteRange;
 
 /// Jobs that a worker carries at most; each takes two device slots of the ring.
-pub(super) const MAX_PARTS: usize = 64;
+pub(super) const MAX_PARTS: u32 = 64;
 /// The key of a flush; pieces have small keys.
 const FLUSH_KEY: u32 = u32::MAX;
 /// Completions that are waited for at once at most.
@@ -241,7 +241,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
         let parts = (0..MAX_PARTS).map(|_| None).collect();
         Self {
             mailbox,
-            window: Window::new(ring.memory_bytes()),
+            window: Window::with_seats(ring.memory_bytes(), MAX_PARTS, SEAT_BYTES),
             parts,
             first: 0,
             ending: false,
@@ -304,14 +304,16 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> Worker<D> {
     /// Attaches a part's devices and starts its logic.
     fn take_up<R: Ring<Device = D>>(&mut self, ring: &mut R, mut part: Box<Part<D>>) {
         let Some([source, target]) = &part.devices else { return };
-        let free = self.parts.iter().position(Option::is_none);
+        let free = (0..).zip(&self.parts).find(|(_, part)| part.is_none()).map(|(seat, _)| seat);
         let source = ring.attach(source);
         let target = ring.attach(target);
         match (free, source, target) {
-            (Some(id), Ok(source), Ok(target)) => {
+            (Some(seat), Ok(source), Ok(target)) => {
                 part.slots = [source, target];
-                part.copier = Some(Copier::new(Arc::clone(&part.core.share), part.number, source, target));
-                self.parts[id] = Some(part);
+                // A part that was let go gave back its seat, unless its logic broke twice: then this one has none.
+                let share = Arc::clone(&part.core.share);
+                part.copier = Some(Copier::new(share, part.number, seat, part.slots));
+                self.parts[seat as usize] = Some(part);
             }
             (_, source, target) => {
                 source.into_iter().chain(target).for_each(|slot| ring.detach(slot));

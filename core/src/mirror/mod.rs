@@ -57,7 +57,7 @@ pub use active::{ActiveWrite, CopyMode};
 pub use activity::Activity;
 pub use convergence::{Convergence, Observation, Reason, Verdict as ConvergenceVerdict};
 pub use coordinator::{Act, Coordinator, End, Sight};
-pub use copier::{Copier, RESERVE_BYTES, Step};
+pub use copier::{Copier, SEAT_BYTES, Step, spare_bytes};
 pub use doorbell::Doorbell;
 pub use estimate::{Attempt, Effort, Estimate, Sample};
 pub use extents::ExtentMap;

@@ -78,6 +78,110 @@ fn a_dead_target_of_one_job_leaves_memory_to_another() {
     assert_eq!(jb.status(), JobStatus::Ready, "job B never gets memory");
 }
 
+/// Jobs on one worker, each with a disk of noise to copy.
+struct Jobs {
+    world: Arc<World>,
+    crew: Crew,
+    all: Vec<(Job, Arc<Share>, Arc<SimDisk>)>,
+}
+
+impl Jobs {
+    /// None yet.
+    fn new() -> Self {
+        let world = World::new(1, Faults::default());
+        let crew = Crew::new(&world, 1, 2 << 20);
+        Self { world, crew, all: Vec::new() }
+    }
+
+    /// One more.
+    fn start(&mut self, dead: bool) {
+        let (source, target) = (SimDisk::new(BYTES * 2), SimDisk::new(BYTES * 2));
+        fill(&self.world, &source, BYTES * 2, 100);
+        target.set_dead(dead);
+        let drive = DriveCore::new(source, BYTES * 2, 512, true);
+        let options = MirrorOptions { max_pause: None, ..options() };
+        let (job, share) = self.crew.start(&drive, &target, &options, None).unwrap();
+        self.all.push((job, share, target));
+    }
+
+    fn run(&mut self, rounds: usize) {
+        turn_all(&mut self.crew, &self.world, rounds);
+    }
+
+    /// Runs until the last job has copied everything; fails if that does not come.
+    fn run_until_last_is_ready(&mut self, when: &str) {
+        for _ in 0..100 {
+            self.run(1000);
+            if self.all.last().is_some_and(|(job, _, _)| job.status() == JobStatus::Ready) {
+                return;
+            }
+        }
+        panic!("{when}, the last job gets no memory: {:?}", self.all.last().unwrap().0.progress());
+    }
+
+    /// Bytes of the worker's memory that a job holds.
+    fn held_bytes(&self, number: usize) -> u64 {
+        self.all[number].1.progress().in_flight_bytes
+    }
+}
+
+/// A host that mirrors to a storage system that fails has many dead targets, and they die one after the other: each gets
+/// what the one before has left. Were that ever nothing, the first failures would stop every other job.
+#[test]
+fn however_many_targets_died_before_it_came_a_job_gets_memory() {
+    for dead in 1..7 {
+        let mut jobs = Jobs::new();
+        for n in 0..dead {
+            jobs.start(true);
+            jobs.run(2000);
+            assert!(jobs.held_bytes(n) > 0, "job {n} of {dead}");
+        }
+        jobs.start(false);
+        jobs.run_until_last_is_ready(&format!("beside {dead} dead ones"));
+    }
+}
+
+/// Targets die while several jobs are at work. Without a share of its own, the last one alive could find that the
+/// others took all in the moment before they died, and stand still for ever.
+#[test]
+fn however_many_targets_die_beside_it_a_job_goes_on() {
+    for dead in 1..7 {
+        for rounds in [2, 10, 30, 60] {
+            let mut jobs = Jobs::new();
+            (0..=dead).for_each(|_| jobs.start(false));
+            jobs.run(rounds);
+            jobs.all[..dead].iter().for_each(|(_, _, target)| target.set_dead(true));
+            jobs.run_until_last_is_ready(&format!("beside {dead} that died after {rounds} turns"));
+        }
+    }
+}
+
+/// Behind a closed gate a guest waits. If the rest of the copy could not be made for want of memory, other guests' dead targets
+/// would hold this one's requests again and again.
+#[test]
+fn a_switch_over_beside_dead_targets_ends() {
+    for dead in 1..6 {
+        let mut jobs = Jobs::new();
+        (0..=dead).for_each(|_| jobs.start(false));
+        jobs.run(20_000);
+        for (_, share, target) in &jobs.all[..dead] {
+            target.set_dead(true);
+            let _ = share.guest_wrote(ByteRange::new(0, BYTES * 2));
+        }
+        jobs.run(2000);
+        jobs.run_until_last_is_ready("before it was asked to complete");
+        let (job, share, target) = jobs.all.last().unwrap();
+        let (job, share, target) = (job.clone(), Arc::clone(share), Arc::clone(target));
+        let _ = share.guest_wrote(ByteRange::new(0, BYTES * 2));
+        job.complete(Completion::Pivot).unwrap();
+        jobs.run(50);
+        assert!(share.is_urgent() && !share.is_finished(), "the rest is to be copied behind the gate");
+        jobs.run(50_000);
+        let outcome = Crew::outcome(&job).unwrap();
+        assert!(outcome.pivoted && outcome.target == TargetState::Complete, "{outcome:?} {target:?}");
+    }
+}
+
 #[test]
 fn a_chunk_that_a_refused_write_made_dirty_again_rings_the_bell() {
     let world = World::new(1, Faults::default());

@@ -21,6 +21,7 @@
 //! - **Every buffer has a bound.** Pieces, runs and queues have fixed capacities; memory comes from the window.
 
 mod finish;
+mod memory;
 mod piece;
 mod plan;
 pub(super) mod rest;
@@ -30,11 +31,12 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+pub use self::memory::{SEAT_BYTES, spare_bytes};
 use self::piece::{OpenRun, Phase, Piece, Run};
 use self::rest::Rest;
 use super::limiter::Grant;
 use super::share::Share;
-use crate::buffer::{BufRange, Window};
+use crate::buffer::Window;
 use crate::device::{Extent, ExtentKind};
 use crate::error::Result;
 use crate::ring::{DeviceSlot, Op, Request};
@@ -42,8 +44,6 @@ use crate::units::{ByteRange, Chunk, bytes_u64};
 
 /// Pieces of one worker at most.
 pub(crate) const MAX_PIECES: usize = 4096;
-/// Of a worker's copy memory, what no single job takes, where there is enough of it.
-pub const RESERVE_BYTES: u64 = 2 << 20;
 /// Zeroing requests in flight at most; they share one thread.
 const MAX_ZEROES: usize = 16;
 
@@ -70,6 +70,8 @@ pub struct Copier {
     share: Arc<Share>,
     /// Which worker this is, for its tally.
     worker: usize,
+    /// Which part of the worker's window is this job's alone.
+    seat: u32,
     /// The source as the ring knows it.
     source: DeviceSlot,
     /// The target as the ring knows it.
@@ -124,18 +126,22 @@ struct Flying {
     zeroes: usize,
     /// Bytes of window.
     bytes: u64,
+    /// Those of them that are not of the job's own seat.
+    common_bytes: u64,
 }
 
 impl Copier {
-    /// A worker's part of a job, on devices attached to its ring.
+    /// A worker's part of a job, on devices attached to its ring: source and target. Of the worker's window the `seat` is its
+    /// own.
     #[must_use]
-    pub fn new(share: Arc<Share>, worker: usize, source: DeviceSlot, target: DeviceSlot) -> Self {
+    pub fn new(share: Arc<Share>, worker: usize, seat: u32, [source, target]: [DeviceSlot; 2]) -> Self {
         // Workers begin their search for dirty chunks apart, so that they do not meet on every claim.
         let workers = bytes_u64(share.tallies.len().max(1));
         let scan = Chunk(share.dirty.chunks() / workers * bytes_u64(worker));
         Self {
             share,
             worker,
+            seat,
             source,
             target,
             runs: Slab::with_capacity(MAX_PIECES),
@@ -305,30 +311,6 @@ impl Copier {
             self.working = false;
             self.counted_out = true;
             self.share.activity.end_work();
-        }
-    }
-
-    /// The part of the window that a piece uses.
-    fn take_window(&mut self, window: &mut Window, len: u64) -> Option<BufRange> {
-        let paced = self.share.paced_bytes(self.worker);
-        let reserve = RESERVE_BYTES.min(u64::from(window.capacity_bytes()) / 4);
-        let own = u64::from(window.capacity_bytes()) - reserve;
-        let most = self.share.geometry.buf_bytes.min(paced).min(own);
-        if paced == 0 || (self.flying.bytes + len > most && self.flying.bytes > 0) {
-            return None;
-        }
-        let buf = window.take(u32::try_from(len).ok()?)?;
-        self.flying.bytes += len;
-        self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
-        Some(buf)
-    }
-
-    /// Gives the memory of a piece back.
-    fn give_window(&mut self, window: &mut Window, buf: BufRange) {
-        if buf.len > 0 {
-            window.give_back(buf);
-            self.flying.bytes -= u64::from(buf.len);
-            self.share.tallies[self.worker].set_in_flight(self.flying.bytes);
         }
     }
 }

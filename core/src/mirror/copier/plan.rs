@@ -290,14 +290,16 @@ impl Copier {
         let align = self.share.geometry.align_bytes;
         let limit = self.share.most_at_once_bytes();
         let longest = self.share.request_bytes().min((limit - limit % align).max(align));
-        let range = match self.grant {
+        let wanted = match self.grant {
             Some((grant, bytes)) if self.share.limiter.holds(grant) => whole.prefix(bytes.min(longest)),
             _ => whole.prefix(longest),
         };
+        let Some(room) = self.room(window, wanted.len()) else { return Cut::Stop(Step::Wait(None)) };
+        let range = wanted.prefix(room.len);
         if let Err(step) = self.wait_for_grant(range.len(), now_ns) {
             return Cut::Stop(step);
         }
-        let Some(buf) = self.take_window(window, range.len()) else { return Cut::Stop(Step::Wait(None)) };
+        let Some(buf) = self.take_window(window, room) else { return Cut::Stop(Step::Wait(None)) };
         self.grant = None;
         self.rest.work(now_ns);
         self.add_piece(Piece { run: open.run, range, buf, phase: Phase::Read { done: 0 }, tries: 0 });
