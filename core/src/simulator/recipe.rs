@@ -199,7 +199,7 @@ impl Recipe {
     }
 
     /// A guest that writes and zeroes a few chunks at the end of the disk while a slow first pass has not reached them, on a
-    /// target that is known to be zero.
+    /// target that is known to be zero. Without a budget: at a slow pace the workers take turns, and hardly meet.
     fn into_race_with_the_sweep(self, c: &World) -> Self {
         let options = MirrorOptions {
             sync: SyncMode::Full,
@@ -209,6 +209,7 @@ impl Recipe {
             zero_detect: true,
             target_cluster_bytes: None,
             copy_mode: one(c, &[CopyModeChoice::Background, CopyModeChoice::WriteBlocking]),
+            latency_budget: LatencyBudget::Off,
             ..self.options
         };
         let guests = GuestPlan {
