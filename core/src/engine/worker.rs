@@ -31,6 +31,10 @@ const BATCH: usize = 32;
 /// How long a batch may take to gather once there is one completion.
 const BATCH_NS: u64 = 1_000_000;
 
+/// Requests of the ring that are kept for jobs with nothing in flight, so that those whose requests do not come back leave the
+/// others a way to go on: a piece and a flush for each. A quarter of the ring where that is less.
+const KEPT: usize = 2 * MAX_PARTS as usize;
+
 /// When the ring has no room, the wait until it is tried again, should nothing complete before.
 const ROOM_NS: u64 = 1_000_000;
 /// When the engine ends, how long a job that is over may keep its worker for requests that do not come back.
@@ -101,10 +105,12 @@ impl<D> Part<D> {
     /// Sends what the copier has to send.
     fn pump<R: Ring<Device = D>>(&mut self, ring: &mut R, window: &mut Window, id: usize) {
         let Some(copier) = &mut self.copier else { return };
+        let most = ring.capacity() - KEPT.min(ring.capacity() / 4);
         self.due_ns = loop {
             match copier.next(ring.now_ns(), window) {
                 Step::Request(request, key) => {
-                    if ring.push(request, tag(id, key)).is_err() {
+                    let crowded = self.in_flight > 0 && ring.in_flight() >= most;
+                    if crowded || ring.push(request, tag(id, key)).is_err() {
                         copier.push_back(&request, key);
                         break Some(ring.now_ns() + ROOM_NS);
                     }

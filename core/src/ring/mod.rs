@@ -141,6 +141,9 @@ pub trait Ring {
     /// Requests that were pushed and not yet popped.
     fn in_flight(&self) -> usize;
 
+    /// How many of them there may be.
+    fn capacity(&self) -> usize;
+
     /// The monotonic time in nanoseconds; virtual in the simulation.
     fn now_ns(&self) -> u64;
 

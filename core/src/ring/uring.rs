@@ -358,6 +358,10 @@ impl Ring for UringRing {
         self.flights.len()
     }
 
+    fn capacity(&self) -> usize {
+        MAX_IN_FLIGHT as usize
+    }
+
     fn now_ns(&self) -> u64 {
         monotonic_ns()
     }

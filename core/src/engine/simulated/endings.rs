@@ -124,6 +124,10 @@ mod broken_ring {
         fn in_flight(&self) -> usize {
             self.inner.in_flight()
         }
+
+        fn capacity(&self) -> usize {
+            self.inner.capacity()
+        }
         fn now_ns(&self) -> u64 {
             self.inner.now_ns()
         }

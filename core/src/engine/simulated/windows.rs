@@ -182,6 +182,29 @@ fn a_switch_over_beside_dead_targets_ends() {
     }
 }
 
+/// Requests that never come back keep their places in the ring as they keep their memory. Small ones are many, and were the
+/// ring full of dead ones, a job with all the memory in the world could send nothing.
+#[test]
+fn dead_targets_of_many_small_requests_leave_room_in_the_ring() {
+    let mut jobs = Jobs::new();
+    for dead in [true, true, true, true, true, true, false] {
+        jobs.start(dead);
+        // Every other block, so that none of them is part of a longer run.
+        let (_, share, _) = jobs.all.last().unwrap();
+        share.pause();
+        let _ = share.sweep.take(BYTES * 2);
+        for at in (0..BYTES * 2).step_by(8192) {
+            let _ = share.guest_wrote(ByteRange::at(at, 4096));
+        }
+        share.resume();
+    }
+    for _ in 0..100 {
+        jobs.run(1000);
+    }
+    let (job, share, _) = jobs.all.last().unwrap();
+    assert!(share.is_finished(), "the last job cannot send anything: {:?}", job.progress());
+}
+
 #[test]
 fn a_chunk_that_a_refused_write_made_dirty_again_rings_the_bell() {
     let world = World::new(1, Faults::default());

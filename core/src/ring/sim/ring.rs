@@ -310,6 +310,10 @@ impl Ring for SimRing {
         self.pending.len() + self.parked.len() + self.stuck + self.done.len()
     }
 
+    fn capacity(&self) -> usize {
+        DEPTH
+    }
+
     fn now_ns(&self) -> u64 {
         self.world.now_ns()
     }

@@ -97,6 +97,10 @@ impl Ring for OddRing {
         self.inner.in_flight() + self.swallowed.len()
     }
 
+    fn capacity(&self) -> usize {
+        self.inner.capacity()
+    }
+
     fn now_ns(&self) -> u64 {
         self.inner.now_ns()
     }
