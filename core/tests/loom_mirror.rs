@@ -1,4 +1,5 @@
-//! Every interleaving of what the workers of a job share beside the bitmap: the sweep, and the counters of who is at work.
+//! Every interleaving of what the workers of a job share beside the bitmap: the sweep, the counters of who is at work,
+//! and when all rest.
 //!
 //! Run with `make loom`. The models use the real `Activity`, `Sweep`, `DirtyBitmap` and `Claims`, and follow the order in
 //! which a copier calls them. Each is also run with that order broken, and must notice.
@@ -9,7 +10,7 @@
 mod loom_kit;
 
 use blkmirror_core::bitmap::{Claims, DirtyBitmap};
-use blkmirror_core::mirror::{Activity, Sweep};
+use blkmirror_core::mirror::{Activity, Rest, Sweep};
 use blkmirror_core::units::{ByteRange, Chunk, ChunkRange, Granularity};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -318,4 +319,56 @@ fn a_sweep_gives_every_byte_to_one_worker() {
 #[should_panic(expected = "a byte with two owners")]
 fn taking_by_a_look_and_a_move_is_noticed() {
     sweeping(Broken::LooksAndMoves);
+}
+
+// ---- the rest ----
+
+/// How a worker breaks the rest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Restless {
+    No,
+    /// It asks, and then begins whatever has changed.
+    AsksAndBegins,
+}
+
+/// A piece of 1 ms that a worker begins at a time, unless it is to rest; counted while it is under way, and once it was.
+fn piece(rest: &Rest, under_way: &AtomicU64, done: &AtomicU64, at_ns: u64, how: Restless) {
+    if rest.begin(4, at_ns).is_err() {
+        return;
+    }
+    if how == Restless::AsksAndBegins {
+        // As if the question had been one of its own: what was begun is taken back, and begun again without a look.
+        rest.end(at_ns);
+        thread::yield_now();
+        let _ = rest.begin(0, at_ns);
+    }
+    assert_eq!(under_way.fetch_add(1, Relaxed), 0, "two pieces at once");
+    under_way.fetch_sub(1, Relaxed);
+    done.fetch_add(1, Relaxed);
+    rest.end(at_ns + (1 << 20));
+}
+
+/// Two workers that find nobody at work within the same millisecond: one piece, and the rest after it.
+fn resting(how: Restless) {
+    check(None, move || {
+        let all = Arc::new((Rest::default(), AtomicU64::new(0), AtomicU64::new(0)));
+        let theirs = Arc::clone(&all);
+        let other = thread::spawn(move || piece(&theirs.0, &theirs.1, &theirs.2, 10 << 20, how));
+        piece(&all.0, &all.1, &all.2, (10 << 20) + 4096, how);
+        other.join().unwrap();
+        assert_eq!(all.2.load(Relaxed), 1, "a piece in the rest after another");
+        let until_ns = all.0.begin(4, (11 << 20) + 4096).unwrap_err();
+        assert!(until_ns >= 12 << 20, "the rest is as long as the work");
+    });
+}
+
+#[test]
+fn one_worker_at_a_time_begins_and_the_others_rest_after_it() {
+    resting(Restless::No);
+}
+
+#[test]
+#[should_panic(expected = "piece")]
+fn a_worker_that_asks_and_then_begins_is_noticed() {
+    resting(Restless::AsksAndBegins);
 }

@@ -237,7 +237,7 @@ impl Follow {
         }
         share.set_pace(pace);
         // A turn in which nobody may copy is none.
-        let passed = before.in_flight_bytes > 0 && share.pass_turn();
+        let passed = before.in_flight_bytes > 0 && share.pass_turn(now_ns);
         passed || pace.in_flight_bytes > before.in_flight_bytes
     }
 

@@ -72,7 +72,7 @@ pub use pacer::{Budget, GuestLatency, Pacer, Tick};
 pub(crate) use policy::transient_backoff_ns;
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
-pub use share::{Bitmaps, Escalation, Failure, FailureCause, Notice, Share};
+pub use share::{Bitmaps, Escalation, Failure, FailureCause, Notice, Rest, Share};
 pub use states::{JobStatus, Turn, Verb};
 pub use sweep::Sweep;
 pub use writers::Writers;

@@ -2,6 +2,7 @@
 
 mod command;
 mod notice;
+mod rest;
 mod rounds;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -28,6 +29,7 @@ use crate::error::Result;
 use crate::units::bytes_u64;
 
 pub use self::notice::{Escalation, Failure, FailureCause, Notice};
+pub use self::rest::Rest;
 
 /// Notices that wait for the host at most; more are counted.
 const MAX_NOTICES: usize = 128;
@@ -116,6 +118,10 @@ pub struct Share {
     pace: AtomicU64,
     /// Whose turn it is where the pace is too slow for all workers.
     turn: AtomicUsize,
+    /// Whether something was begun since the turn was passed.
+    turn_was_used: AtomicBool,
+    /// When all of them rest, where the pace asks for it.
+    rest: Rest,
     /// Rates and forecasts, as the home sees them.
     pub figures: Figures,
     /// Bytes that guest writes took to both sides.
@@ -190,6 +196,8 @@ impl Share {
             doorbell: Doorbell::default(),
             pace: AtomicU64::new(first_pace(options).pack()),
             turn: AtomicUsize::new(0),
+            turn_was_used: AtomicBool::new(false),
+            rest: Rest::default(),
             figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
             notices: ArrayQueue::new(MAX_NOTICES),
@@ -275,8 +283,14 @@ impl Share {
     }
 
     /// Gives the turn to the next worker that waits for it; whether there was one. Each has a part of the disk in hand that
-    /// nobody else copies, so none may be left out.
-    pub(super) fn pass_turn(&self) -> bool {
+    /// nobody else copies, so none may be left out: one that had to rest all its turn long keeps it, or rests and turns in step
+    /// could favour some of them for ever.
+    pub(super) fn pass_turn(&self, now_ns: u64) -> bool {
+        let rests = || self.rest.is_on(self.pace().rest_quarters, now_ns);
+        if !self.turn_was_used.load(Ordering::Acquire) && rests() {
+            return false;
+        }
+        self.turn_was_used.store(false, Ordering::Release);
         let workers = self.tallies.len();
         let turn = self.turn.load(Ordering::Acquire);
         let next = (1..workers).map(|step| (turn + step) % workers).find(|&w| self.tallies[w].waits());
@@ -284,6 +298,18 @@ impl Share {
             self.turn.store(next, Ordering::Release);
         }
         next.is_some()
+    }
+
+    /// A worker that has nothing on its way is about to send something; `Err` = it is to rest until then.
+    pub(super) fn go_out(&self, now_ns: u64) -> std::result::Result<(), u64> {
+        self.rest.begin(self.pace().rest_quarters, now_ns)?;
+        self.turn_was_used.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// It has nothing on its way any more.
+    pub(super) fn come_back(&self, now_ns: u64) {
+        self.rest.end(now_ns);
     }
 
     /// The largest request that the speed limit and the pace allow.

@@ -1,7 +1,7 @@
 //! The end of requests: short transfers, errors, zeroes in the data, release.
 
-use super::Copier;
 use super::piece::{Phase, Piece};
+use super::{Copier, Outing};
 use crate::buffer::{BufRange, Window};
 use crate::mirror::mutation::Mutation;
 use crate::mirror::policy::{self, Side};
@@ -33,6 +33,7 @@ impl Copier {
         is_zero: &dyn Fn(BufRange) -> bool,
     ) {
         let Some(piece) = self.pieces.get(key as usize).copied() else { return };
+        let held_bytes = self.flying.bytes;
         match piece.phase {
             Phase::Read { .. } => self.flying.reads -= 1,
             Phase::Write { .. } => self.flying.writes -= 1,
@@ -42,8 +43,12 @@ impl Copier {
             Err(errno) => self.failed(key, piece, errno, FailureCause::Io, now_ns, window),
             Ok(bytes) => self.succeeded(key, piece, bytes, now_ns, window, is_zero),
         }
-        if self.flying.bytes == 0 {
-            self.rest.pause(now_ns);
+        if self.outing != Outing::Over && self.flying.bytes < held_bytes {
+            self.outing = Outing::Returning;
+            if self.flying.bytes == 0 {
+                self.outing = Outing::Over;
+                self.share.come_back(now_ns);
+            }
         }
     }
 

@@ -24,7 +24,8 @@ mod finish;
 mod memory;
 mod piece;
 mod plan;
-pub(super) mod rest;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,7 +34,6 @@ use slab::Slab;
 
 pub use self::memory::{SEAT_BYTES, spare_bytes};
 use self::piece::{OpenRun, Phase, Piece, Run};
-use self::rest::Rest;
 use super::limiter::Grant;
 use super::share::Share;
 use crate::buffer::Window;
@@ -100,8 +100,8 @@ pub struct Copier {
     parked: Vec<(u64, u32)>,
     /// Permission for the next bytes, reserved and not yet due.
     grant: Option<(Grant, u64)>,
-    /// When to rest, where the pace asks for it.
-    rest: Rest,
+    /// What this worker has on its way, as the job's rest counts it.
+    outing: Outing,
     /// Requests in flight: reads, writes, zeroings.
     flying: Flying,
     /// Whether this worker is counted in as holding a part of the sweep.
@@ -113,6 +113,18 @@ pub struct Copier {
     /// What a broken protocol marks dirty only after it has let others in.
     #[cfg(any(test, feature = "sim"))]
     late: Vec<ByteRange>,
+}
+
+/// Where a worker stands between two rests. Pieces that are begun together are one piece to the guest, and are rested for as
+/// one; were others let in when the first is done, there would be no rest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outing {
+    /// Nothing is on its way.
+    Over,
+    /// Something is, and nothing of it is done.
+    Leaving,
+    /// A part of it is done.
+    Returning,
 }
 
 /// How many requests of each kind are in flight, and how many bytes of the window pieces hold.
@@ -156,7 +168,7 @@ impl Copier {
             ready_zeroes: VecDeque::with_capacity(MAX_PIECES),
             parked: Vec::with_capacity(MAX_PIECES),
             grant: None,
-            rest: Rest::default(),
+            outing: Outing::Over,
             flying: Flying::default(),
             sweeping: false,
             working: false,

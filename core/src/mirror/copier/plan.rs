@@ -1,7 +1,7 @@
 //! Finding work: taking segments and dirty chunks, claiming runs, cutting pieces.
 
 use super::piece::{OpenRun, Phase, Piece, Run};
-use super::{Copier, MAX_PIECES, Step};
+use super::{Copier, MAX_PIECES, Outing, Step};
 use crate::buffer::{BufRange, Window};
 use crate::device::{Extent, ExtentKind};
 use crate::mirror::mutation::Mutation;
@@ -284,9 +284,6 @@ impl Copier {
         if self.ready_reads.len() + self.flying.reads >= self.share.geometry.source_depth {
             return Cut::Stop(Step::Wait(None));
         }
-        if let Some(until_ns) = self.rest.until_ns(self.share.pace().rest_quarters, now_ns) {
-            return Cut::Stop(Step::Wait(Some(until_ns)));
-        }
         let align = self.share.geometry.align_bytes;
         let limit = self.share.most_at_once_bytes();
         let longest = self.share.request_bytes().min((limit - limit % align).max(align));
@@ -299,12 +296,25 @@ impl Copier {
         if let Err(step) = self.wait_for_grant(range.len(), now_ns) {
             return Cut::Stop(step);
         }
+        if let Err(step) = self.go_out(now_ns) {
+            return Cut::Stop(step);
+        }
         let Some(buf) = self.take_window(window, room) else { return Cut::Stop(Step::Wait(None)) };
         self.grant = None;
-        self.rest.work(now_ns);
         self.add_piece(Piece { run: open.run, range, buf, phase: Phase::Read { done: 0 }, tries: 0 });
         self.advance(range.end());
         Cut::More
+    }
+
+    /// Counts this worker in as having something on its way, unless it is to rest.
+    fn go_out(&mut self, now_ns: u64) -> Result<(), Step> {
+        match self.outing {
+            Outing::Over => self.share.go_out(now_ns).map_err(|at| Step::Wait(Some(at)))?,
+            Outing::Returning if self.share.pace().rest_quarters > 0 => return Err(Step::Wait(None)),
+            Outing::Leaving | Outing::Returning => return Ok(()),
+        }
+        self.outing = Outing::Leaving;
+        Ok(())
     }
 
     /// Holds a reservation for `bytes` until its time has come.

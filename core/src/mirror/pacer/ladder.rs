@@ -4,7 +4,7 @@
 //! what is in front of it, so the bytes in flight are what it pays, and one large request gets more copied for them than
 //! several small ones. Above that there are two and more, so that reading and writing overlap.
 //!
-//! Below one request of 64 KiB the copiers rest after each (`copier/rest`). It ends at one eighth of the time, whatever the
+//! Below one request of 64 KiB the copiers rest after each (`share/rest`). It ends at one eighth of the time, whatever the
 //! guest sees then: a job that never ends is no kindness, as the guest pays for it all the time.
 #![forbid(unsafe_code)]
 

@@ -10,7 +10,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use super::ladder::Rung;
 use super::{GuestLatency, Pace, Pacer, Tick};
-use crate::mirror::copier::rest::Rest;
+use crate::mirror::Rest;
 use crate::mirror::estimate::{to_f64, to_u64};
 
 /// A millisecond.
@@ -188,7 +188,7 @@ impl Model {
                 self.copied.push((self.now_ns, bytes));
                 self.in_flight_bytes -= bytes;
                 if self.in_flight_bytes == 0 {
-                    self.rest.pause(self.now_ns);
+                    self.rest.end(self.now_ns);
                 }
                 self.pump();
             }
@@ -230,13 +230,14 @@ impl Model {
 
     /// Begins what the pace allows.
     fn pump(&mut self) {
-        if let Some(until_ns) = self.rest.until_ns(self.pace.rest_quarters, self.now_ns) {
-            return self.at(until_ns - self.now_ns, Event::Rested);
-        }
         let bytes = self.pace.request_bytes.min(LARGEST_BYTES);
         while self.in_flight_bytes + bytes <= self.pace.in_flight_bytes.min(FULL_BYTES) {
+            if self.in_flight_bytes == 0
+                && let Err(until_ns) = self.rest.begin(self.pace.rest_quarters, self.now_ns)
+            {
+                return self.at(until_ns - self.now_ns, Event::Rested);
+            }
             self.in_flight_bytes += bytes;
-            self.rest.work(self.now_ns);
             let end_ns = self.serve(0, bytes);
             self.at(end_ns - self.now_ns, Event::Read(bytes));
         }

@@ -1,0 +1,126 @@
+//! Several workers' copiers of one job in virtual time.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::mirror::{Bitmaps, DeviceShape, Geometry, LatencyBudget, MirrorOptions, Pace};
+use crate::units::{Granularity, KIB, MIB};
+
+/// A millisecond.
+const MS: u64 = 1_000_000;
+/// How often the home takes stock, and gives the turn to the next worker.
+const TICK_MS: u64 = 10;
+
+/// One worker of the scene.
+struct Worker {
+    copier: Copier,
+    window: Window,
+    /// When to look at it again; `None` = when it is woken.
+    due_ns: Option<u64>,
+    /// Its requests: when they end, which they are, and their bytes.
+    sent: Vec<(u64, u32, u64)>,
+    /// Bytes of all of them.
+    copied_bytes: u64,
+}
+
+impl Worker {
+    /// Does what there is to do at this time, on disks whose requests take so long.
+    fn turn(&mut self, now_ns: u64, takes_ns: u64) {
+        let ended: Vec<_> = self.sent.extract_if(.., |sent| sent.0 <= now_ns).collect();
+        for &(_, key, bytes) in &ended {
+            self.copier.complete(key, Ok(bytes), now_ns, &mut self.window, &|_| false);
+        }
+        if ended.is_empty() && self.due_ns.is_none_or(|due| due > now_ns) {
+            return;
+        }
+        self.due_ns = loop {
+            match self.copier.next(now_ns, &mut self.window) {
+                Step::Request(request, key) => {
+                    self.copied_bytes += request.range.len();
+                    // Those that are on their way together do not end together.
+                    let ends_ns = now_ns + takes_ns * (1 + u64::from(key) % 3);
+                    self.sent.push((ends_ns, key, request.range.len()));
+                }
+                Step::Status { .. } => unreachable!("the source has no holes"),
+                Step::Wait(at) => break at,
+            }
+        };
+    }
+}
+
+/// How long some worker, and how long more than one, had something on its way in `ms` at a pace, in ms; and the
+/// bytes of the one that copied least. The first pass, or every other block when that is over.
+fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> (u64, u64, u64) {
+    let shape = || DeviceShape {
+        size_bytes: 256 * MIB,
+        align_bytes: 512,
+        max_request_bytes: MIB,
+        ..DeviceShape::default()
+    };
+    let options = MirrorOptions {
+        latency_budget: LatencyBudget::Off,
+        granularity: Granularity::new(if scattered { 4 * KIB } else { 64 * KIB }).ok(),
+        ..MirrorOptions::default()
+    };
+    let geometry = Geometry::new(&options, &shape(), &shape(), workers).unwrap();
+    let bitmaps = Bitmaps::new(&geometry, &options).unwrap();
+    let share = Arc::new(Share::new(geometry, &options, bitmaps, false, workers));
+    share.set_pace(pace);
+    if scattered {
+        let _ = share.sweep.take(256 * MIB);
+        for at in (0..256 * MIB).step_by(8192) {
+            share.dirty.mark(ByteRange::at(at, 4096));
+        }
+    }
+    let worker = |number| Worker {
+        copier: Copier::new(Arc::clone(&share), number, 0, [DeviceSlot(0), DeviceSlot(1)]),
+        window: Window::new(4 << 20),
+        due_ns: Some(0),
+        sent: Vec::new(),
+        copied_bytes: 0,
+    };
+    let mut all: Vec<Worker> = (0..workers).map(worker).collect();
+    let (mut busy, mut crowded) = (0, 0);
+    for now_ms in 0..ms {
+        let now_ns = now_ms * MS;
+        if now_ms % TICK_MS == 0 && share.pass_turn(now_ns) {
+            all.iter_mut().for_each(|worker| worker.due_ns = Some(now_ns));
+        }
+        all.iter_mut().for_each(|worker| worker.turn(now_ns, takes_ms * MS));
+        let at_work = all.iter().filter(|worker| !worker.sent.is_empty()).count();
+        busy += u64::from(at_work > 0);
+        crowded += u64::from(at_work > 1);
+    }
+    (busy, crowded, all.iter().map(|worker| worker.copied_bytes).min().unwrap())
+}
+
+/// A guest does not care which worker copies. If each rested by itself, four workers on a slow disk would be at work half of
+/// the time where the pacer asked for an eighth, and a guest that misses its budget there would go on missing it.
+#[test]
+fn a_rest_is_the_jobs_however_many_workers_it_has() {
+    let pace = |rest_quarters| Pace { rest_quarters, ..Pace::SLOWEST };
+    for workers in [1, 2, 4, 8] {
+        for takes_ms in [1, 3, 7, 12] {
+            let (busy, crowded, least) = work(workers, pace(28), takes_ms, 40_000, false);
+            assert_eq!(crowded, 0, "{workers} workers, {takes_ms} ms: one piece at a time");
+            assert!(busy <= 5050, "{workers} workers, {takes_ms} ms: at work {busy} of 40000 ms");
+            assert!(busy >= 3500, "{workers} workers, {takes_ms} ms: only {busy} of 40000 ms");
+            // Each has a part of the disk in hand.
+            assert!(least >= 4 * 64 * KIB, "{workers} workers, {takes_ms} ms: one copied {least} bytes");
+        }
+        let (busy, _, _) = work(workers, pace(4), 3, 10_000, false);
+        assert!((4000..=5050).contains(&busy), "half of the time: {busy} of 10000 ms");
+    }
+}
+
+/// Small pieces are several at a time. If a new one could take the place of each that is done, the copiers would come to rest
+/// late or not at all among scattered chunks.
+#[test]
+fn there_is_a_rest_between_small_pieces_too() {
+    for workers in [1, 4] {
+        let pace = Pace { rest_quarters: 28, ..Pace::SLOWEST };
+        let (busy, crowded, least) = work(workers, pace, 3, 40_000, true);
+        assert!(crowded == 0 && busy <= 5050, "{workers} workers: at work {busy} of 40000 ms");
+        assert!(least >= 16 * 4096, "{workers} workers: one copied {least} bytes");
+    }
+}
