@@ -23,6 +23,8 @@ pub(super) struct Courtesy {
     set: fn(bool) -> bool,
     /// Whether it stands back now.
     back: bool,
+    /// When the last sleep began.
+    asleep_ns: u64,
     /// Not before this time.
     forward_until_ns: u64,
     /// How long it comes forward when it is late again.
@@ -32,11 +34,12 @@ pub(super) struct Courtesy {
 impl Courtesy {
     /// The courtesy of a thread that is scheduled by `set`.
     pub(super) fn new(set: fn(bool) -> bool) -> Self {
-        Self { set, back: false, forward_until_ns: 0, forward_ns: FORWARD_NS }
+        Self { set, back: false, asleep_ns: 0, forward_until_ns: 0, forward_ns: FORWARD_NS }
     }
 
     /// Before a sleep: stands back if that is wanted. When to wake up at the latest.
     pub(super) fn before_sleep(&mut self, wanted: bool, now_ns: u64) -> Option<u64> {
+        self.asleep_ns = now_ns;
         let back = wanted && now_ns >= self.forward_until_ns;
         if back != self.back && (self.set)(back) {
             self.back = back;
@@ -44,9 +47,9 @@ impl Courtesy {
         self.back.then(|| now_ns.saturating_add(LOOK_UP_NS))
     }
 
-    /// After a sleep that was to end at `due_ns` or before.
+    /// After a sleep that was to end at `due_ns` or before. What was due before it began was not late for want of a core.
     pub(super) fn after_sleep(&mut self, due_ns: u64, now_ns: u64) {
-        if self.back && now_ns > due_ns.saturating_add(LATE_NS) {
+        if self.back && now_ns > due_ns.max(self.asleep_ns).saturating_add(LATE_NS) {
             self.forward_until_ns = now_ns.saturating_add(self.forward_ns);
             self.forward_ns = (self.forward_ns * 2).min(FORWARD_MAX_NS);
         }
@@ -82,6 +85,18 @@ mod tests {
             assert_eq!(c.before_sleep(true, now + seconds * 1000 * MS - 1), None, "{seconds}");
             now += seconds * 1000 * MS;
         }
+    }
+
+    /// What is due already when a sleep begins was made late by the turn before it, not by the cores. A worker that took that
+    /// for busy cores would stop to make room just when it has much to copy.
+    #[test]
+    fn a_long_turn_is_no_late_wake_up() {
+        let mut c = Courtesy::new(|_| true);
+        let _ = c.before_sleep(true, 100 * MS);
+        c.after_sleep(10 * MS, 100 * MS + LATE_NS);
+        assert!(c.before_sleep(true, 130 * MS).is_some());
+        c.after_sleep(10 * MS, 130 * MS + LATE_NS + 1);
+        assert_eq!(c.before_sleep(true, 160 * MS), None, "this one is late by itself");
     }
 
     #[test]
