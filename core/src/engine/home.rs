@@ -23,8 +23,9 @@ pub(super) struct Home<D> {
     drive: Arc<DriveCore<D>>,
     /// Where the drive may move.
     target: Arc<D>,
-    /// What the guest's requests took with a job, at the last time that stock was taken, and now.
-    latencies: [LatencyCounts; 2],
+    /// What the guest's requests took with a job, at the last time that stock was taken, and now; only if room is to be made
+    /// for them.
+    latencies: Option<[LatencyCounts; 2]>,
     /// The gate is closed by this job.
     holds_gate: bool,
     /// The job is detached from the drive.
@@ -36,13 +37,17 @@ pub(super) struct Home<D> {
 impl<D> Home<D> {
     /// The home's part of a job that is attached to `drive`.
     pub(super) fn new(options: &MirrorOptions, drive: Arc<DriveCore<D>>, target: Arc<D>) -> Self {
-        let with_job = drive.latencies(true).snapshot();
+        let follow = Follow::new(options);
+        let latencies = follow.makes_room().then(|| {
+            let with_job = drive.latencies(true).snapshot();
+            [with_job.clone(), with_job]
+        });
         Self {
             coordinator: Coordinator::new(options),
-            follow: Follow::new(options),
+            follow,
             drive,
             target,
-            latencies: [with_job.clone(), with_job],
+            latencies,
             holds_gate: false,
             detached: false,
             told_queues: false,
@@ -63,20 +68,21 @@ impl<D> Home<D> {
         if !self.follow.is_due(&core.share, now_ns) {
             return;
         }
-        let guest = self.follow.makes_room().then(|| self.look_at_guest());
+        let guest = self.look_at_guest();
         let faster = self.follow.tick(&core.share, self.coordinator.missed(), guest.as_ref(), now_ns);
         if faster || core.share.dirty.dirty_bytes() > HELP_BYTES {
             core.wake_all();
         }
     }
 
-    /// What the guest's requests took since the last look.
-    fn look_at_guest(&mut self) -> Guest {
-        let [last, now] = &mut self.latencies;
+    /// What the guest's requests took since the last look, if anybody wants to know.
+    fn look_at_guest(&mut self) -> Option<Guest> {
+        let latencies = self.latencies.as_mut()?;
+        let [last, now] = latencies;
         self.drive.latencies(true).snapshot_into(now);
         let guest = Guest { latency: latency_since(now, last), waits: !self.drive.is_quiet(false) };
-        self.latencies.swap(0, 1);
-        guest
+        latencies.swap(0, 1);
+        Some(guest)
     }
 
     /// Once the job is ending, guest requests do not wait for its target any more (**The guest is not our hostage**).
