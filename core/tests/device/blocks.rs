@@ -10,8 +10,8 @@ use blkmirror_core::units::{ByteRange, KIB, MIB};
 use rustix::fs::{Mode, OFlags};
 
 use crate::kit::{
-    Loop, Mounted, assert_refused, filled, flags, needs_root_and, on_disk, on_tmpfs, read_all, run, source,
-    sparse, target, write_mbr,
+    Loop, Mounted, assert_refused, filled, flags, let_go, needs_root_and, on_disk, on_tmpfs, read_all, run,
+    source, sparse, target, write_mbr,
 };
 
 #[test]
@@ -90,7 +90,7 @@ fn a_partition_shows_the_queue_of_its_disk() {
     assert_eq!(device.limits().queue.as_ref().unwrap().disk, disk.path.to_str().unwrap());
     // The disk cannot be had while its partition is, and the other way round.
     assert_refused(target(&disk.path), ErrorKind::Busy, &disk.path, "in use");
-    drop(device);
+    let_go(device);
     let _whole = target(&disk.path).unwrap();
     assert_refused(target(&part), ErrorKind::Busy, &part, "in use");
 }
@@ -193,13 +193,13 @@ fn an_exclusive_holder_keeps_us_away_until_it_lets_go() {
     let holder = rustix::fs::open(&disk.path, flags_of_others, Mode::empty()).unwrap();
     assert_refused(target(&disk.path), ErrorKind::Busy, &disk.path, "holds it exclusively");
     source(&disk.path).unwrap();
-    drop(holder);
+    let_go(holder);
     let device = target(&disk.path).unwrap();
     let worker = device.reopen().unwrap();
     assert!(flags(&worker).contains(OFlags::DIRECT));
     drop(device);
     assert_refused(target(&disk.path), ErrorKind::Busy, &disk.path, "in use");
-    drop(worker);
+    let_go(worker);
     target(&disk.path).unwrap();
 }
 
@@ -213,7 +213,7 @@ fn a_descriptor_of_a_block_device_is_claimed_or_shared_as_the_host_says() {
     let host = rustix::fs::open(&disk.path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let device = Device::target_from_fd(host.as_fd(), "disk0", TargetOptions::default()).unwrap();
     assert_refused(target(&disk.path), ErrorKind::Busy, &disk.path, "in use");
-    drop((device, host));
+    let_go((device, host));
     let host =
         rustix::fs::open(&disk.path, OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let refused = Device::target_from_fd(host.as_fd(), "disk0", TargetOptions::default()).unwrap_err();

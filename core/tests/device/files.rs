@@ -12,8 +12,8 @@ use blkmirror_core::units::{ByteRange, GIB, MIB, TIB};
 use rustix::fs::{OFlags, RawMode};
 
 use crate::kit::{
-    Mounted, assert_refused, filled, flags, needs_root_and, on_disk, on_tmpfs, read_all, source, sparse,
-    target,
+    Mounted, assert_refused, filled, flags, let_go, needs_root_and, on_disk, on_tmpfs, read_all, source,
+    sparse, target,
 };
 
 #[test]
@@ -149,7 +149,7 @@ fn a_target_file_has_one_owner_until_its_last_descriptor_is_gone() {
     assert_refused(target(&path), ErrorKind::Busy, &path, "in use");
     // Whoever says that sharing is fine may share.
     Device::open_target(&path, TargetOptions { allow_shared: true }).unwrap();
-    drop(worker);
+    let_go(worker);
     target(&path).unwrap();
 }
 

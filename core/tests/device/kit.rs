@@ -4,16 +4,41 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blkmirror_core::device::{Device, TargetOptions};
 use blkmirror_core::{Error, ErrorKind};
 use tempfile::TempDir;
 
+/// Held while a child is being made.
+///
+/// Tests run in threads of one process. A child that some other test makes has a copy of every descriptor from its fork
+/// until its exec, so one that is closed in between is open until then: for up to 15 ms, as measured on two cores.
+static FORKING: Mutex<()> = Mutex::new(());
+
+/// Makes a child. All of them are made here, see [`let_go`].
+pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
+    let _alone = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
+    // It returns once the child's exec has closed what the child has of ours.
+    command.spawn()
+}
+
+/// Runs a child to its end.
+pub(crate) fn output(command: &mut Command) -> io::Result<Output> {
+    spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?.wait_with_output()
+}
+
+/// Drops something that holds a claim or a lock, so that it is free on return: no child has a copy of it.
+pub(crate) fn let_go<T>(held: T) {
+    let _alone = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(held);
+}
+
 /// What a tool printed; panics if it failed.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let output = output(Command::new(program).args(arguments)).unwrap_or_else(|e| panic!("{program}: {e}"));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {error}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
@@ -119,7 +144,7 @@ impl Drop for Loop {
     fn drop(&mut self) {
         // A loop device keeps its queue settings over users; 0 is back to the default.
         let _ = fs::write(self.sysfs().join("queue/max_sectors_kb"), "0");
-        let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
+        let _ = output(Command::new("losetup").arg("--detach").arg(&self.path));
     }
 }
 
@@ -144,7 +169,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+        let _ = output(Command::new("umount").arg(&self.0));
     }
 }
 

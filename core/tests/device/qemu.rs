@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use blkmirror_core::ErrorKind;
 
-use crate::kit::{assert_refused, filled, needs, on_disk, source, target};
+use crate::kit::{assert_refused, filled, let_go, needs, on_disk, output, source, spawn, target};
 
 /// A `qemu-io` that holds an image open, as a VMM would.
 struct Guest(Child);
@@ -14,13 +14,9 @@ struct Guest(Child);
 impl Guest {
     /// Opens the image for writing and waits until it is open.
     fn start(image: &Path) -> Self {
-        let mut child = Command::new("qemu-io")
-            .args(["-f", "raw"])
-            .arg(image)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut qemu = Command::new("qemu-io");
+        qemu.args(["-f", "raw"]).arg(image);
+        let mut child = spawn(qemu.stdin(Stdio::piped()).stdout(Stdio::piped())).unwrap();
         writeln!(child.stdin.as_mut().unwrap(), "write -P 1 0 4k\n").unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -41,9 +37,8 @@ impl Drop for Guest {
 
 /// Whether QEMU can open an image for writing now.
 fn qemu_can_write(image: &Path) -> bool {
-    let output =
-        Command::new("qemu-io").args(["-f", "raw", "-c", "write -P 2 0 4k"]).arg(image).output().unwrap();
-    output.status.success()
+    let mut qemu = Command::new("qemu-io");
+    output(qemu.args(["-f", "raw", "-c", "write -P 2 0 4k"]).arg(image)).unwrap().status.success()
 }
 
 #[test]
@@ -72,6 +67,6 @@ fn our_source_does_not_keep_a_guest_from_its_disk_and_our_target_does() {
     drop(reader);
     let holder = target(&image).unwrap();
     assert!(!qemu_can_write(&image));
-    drop(holder);
+    let_go(holder);
     assert!(qemu_can_write(&image));
 }
