@@ -26,7 +26,7 @@ use crate::buffer::{BufRange, Window};
 
 /// Of the common memory, what a job leaves to others that may come, where there is enough of it.
 const RESERVE_BYTES: u64 = 2 << 20;
-/// What each job has for itself. Large enough for any block of a device.
+/// What each job has for itself. A device whose blocks are larger, which is rare, has no use for it.
 pub const SEAT_BYTES: u32 = 32 << 10;
 
 /// What a worker needs beyond the memory that one job may fill, if it carries up to so many `jobs`.
