@@ -53,7 +53,7 @@ pub(crate) fn memory_align_bytes(align_bytes: u64, device: &Device) -> u64 {
 /// A guest's disk.
 ///
 /// Queues and trackers of it, and a job that runs on it, live on when this handle is dropped; [`close`](Self::close)
-/// refuses while a job runs.
+/// refuses while a job runs. It may be used from any thread; a [`Queue`](queue::Queue) belongs to one, a [`Tracker`] to all.
 #[derive(Debug)]
 pub struct Drive {
     /// The shared part.
@@ -104,8 +104,8 @@ impl Drive {
         self.core.align_bytes()
     }
 
-    /// What every address of a queued request's memory must be a multiple of; lengths are multiples of
-    /// [`align_bytes`](Self::align_bytes).
+    /// What every address of a queued request's memory must be a multiple of, at least 512; lengths are multiples of
+    /// [`align_bytes`](Self::align_bytes). Ask once, before the first job: a pivot may lower it, and queues in use keep the old one.
     #[must_use]
     pub fn memory_align_bytes(&self) -> u64 {
         memory_align_bytes(self.align_bytes(), &self.core.place().device)

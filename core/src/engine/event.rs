@@ -16,6 +16,7 @@ const EVENT_DEPTH: usize = 256;
 
 /// Something that happened to a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Event {
     /// Counts the job's events from 0; a gap is as long as the [`EventKind::Overflow`] that fills it says.
     pub seq: u64,
@@ -39,7 +40,8 @@ pub enum EventKind {
     /// A switch-over is possible; comes right after the change to [`JobStatus::Ready`] that it is about, the first only. It says
     /// that the forecast fitted into `max_pause` then, and is not taken back when guests write more than that afterwards:
     /// `JobInfo::fits_now` says whether it fits now, `JobInfo::predicted_pause` how long it would take. Whatever these say,
-    /// `complete` keeps guest requests no longer than `max_pause`; it waits until the rest fits.
+    /// `complete` holds guest requests for `max_pause` at most at each attempt, as far as the worker's thread gets a core in time;
+    /// each that did not fit is a `SwitchOverMissed`.
     Ready,
     /// A request of the job failed for good.
     Error {
@@ -76,12 +78,14 @@ pub enum EventKind {
     Pending,
     /// The job is over; the outcome is there.
     Concluded,
-    /// So many events were lost here because nobody took them.
+    /// So many events were lost here, because 256 were waiting. `Ready`, `Pending` or `Concluded` may be among them: look at
+    /// `Job::status`.
     Overflow(u64),
 }
 
 /// What errors have done to a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub enum IoStatus {
     /// Nothing that stops it.
     #[default]

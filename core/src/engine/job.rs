@@ -235,7 +235,8 @@ impl Job {
         self.core.events.next()
     }
 
-    /// A descriptor that is readable while there are events, for `poll(2)` and its kin; only to be waited on.
+    /// A descriptor that is readable while there are events, for `poll(2)` and its kin; only to be waited on. A
+    /// [`Self::next_event`] that finds none resets it, so take events until then.
     #[must_use]
     pub fn event_fd(&self) -> BorrowedFd<'_> {
         self.core.events.fd()
@@ -258,7 +259,8 @@ impl Job {
         }
     }
 
-    /// Waits for the end of the job for so long; `None` if it is not over then.
+    /// Waits for the end of the job for so long; `None` if it is not over then, or its workers have not let go of the devices yet
+    /// (for 250 ms at most; [`Self::outcome`] is there already).
     ///
     /// When it is over, the workers have closed the source and the target. Who may still have them open:
     ///

@@ -7,12 +7,14 @@ use crate::drive::{Latencies, LatencyCounts};
 /// How long the guest's requests took, as histograms; [`LatencyCounts::percentiles`] has the usual figures.
 ///
 /// Requests that failed count for nothing. Of a queue every request counts, from when it was accepted to its completion, the time
-/// before a closed gate included. Of a tracker one request in eight counts, from when it was let in: the host knows how long it was
+/// before a closed gate included. Of a tracker one request in eight counts (fewer above half a million a
+/// second on a thread), all kinds of them, from when it was let in: the host knows how long it was
 /// held before. So a switch-over shows in the longest times of queues only.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct GuestLatencies {
-    /// What requests took before the job began, since the drive was made, at times at which no job ran.
+    /// What requests took before the job began, since the drive was made, at times at which no job ran. This is not the baseline of
+    /// the latency budget, which is measured while the job holds still.
     pub without_job: LatencyCounts,
     /// What they have taken since the job began, until it left the drive.
     pub with_job: LatencyCounts,

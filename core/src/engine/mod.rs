@@ -139,7 +139,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Jobs that an engine carries at a time.
+    /// Jobs that an engine carries at a time: 64. One that is over counts until its workers have let go of its devices, so while its
+    /// requests hang, too.
     pub const MAX_JOBS: usize = worker::MAX_PARTS as usize;
 
     /// Starts the workers and waits until each has its ring and memory.
@@ -180,7 +181,9 @@ impl Engine {
     /// [`Busy`](ErrorKind::Busy) when a job runs on the drive;
     /// [`QueueFull`](ErrorKind::QueueFull) when the engine carries [`Engine::MAX_JOBS`] jobs. The target is untouched then.
     ///
-    /// Each worker opens both devices once more, so a job takes two file descriptors per worker.
+    /// Each worker opens both devices once more, so a job takes two file descriptors per worker. That happens on the caller's thread and
+    /// blocks for as long as the devices' file systems do, so do not call it from an event loop. A refused target is closed;
+    /// [`Self::check`] first if that matters.
     #[allow(
         clippy::needless_pass_by_value,
         reason = "a job may come to keep its options; callers shall not notice"
@@ -193,7 +196,7 @@ impl Engine {
     /// nothing; for a host that wants to know before it does something that cannot be undone.
     ///
     /// # Errors
-    /// As [`Self::mirror`] and [`Job::complete`], but for what depends on the moment: a busy drive, too many jobs.
+    /// As [`Self::mirror`] and [`Job::complete`], but for what depends on the moment: a busy drive, a bitmap in use, too many jobs.
     pub fn check(&self, drive: &Drive, target: &Device, options: &MirrorOptions, pivot: bool) -> Result<()> {
         start::check_all(&self.workers, drive.core(), target, options, pivot)
     }
@@ -227,7 +230,8 @@ impl Engine {
         let more = |jobs| (jobs < Self::MAX_JOBS).then_some(jobs + 1);
         if self.jobs.fetch_update(claim, look, more).is_err() {
             return Err(Error::new(ErrorKind::QueueFull, "start a job").because(format!(
-                "this engine carries {} already; wait for one or start another engine",
+                "this engine carries {} already, those that are over and whose requests hang included; wait for one or start \
+                 another engine",
                 Self::MAX_JOBS
             )));
         }
@@ -235,7 +239,8 @@ impl Engine {
         start::job(&self.workers, &self.jobs, home, drive, target, options)
     }
 
-    /// Ends the workers; jobs that are not over are cancelled. Dropping the engine does the same.
+    /// Ends the workers; jobs that are not over are cancelled. Dropping the engine does the same. It blocks for up to a second while
+    /// requests hang.
     pub fn shutdown(self) {
         drop(self);
     }

@@ -29,14 +29,16 @@ pub struct JobInfo {
     pub eta: Option<Duration>,
     /// How long a switch-over begun now would hold guest requests; `None` = not known yet.
     pub predicted_pause: Option<Duration>,
-    /// Whether that fits into `max_pause`, with the reserve that the job keeps, so that a `complete` would begin the switch-over
-    /// now. Not while the job is held, before the first pass has taken up every chunk, or while something failed and is to be tried
+    /// Whether that fits into `max_pause`, with the quarter that the job keeps in reserve. A forecast, and no permission: `complete`
+    /// also needs a job that is ready, and waits for up to 2 s after a switch-over that was missed. Not while the job is held, before the first pass has taken up every chunk, or while something failed and is to be tried
     /// again. Without a `max_pause` any pause fits.
     pub fits_now: bool,
     /// The speed limit; 0 = none.
     pub speed_bytes_per_s: u64,
     /// How guest writes are followed now.
     pub copy_mode: CopyMode,
+    /// Whether copy mode auto holds guest requests now and then, because nothing else has helped.
+    pub braking: bool,
     /// Write-blocking, and nothing is dirty or in any worker's hand: what the guest is told is written through queues is on both
     /// sides.
     pub actively_synced: bool,
@@ -52,7 +54,7 @@ pub struct JobInfo {
 impl Job {
     /// Where the job stands and what it has done.
     ///
-    /// State and bytes are of this moment. Rates, `eta` and `predicted_pause` are from when the job took stock last: at most some
+    /// State and bytes are of this moment. Rates, `eta`, `predicted_pause` and so `fits_now` are from when the job took stock last: at most some
     /// 10 ms ago while there is anything to copy, at most half a second once nothing has turned dirty for a tenth of one. They
     /// change with the first write that comes then.
     #[must_use]
@@ -75,6 +77,7 @@ impl Job {
             fits_now: share.fits_now(self.core().max_pause, monotonic_ns()),
             speed_bytes_per_s: share.limiter.speed(),
             copy_mode,
+            braking: share.is_braking(),
             actively_synced: copy_mode == CopyMode::WriteBlocking && share.is_finished(),
             completing: share.wants_completion(),
             io_status: match share.stopped() {

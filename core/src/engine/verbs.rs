@@ -19,10 +19,10 @@ pub enum Completion {
 /// How a job is cancelled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cancel {
-    /// As QEMU's `block-job-cancel`: a job that is ready ends as a copy as of now, with the target complete; any other is
-    /// cancelled by force.
+    /// As QEMU's `block-job-cancel`: a job that is ready or standby ends as `complete` with `PointInTime` does, as a copy as of
+    /// that switch-over; any other, one that is waiting or pending too, is cancelled by force.
     Soft,
-    /// At once; the target is no copy.
+    /// At once, unless the switch-over is already through; the target is no copy then.
     Force,
 }
 impl Job {
@@ -100,7 +100,8 @@ impl Job {
 
     /// Asks for the switch-over: as soon as it fits into the job's `max_pause`, guest requests are held, the rest is copied,
     /// the target is flushed, and with [`Completion::Pivot`] the drive moves to the target. Returns at once;
-    /// [`Self::wait`] and the events tell the end.
+    /// [`Self::wait`] and the events tell the end. While the job is paused or stopped, this waits for [`Self::resume`]; there is no
+    /// limit to the attempts.
     ///
     /// # Errors
     /// [`ErrorKind::WrongState`] naming the state (wait for [`EventKind::Ready`](super::EventKind)), or when the end was asked for
@@ -125,6 +126,12 @@ impl Job {
     }
 
     /// Ends the job. By force it is over within a second even if requests hang.
+    ///
+    /// `Ok` means asked, not done: a switch-over that is past its last step completes all the same. Only [`Outcome::end`] and
+    /// [`Outcome::pivoted`] say which disk is the guest's.
+    ///
+    /// [`Outcome::end`]: super::Outcome::end
+    /// [`Outcome::pivoted`]: super::Outcome::pivoted
     ///
     /// # Errors
     /// [`ErrorKind::WrongState`] naming the state; for a soft one of a job that is ready also when its end was asked for already.

@@ -65,7 +65,14 @@ impl Share {
     /// The same by the host's word, which copy mode auto does not overrule any more.
     pub fn choose_copy_mode(&self, mode: CopyMode) -> bool {
         self.mode_is_chosen.store(true, Ordering::Release);
+        self.braking.store(false, Ordering::Release);
         self.set_copy_mode(mode)
+    }
+
+    /// Whether copy mode auto holds guest requests now and then.
+    #[must_use]
+    pub fn is_braking(&self) -> bool {
+        self.braking.load(Ordering::Acquire)
     }
 
     /// A guest write to the source has ended, well or not: its chunks are dirty. `true` when the job's home sleeps and must

@@ -28,13 +28,24 @@ pub enum CopyModeChoice {
     Background,
     /// They go to the source and the target at once, and the guest is told when both are done. For queues; what a tracker
     /// tells of is followed in background.
+    ///
+    /// A write takes as long as the slower side. A target that fails never fails a write; one that hangs without an error holds
+    /// writes until the job fails or is cancelled by force: there is no time limit, so a host that wants one cancels
+    /// (`Cancel::Force`), or uses `Background`.
     WriteBlocking,
-    /// Background, and write-blocking when the remainder stops shrinking.
+    /// Background, and write-blocking when the remainder stops shrinking. If that does not help (it never does with trackers),
+    /// *braking*: guest requests are held for up to `max_pause` at a time, with 5 to 100 ms in between, also before `complete` is
+    /// asked and whatever the latency budget says, until the job is ready or can switch over. `EventKind::Escalated` tells of each
+    /// step; choosing a mode with `Job::set_copy_mode` ends both.
     #[default]
     Auto,
 }
 
 /// How long guest requests may take while the job runs; the copiers make room for them.
+///
+/// It is a goal that the copiers keep by their pace, and they never stop for it altogether: a guest that misses it without the job
+/// gets a quarter more than its own p99 instead, and less than 1.1 times counts as 1.1. All kinds of requests count. It does not
+/// hold for requests that a switch-over or braking holds, nor for what write-blocking adds to a write.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum LatencyBudget {
     /// No bound: the job copies at full speed.
@@ -115,8 +126,10 @@ pub struct MirrorOptions {
     pub copy_mode: CopyModeChoice,
     /// How long guest requests may take while the job runs.
     pub latency_budget: LatencyBudget,
-    /// How long guest requests may be held at a switch-over; `None` = as long as it takes. The time in which a job waits to
-    /// be finalized (see `auto_finalize`) comes on top.
+    /// How long guest requests may be held at a switch-over, at each attempt, and each time that copy mode auto brakes; `None` = as
+    /// long as it takes. A sixteenth of it is kept in reserve for a worker that gets a core late; who needs more sets less. It must
+    /// have room for a flush of the target: an attempt of which more than three quarters are forecast is not begun. The time
+    /// in which a job waits to be finalized (see `auto_finalize`) comes on top.
     pub max_pause: Option<Duration>,
     /// Ready only when nothing at all is dirty or in flight (QEMU's meaning), not as soon as a switch-over would fit into
     /// `max_pause`.
@@ -130,7 +143,7 @@ pub struct MirrorOptions {
     pub on_copied: OnCopied,
     /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs: nobody else
     /// may set or clear bits, and another job that is given it is refused as busy, until every worker has let go of this one
-    /// ([`Job::wait_for`](crate::engine::Job::wait_for) waits for that). At the job's end it says what is not copied; guest writes
+    /// ([`Job::wait_for`](crate::engine::Job::wait_for) waits for that for 250 ms; while requests hang it stays in use). At the job's end it says what is not copied; guest writes
     /// that end after that are not in it, so use it for the next job only if no guest request was under way from before the end of
     /// one to the start of the other, or mark yourself what they wrote. Its granularity is the job's.
     pub bitmap: Option<Arc<DirtyBitmap>>,
@@ -213,7 +226,8 @@ impl MirrorOptions {
         }
         if self.max_pause.is_some_and(|pause| pause < Self::MIN_MAX_PAUSE) {
             let why = format!(
-                "{:?} is less than 1 ms, and a switch-over has to flush the target in that time",
+                "{:?} is less than 1 ms, and a switch-over has to flush the target in that time; use 1 ms or more, or none for \
+                 as long as it takes",
                 self.max_pause.unwrap_or_default()
             );
             return bad("set the longest pause", why);

@@ -66,3 +66,35 @@ fn a_tracked_guest_that_outruns_the_copy_is_braked_in_the_open_and_the_job_compl
     let outcome = Crew::outcome(&job);
     assert!(outcome.as_ref().is_some_and(|o| o.end == End::Completed), "{outcome:?} {:?}", job.query());
 }
+
+/// A host that takes the choice of mode into its own hands must get its guest back; held again and again it could only give up the
+/// job.
+#[test]
+fn a_host_that_chooses_a_mode_ends_the_braking() {
+    let world = World::new(1, Faults::default());
+    let (source, target) = (SimDisk::new(BYTES), SimDisk::new(BYTES));
+    fill(&world, &source, BYTES, 100);
+    let drive = DriveCore::new(source, BYTES, 512, true);
+    let mut crew = Crew::new(&world, 1, 2 << 20);
+    // No pause has room for what the guest makes dirty, so it is braked for ever.
+    let options = MirrorOptions {
+        copy_mode: CopyModeChoice::Auto,
+        speed_bytes_per_s: 2 << 20,
+        max_pause: Some(std::time::Duration::from_millis(1)),
+        ..options()
+    };
+    let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
+    let mut held_in = |crew: &mut Crew, turns| {
+        let mut held = 0;
+        for _ in 0..turns {
+            held += u64::from(share.sweep_is_claimed() && !write(&drive));
+            turn_all(crew, &world, 1);
+        }
+        held
+    };
+    assert!(held_in(&mut crew, 40_000) > 0 && job.query().braking, "{:?}", job.query());
+    job.set_copy_mode(crate::mirror::CopyMode::Background).unwrap();
+    let _ = held_in(&mut crew, 1000);
+    assert!(!job.query().braking);
+    assert_eq!(held_in(&mut crew, 20_000), 0, "{:?}", job.query());
+}
