@@ -446,16 +446,18 @@ impl Coordinator {
     #[must_use]
     pub fn deadline_ns(&self, now_ns: u64) -> Option<u64> {
         let at = match self.stage {
-            Stage::Over | Stage::Sealed(_) => None,
+            Stage::Over => None,
             Stage::Draining => Some(now_ns + DRAIN_LOOK_NS),
             Stage::Final | Stage::Flushing(Purpose::BehindGate) => {
                 self.closed_at_ns.zip(self.limit_ns()).map(|(at, limit)| at + limit)
             }
-            Stage::Copying | Stage::Flushing(_) => Some(self.retry_at_ns),
+            Stage::Copying | Stage::Flushing(_) | Stage::Sealed(_) => None,
             Stage::Ending => Some(now_ns),
         };
+        // A drive that did not move and a flush that found no room are tried again behind the gate, too.
+        let again = (self.stage != Stage::Over).then_some(self.retry_at_ns);
         let grace = (self.ending_since_ns > 0 && self.stage != Stage::Over)
             .then_some(self.ending_since_ns + GRACE_NS);
-        at.into_iter().chain(grace).filter(|at| *at > now_ns).min()
+        at.into_iter().chain(again).chain(grace).filter(|at| *at > now_ns).min()
     }
 }

@@ -60,3 +60,24 @@ impl Coordinator {
         again
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Purpose;
+    use super::*;
+    use crate::mirror::MirrorOptions;
+
+    /// Behind the gate guests wait. A retry that the worker does not wake up for would hold them half a second for nothing.
+    #[test]
+    fn what_is_tried_again_behind_the_gate_is_tried_again_in_time() {
+        let mut moving = Coordinator::new(&MirrorOptions::default());
+        assert!(moving.not_moved(1000));
+        assert_eq!(moving.deadline_ns(1000), Some(1000 + MOVE_AGAIN_NS));
+        for stage in [Stage::Final, Stage::Flushing(Purpose::BehindGate)] {
+            let mut c = Coordinator::new(&MirrorOptions::default());
+            (c.stage, c.closed_at_ns, c.retry_at_ns) = (stage, Some(1000), 2000);
+            assert_eq!(c.deadline_ns(1000), Some(2000));
+            assert!(c.deadline_ns(3000).is_some_and(|at| at > 3000), "until the pause is over");
+        }
+    }
+}

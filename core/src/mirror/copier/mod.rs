@@ -324,6 +324,8 @@ impl Copier {
         if self.working && empty {
             self.working = false;
             self.counted_out = true;
+            // With nothing in hand a turn is no use.
+            self.share.tallies[self.worker].set_waits(false);
             self.share.activity.end_work();
         }
     }

@@ -8,6 +8,8 @@ use crate::mirror::mutation::Mutation;
 use crate::mirror::progress::Count;
 use crate::units::{ByteRange, Chunk, ChunkRange, MIB};
 
+/// A worker that waits for what others have, and has nothing on its way, looks again after this.
+const OTHERS_NS: u64 = 10_000_000;
 /// When there is work but all of it is somebody else's now, look again after this.
 const MEET_NS: u64 = 1_000_000;
 
@@ -283,7 +285,9 @@ impl Copier {
         }
         let longest = self.share.request_bytes().min(self.most_at_once_bytes());
         let wanted = whole.prefix(longest.min(self.granted_bytes(now_ns)));
-        let Some(room) = self.room(window, wanted.len()) else { return Cut::Stop(Step::Wait(None)) };
+        let Some(room) = self.room(window, wanted.len()) else {
+            return Cut::Stop(self.wait_for_others(now_ns));
+        };
         let range = wanted.prefix(room.len);
         if let Err(step) = self.wait_for_grant(range.len(), now_ns) {
             return Cut::Stop(step);
@@ -307,6 +311,12 @@ impl Copier {
         }
         self.outing = Outing::Leaving;
         Ok(())
+    }
+
+    /// Until when to wait for memory, the turn or a faster pace. What is on its way wakes this worker when it ends. With nothing
+    /// there it looks again by itself: others let go of memory and turns, and little may be left all of a sudden, without telling.
+    fn wait_for_others(&self, now_ns: u64) -> Step {
+        Step::Wait((self.in_flight() == 0).then_some(now_ns + OTHERS_NS))
     }
 
     /// What a reservation that was not used yet is for; without one there is no bound.
@@ -343,7 +353,7 @@ impl Copier {
     fn cut_zero(&mut self, whole: ByteRange, now_ns: u64) -> Cut {
         let Some(open) = self.open else { return Cut::End };
         if self.ready_zeroes.len() >= super::MAX_ZEROES || !self.may_zero() {
-            return Cut::Stop(Step::Wait(None));
+            return Cut::Stop(self.wait_for_others(now_ns));
         }
         let mut longest = self.share.geometry.zero_bytes;
         if self.share.writes_zeroes() {

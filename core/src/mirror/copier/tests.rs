@@ -48,9 +48,8 @@ impl Worker {
     }
 }
 
-/// How long some worker, and how long more than one, had something on its way in `ms` at a pace, in ms; and the
-/// bytes of the one that copied least. The first pass, or every other block when that is over.
-fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> (u64, u64, u64) {
+/// What the workers of a job share at a pace: the first pass is to be done, or every other block when that is over.
+fn share(workers: usize, pace: Pace, scattered: bool) -> Arc<Share> {
     let shape = || DeviceShape {
         size_bytes: 256 * MIB,
         align_bytes: 512,
@@ -72,14 +71,25 @@ fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> 
             share.dirty.mark(ByteRange::at(at, 4096));
         }
     }
-    let worker = |number| Worker {
-        copier: Copier::new(Arc::clone(&share), number, 0, [DeviceSlot(0), DeviceSlot(1)]),
+    share
+}
+
+/// A worker of a job.
+fn worker(share: &Arc<Share>, number: usize) -> Worker {
+    Worker {
+        copier: Copier::new(Arc::clone(share), number, 0, [DeviceSlot(0), DeviceSlot(1)]),
         window: Window::new(4 << 20),
         due_ns: Some(0),
         sent: Vec::new(),
         copied_bytes: 0,
-    };
-    let mut all: Vec<Worker> = (0..workers).map(worker).collect();
+    }
+}
+
+/// How long some worker, and how long more than one, had something on its way in `ms` at a pace, in ms; and the
+/// bytes of the one that copied least.
+fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> (u64, u64, u64) {
+    let share = share(workers, pace, scattered);
+    let mut all: Vec<Worker> = (0..workers).map(|number| worker(&share, number)).collect();
     let (mut busy, mut crowded) = (0, 0);
     for now_ms in 0..ms {
         let now_ns = now_ms * MS;
@@ -122,5 +132,19 @@ fn there_is_a_rest_between_small_pieces_too() {
         let (busy, crowded, least) = work(workers, pace, 3, 40_000, true);
         assert!(crowded == 0 && busy <= 5050, "{workers} workers: at work {busy} of 40000 ms");
         assert!(least >= 16 * 4096, "{workers} workers: one copied {least} bytes");
+    }
+}
+
+/// What a worker waits for may come about without anybody telling it: a probe ends, the turn is its own again, little is left. One
+/// that has claimed chunks, has nothing on its way and sleeps until it is woken could keep them for ever.
+#[test]
+fn a_worker_that_has_something_in_hand_and_nothing_on_its_way_looks_again_by_itself() {
+    for pace in [Pace::HOLD, Pace::SLOWEST] {
+        let share = share(2, pace, false);
+        // It is the other one's turn.
+        let mut second = worker(&share, 1);
+        second.turn(0, MS);
+        assert!(second.sent.is_empty(), "{pace:?}");
+        assert!(second.due_ns.is_some_and(|due| due <= 20 * MS), "{pace:?}: {:?}", second.due_ns);
     }
 }
