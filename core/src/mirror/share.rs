@@ -32,8 +32,10 @@ use crate::units::bytes_u64;
 pub use self::notice::{Escalation, Failure, FailureCause, Notice};
 pub use self::rest::Rest;
 
-/// Notices that wait for the host at most; more are counted.
-const MAX_NOTICES: usize = 128;
+/// Errors that wait for the host at most; more are counted. A device that goes away fails everything that is under way at once.
+const MAX_ERRORS: usize = 128;
+/// Places that errors cannot take: what else is told comes from the home, a few at a time, and the home passes it on at each turn.
+const OTHER_NOTICES: usize = 64;
 
 /// The bitmaps of a job.
 #[derive(Debug)]
@@ -129,6 +131,8 @@ pub struct Share {
     pub(super) active_bytes: AtomicU64,
     /// For the host.
     notices: ArrayQueue<Notice>,
+    /// Errors among them, and errors that are just being put there.
+    waiting_errors: AtomicUsize,
     /// Notices that found no room.
     lost_notices: AtomicU64,
     /// The first failure.
@@ -205,7 +209,8 @@ impl Share {
             rest: Rest::default(),
             figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
-            notices: ArrayQueue::new(MAX_NOTICES),
+            notices: ArrayQueue::new(MAX_ERRORS + OTHER_NOTICES),
+            waiting_errors: AtomicUsize::new(0),
             lost_notices: AtomicU64::new(0),
             failure: OnceLock::new(),
             activity: Activity::default(),
@@ -235,10 +240,30 @@ impl Share {
         true
     }
 
-    /// Keeps a notice for the host; it is counted when there is no room.
+    /// Keeps a notice for the host. An error is counted when there is no room; what else happens to the job has room of its own, so
+    /// that a burst of errors does not push out the end to which it leads.
     pub fn post(&self, notice: Notice) {
-        if self.notices.push(notice).is_err() {
+        if !notice.is_error() || self.waiting_errors.fetch_add(1, Ordering::AcqRel) < MAX_ERRORS {
+            self.put(notice);
+        } else {
+            self.waiting_errors.fetch_sub(1, Ordering::AcqRel);
             self.lost_notices.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a notice where the host's are; the oldest gives way should there be no room after all, for the newest says how the
+    /// job stands.
+    fn put(&self, notice: Notice) {
+        if let Some(oldest) = self.notices.force_push(notice) {
+            self.was_taken(oldest);
+            self.lost_notices.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A notice is not among the host's any more.
+    fn was_taken(&self, notice: Notice) {
+        if notice.is_error() {
+            self.waiting_errors.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -251,7 +276,9 @@ impl Share {
     /// Takes a notice for the host.
     #[must_use]
     pub fn pop_notice(&self) -> Option<Notice> {
-        self.notices.pop()
+        let notice = self.notices.pop()?;
+        self.was_taken(notice);
+        Some(notice)
     }
 
     /// Notices that were lost since this was asked last.

@@ -88,3 +88,10 @@ pub enum Notice {
         left_bytes: u64,
     },
 }
+
+impl Notice {
+    /// Whether it is an error; those come in any number.
+    pub(crate) fn is_error(&self) -> bool {
+        matches!(self, Self::Error { .. })
+    }
+}
