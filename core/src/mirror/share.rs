@@ -25,7 +25,7 @@ use super::progress::{Progress, Tally};
 use super::states::{JobStatus, Turn};
 use super::sweep::Sweep;
 use super::writers::Writers;
-use crate::bitmap::DirtyBitmap;
+use crate::bitmap::{DirtyBitmap, Hold};
 use crate::error::Result;
 use crate::units::bytes_u64;
 
@@ -48,14 +48,18 @@ pub struct Bitmaps {
     pub touched: Option<DirtyBitmap>,
     /// Chunks that the guest wrote since the job began; only with sync mode top.
     pub rewritten: Option<DirtyBitmap>,
+    /// The right to work with the caller's own.
+    hold: Option<Hold>,
 }
 
 impl Bitmaps {
-    /// What a job of this shape needs.
+    /// What a job of this shape needs. A caller's own bitmap is this job's from here on: what is dirty is counted next, and until the
+    /// job before it had let go of the bitmap it could still set bits.
     ///
     /// # Errors
-    /// When there are not enough addresses for them.
+    /// When there are not enough addresses for them, or another job works with the caller's bitmap.
     pub fn new(geometry: &Geometry, options: &MirrorOptions) -> Result<Self> {
+        let hold = options.bitmap.as_ref().map(Hold::take).transpose()?;
         let bits = |granularity| DirtyBitmap::new(geometry.disk_bytes, granularity);
         let dirty = match &options.bitmap {
             Some(bitmap) => Arc::clone(bitmap),
@@ -67,6 +71,7 @@ impl Bitmaps {
             writers: Writers::new(geometry.disk_bytes, geometry.granularity)?,
             touched: geometry.cluster.map(bits).transpose()?,
             rewritten: top.then(|| bits(geometry.granularity)).transpose()?,
+            hold,
         })
     }
 }
@@ -78,6 +83,9 @@ pub struct Share {
     pub geometry: Geometry,
     /// Chunks whose copy is stale, below the sweep's position.
     pub dirty: Marks,
+    /// The caller's working bitmap is this job's until its last part is gone, or until this is gone for a job that did not start:
+    /// until then bits may be set that nobody else knows of.
+    hold: Option<Hold>,
     /// Who has the right to write to the target now.
     pub writers: Writers,
     /// Chunks that the guest wrote since the job began; only with sync mode top, where what was said of the layer at the
@@ -175,7 +183,7 @@ impl Share {
         target_is_zero: bool,
         workers: usize,
     ) -> Self {
-        let Bitmaps { dirty, writers, touched, rewritten } = bitmaps;
+        let Bitmaps { dirty, writers, touched, rewritten, hold } = bitmaps;
         let sweep = match options.sync {
             SyncMode::Full | SyncMode::Top if options.bitmap.is_none() => Sweep::new(geometry.disk_bytes),
             _ => Sweep::done(geometry.disk_bytes),
@@ -183,6 +191,7 @@ impl Share {
         Self {
             geometry,
             dirty: Marks::new(dirty),
+            hold,
             writers,
             rewritten,
             touched,
@@ -285,6 +294,11 @@ impl Share {
     #[must_use]
     pub fn take_lost_notices(&self) -> u64 {
         self.lost_notices.swap(0, Ordering::Relaxed)
+    }
+
+    /// The last part of the job is gone: the caller's bitmap is free for another job.
+    pub(crate) fn release_bitmap(&self) {
+        self.hold.iter().for_each(Hold::release);
     }
 
     /// How much copiers may have in flight now.
