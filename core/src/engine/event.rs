@@ -48,6 +48,7 @@ pub enum EventKind {
     /// each that did not fit is a `SwitchOverMissed`.
     Ready,
     /// A request of the job failed for good.
+    #[non_exhaustive]
     Error {
         /// Which side.
         side: Side,
@@ -63,6 +64,7 @@ pub enum EventKind {
     /// The way in which guest writes are followed was changed by the host.
     CopyMode(CopyMode),
     /// Copy mode auto: the remainder stopped shrinking.
+    #[non_exhaustive]
     Escalated {
         /// What is done about it.
         step: Escalation,
@@ -72,6 +74,7 @@ pub enum EventKind {
         left_bytes: u64,
     },
     /// A switch-over did not fit into its time; the gate is open again, and it will be tried again.
+    #[non_exhaustive]
     SwitchOverMissed {
         /// How long guest requests were held.
         held_ns: u64,
@@ -119,6 +122,7 @@ impl IoStatus {
 
 /// The last request of a job that failed for good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct LastError {
     /// Which side.
     pub side: Side,

@@ -40,6 +40,7 @@ pub struct Failure {
 
 /// What copy mode auto does when the remainder stops shrinking, one after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Escalation {
     /// Guest writes through queues go to both sides.
     WriteBlocking,
