@@ -99,13 +99,7 @@ impl Listener {
     fn hear(&mut self, event: &EventKind, now: Instant) -> Option<String> {
         match event {
             EventKind::Error { side, errno, range, action, .. } => {
-                let text = self.describe(*side, *errno, *range);
-                match action {
-                    ErrorAction::Ignore => return self.name_ignored(text),
-                    ErrorAction::Stop => self.last_error = Some(text),
-                    ErrorAction::Report => {}
-                }
-                None
+                self.hear_error(self.describe(*side, *errno, *range), *action)
             }
             EventKind::Status { to: JobStatus::Paused, .. } => {
                 self.resume_at = Some(now + RESUME_EVERY);
@@ -122,6 +116,17 @@ impl Listener {
             }
             _ => None,
         }
+    }
+
+    /// Hears of an error in words; what it returns is for the user.
+    fn hear_error(&mut self, text: String, action: ErrorAction) -> Option<String> {
+        match action {
+            ErrorAction::Ignore => return self.name_ignored(text),
+            ErrorAction::Stop => self.last_error = Some(text),
+            // The end of the job names it.
+            _ => {}
+        }
+        None
     }
 
     /// `cannot write the target /dev/x at offset 4096 (length 512): No space left on device`.
@@ -170,7 +175,6 @@ impl Listener {
 mod tests {
     use super::*;
     use crate::args::{Cli, Command};
-    use blkmirror_core::engine::IoStatus;
     use clap::Parser;
 
     /// A listener for a copy from `a` to `b`.
@@ -181,10 +185,10 @@ mod tests {
         }
     }
 
-    /// The error that fills a target.
-    fn enospc(action: ErrorAction) -> EventKind {
-        let (range, io_status) = (ByteRange::at(4096, 512), IoStatus::NoSpace);
-        EventKind::Error { side: Side::Target, errno: 28, range, action, io_status }
+    /// The listener hears of the error that fills a target.
+    fn hear_enospc(listener: &mut Listener) -> Option<String> {
+        let text = listener.describe(Side::Target, 28, ByteRange::at(4096, 512));
+        listener.hear_error(text, ErrorAction::Stop)
     }
 
     /// The job stops.
@@ -198,7 +202,7 @@ mod tests {
         let mut listener = listener();
         let start = Instant::now();
         let after = |ms: u64| start + Duration::from_millis(ms);
-        assert_eq!(listener.hear(&enospc(ErrorAction::Stop), start), None);
+        assert_eq!(hear_enospc(&mut listener), None);
         let text = listener.hear(&STOPPED, start).unwrap();
         assert!(text.starts_with("stopped: cannot write the target b at offset 4096"), "{text}");
         assert!(text.contains("No space left"), "{text}");
@@ -220,13 +224,11 @@ mod tests {
     #[test]
     fn ignored_errors_are_named_once_each_and_up_to_a_bound() {
         let mut listener = listener();
-        let now = Instant::now();
         let mut said = Vec::new();
         for block in (0..1000).chain(0..1000) {
             let range = ByteRange::at(block * 512, 512);
-            let (side, action, io_status) = (Side::Source, ErrorAction::Ignore, IoStatus::Ok);
-            let event = EventKind::Error { side, errno: 5, range, action, io_status };
-            said.extend(listener.hear(&event, now));
+            let text = listener.describe(Side::Source, 5, range);
+            said.extend(listener.hear_error(text, ErrorAction::Ignore));
         }
         assert_eq!(said.len(), MAX_NAMED_ERRORS + 1);
         assert!(said[0].ends_with("; going on with the rest"), "{}", said[0]);

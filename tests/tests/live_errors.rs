@@ -114,7 +114,7 @@ impl Trouble {
         let events = events_of(job);
         let mut told = 0;
         for event in &events {
-            let EventKind::Error { side, errno, range, action, io_status } = event.what else { continue };
+            let EventKind::Error { side, errno, range, action, io_status, .. } = event.what else { continue };
             assert_eq!((side, errno), (self.side, self.errno), "{self:?}: {event:?}");
             assert_eq!((action, io_status), (expected, status), "{self:?}: {event:?}");
             assert!(range.start() <= WRONG && WRONG < range.end(), "{self:?}: {event:?}");

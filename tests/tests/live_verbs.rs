@@ -320,7 +320,7 @@ fn events_are_in_order_and_never_ahead_of_the_job() {
     assert_eq!(ready, 1);
 }
 
-/// A host that takes no events loses the oldest knowledge, not the job; and is told how much.
+/// A host that takes no events loses knowledge, not the job and not its end; and is told how much.
 #[test]
 fn events_that_nobody_takes_are_bounded_and_counted() {
     let scene = Scene::new(MIB, Medium::Memory, Medium::Memory);
@@ -346,4 +346,5 @@ fn events_that_nobody_takes_are_bounded_and_counted() {
     }
     assert!(events.iter().any(|event| matches!(event.what, EventKind::Overflow(_))));
     assert!(events.len() < 1000, "{}", events.len());
+    assert_eq!(events.last().map(|event| event.what), Some(EventKind::Concluded));
 }

@@ -128,6 +128,7 @@ impl std::fmt::Debug for LatencyCounts {
 
 /// What a share of the requests did not exceed, in nanoseconds, each within 3 % from 1 us to 100 s; 0 when nothing was counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct Percentiles {
     /// Half of them.
     pub p50_ns: u64,

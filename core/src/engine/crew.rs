@@ -40,6 +40,8 @@ struct Mate {
 pub(crate) struct Crew {
     /// All of them.
     mates: Vec<Mate>,
+    /// Requests that its disks say they take at once.
+    queue_depth: usize,
 }
 
 impl Crew {
@@ -50,7 +52,13 @@ impl Crew {
             let (inbox, mailbox) = sync_channel(MAILBOX_DEPTH);
             Mate { worker: Worker::new(&ring, mailbox), ring, inbox, alive: true }
         };
-        Self { mates: (0..count).map(mate).collect() }
+        Self { mates: (0..count).map(mate).collect(), queue_depth: 64 }
+    }
+
+    /// The same with disks that say they take so many requests at once.
+    #[cfg(test)]
+    pub(crate) fn with_queue_depth(self, queue_depth: usize) -> Self {
+        Self { queue_depth, ..self }
     }
 
     /// How many there are.
@@ -91,7 +99,8 @@ impl Crew {
     ) -> Result<(Job, Arc<Share>)> {
         options.validate()?;
         let source = Arc::clone(&drive.place().device);
-        let shapes = [shape("source", &source), shape("target", target)];
+        let shapes =
+            [("source", &source), ("target", target)].map(|(name, disk)| shape(name, disk, self.queue_depth));
         let geometry = Geometry::new(options, &shapes[0], &shapes[1], self.len())?;
         let bitmaps = Bitmaps::new(&geometry, options)?;
         let mut share = Share::new(geometry, options, bitmaps, options.target_is_zero, self.len());
@@ -127,13 +136,13 @@ impl Crew {
 }
 
 /// What the logic is told of a simulated disk.
-fn shape(name: &str, disk: &SimDisk) -> DeviceShape {
+fn shape(name: &str, disk: &SimDisk, queue_depth: usize) -> DeviceShape {
     DeviceShape {
         name: name.into(),
         size_bytes: disk.size_bytes(),
         align_bytes: 512,
         max_request_bytes: 256 * KIB,
-        queue_depth: Some(64),
+        queue_depth: Some(queue_depth),
         has_holes: true,
         reads_as_zeroes: false,
         writes_zeroes: false,

@@ -13,6 +13,10 @@ use crate::units::ByteRange;
 
 /// Events kept for a host that does not take them.
 const EVENT_DEPTH: usize = 256;
+/// Events that a job tells of once at most and that [`is_landmark`] names.
+const LANDMARKS: usize = 9;
+/// Places for these, each with the mark of what was lost before it.
+const LANDMARK_PLACES: usize = 2 * LANDMARKS;
 
 /// Something that happened to a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +48,7 @@ pub enum EventKind {
     /// each that did not fit is a `SwitchOverMissed`.
     Ready,
     /// A request of the job failed for good.
+    #[non_exhaustive]
     Error {
         /// Which side.
         side: Side,
@@ -59,6 +64,7 @@ pub enum EventKind {
     /// The way in which guest writes are followed was changed by the host.
     CopyMode(CopyMode),
     /// Copy mode auto: the remainder stopped shrinking.
+    #[non_exhaustive]
     Escalated {
         /// What is done about it.
         step: Escalation,
@@ -68,6 +74,7 @@ pub enum EventKind {
         left_bytes: u64,
     },
     /// A switch-over did not fit into its time; the gate is open again, and it will be tried again.
+    #[non_exhaustive]
     SwitchOverMissed {
         /// How long guest requests were held.
         held_ns: u64,
@@ -78,8 +85,10 @@ pub enum EventKind {
     Pending,
     /// The job is over; the outcome is there.
     Concluded,
-    /// So many events were lost here, because 256 were waiting. `Ready`, `Pending` or `Concluded` may be among them: look at
-    /// `Job::status`.
+    /// So many events were lost here, because 256 were waiting, or because 128 errors came at once. What a job tells of only once
+    /// is never among them, however late the host takes its events: `Ready`, `Pending`, `Concluded`, and the changes of state to
+    /// ready for the first time, waiting, pending, aborting, concluded and null. All else may be; `Job::query` says how the job
+    /// stands.
     Overflow(u64),
 }
 
@@ -113,6 +122,7 @@ impl IoStatus {
 
 /// The last request of a job that failed for good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct LastError {
     /// Which side.
     pub side: Side,
@@ -142,7 +152,7 @@ pub(super) struct Events {
 /// Events in their order.
 #[derive(Debug)]
 struct Told {
-    /// Kept for the host, oldest first; never more than [`EVENT_DEPTH`].
+    /// Kept for the host, oldest first; never more than [`EVENT_DEPTH`] and [`LANDMARK_PLACES`].
     kept: VecDeque<Event>,
     /// The next number.
     seq: u64,
@@ -157,7 +167,7 @@ impl Events {
     pub(super) fn new() -> Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::from_io("make an eventfd for the job's events", e))?;
-        let kept = VecDeque::with_capacity(EVENT_DEPTH);
+        let kept = VecDeque::with_capacity(EVENT_DEPTH + LANDMARK_PLACES);
         Ok(Self { told: Mutex::new(Told { kept, seq: 0, lost: 0, last_error: None }), fd })
     }
 
@@ -177,11 +187,10 @@ impl Events {
     /// that, waits until it is told.
     pub(super) fn tell_after<T>(&self, share: &Share, act: impl FnOnce() -> T) -> T {
         let mut told = self.lock();
+        // What waits already came before what this makes, and makes room for it.
+        told.tell_all(share);
         let done = act();
-        told.lose(share.take_lost_notices());
-        while let Some(notice) = share.pop_notice() {
-            told.tell(notice);
-        }
+        told.tell_all(share);
         self.show(&told);
         done
     }
@@ -219,18 +228,28 @@ impl Events {
 impl Told {
     /// Keeps an event for the host; what finds no room is counted, and the next one that finds room comes after a mark.
     fn emit(&mut self, what: EventKind) {
-        if self.kept.len() < EVENT_DEPTH
-            && let Some(mark) = self.mark()
-        {
-            self.kept.push_back(mark);
-        }
-        let event = Event { seq: self.seq, time_ns: monotonic_ns(), what };
-        self.seq += 1;
-        if self.kept.len() < EVENT_DEPTH {
-            self.kept.push_back(event);
+        let depth = if is_landmark(what) { EVENT_DEPTH + LANDMARK_PLACES } else { EVENT_DEPTH };
+        if self.kept.len() + usize::from(self.lost > 0) < depth {
+            let mark = self.mark();
+            self.kept.extend(mark);
+            self.kept.push_back(Event { seq: self.seq, time_ns: monotonic_ns(), what });
         } else {
             self.lost += 1;
         }
+        self.seq += 1;
+    }
+
+    /// Tells all notices of the job.
+    fn tell_all(&mut self, share: &Share) {
+        let mut lost = share.take_lost_notices();
+        while let Some(notice) = share.pop_notice() {
+            // Errors are lost when many wait, so those that wait came first; and what they led to came after.
+            if !notice.is_error() {
+                self.lose(std::mem::take(&mut lost));
+            }
+            self.tell(notice);
+        }
+        self.lose(lost);
     }
 
     /// Takes note of notices that were lost before they came here.
@@ -274,6 +293,21 @@ impl Told {
     }
 }
 
+/// Whether a job tells of this once at most. A host may wait for it, so it is kept whatever else waits; and because there are few
+/// of these, they have a place each.
+fn is_landmark(what: EventKind) -> bool {
+    use JobStatus as S;
+    match what {
+        EventKind::Ready | EventKind::Pending | EventKind::Concluded => true,
+        EventKind::Status { from, to } => match to {
+            S::Ready => from == S::Running,
+            S::Waiting | S::Pending | S::Aborting | S::Concluded | S::Null => true,
+            S::Created | S::Running | S::Paused | S::Standby => false,
+        },
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rustix::event::{PollFd, PollFlags, poll};
@@ -308,7 +342,7 @@ mod tests {
     #[test]
     fn numbers_have_no_gap_that_an_overflow_does_not_explain() {
         let events = Events::new().unwrap();
-        emit(&events, EVENT_DEPTH + 10, EventKind::Ready);
+        emit(&events, EVENT_DEPTH + 10, EventKind::CopyMode(CopyMode::Background));
         let mut expected = 0;
         for _ in 0..5 {
             assert_eq!(events.next().unwrap().seq, expected);
@@ -327,5 +361,40 @@ mod tests {
             }
         }
         assert_eq!((lost, expected), (10, EVENT_DEPTH as u64 + 12));
+    }
+
+    /// Otherwise a host that takes its events late never hears that the job was ready, or is over.
+    #[test]
+    fn what_a_job_tells_of_only_once_is_kept_whatever_else_waits() {
+        use JobStatus as S;
+        let events = Events::new().unwrap();
+        let other = || emit(&events, EVENT_DEPTH + 7, EventKind::CopyMode(CopyMode::Background));
+        let status = |from, to| EventKind::Status { from, to };
+        let landmarks = [
+            status(S::Running, S::Ready),
+            EventKind::Ready,
+            status(S::Ready, S::Waiting),
+            status(S::Waiting, S::Pending),
+            EventKind::Pending,
+            status(S::Pending, S::Aborting),
+            status(S::Aborting, S::Concluded),
+            EventKind::Concluded,
+            status(S::Concluded, S::Null),
+        ];
+        assert_eq!(landmarks.len(), LANDMARKS);
+        for landmark in landmarks {
+            other();
+            emit(&events, 1, landmark);
+        }
+        other();
+        let told: Vec<_> = std::iter::from_fn(|| events.next()).collect();
+        let mut seq = 0;
+        for event in &told {
+            assert_eq!(event.seq, seq, "{event:?}");
+            seq += if let EventKind::Overflow(lost) = event.what { lost } else { 1 };
+        }
+        assert_eq!(seq, (LANDMARKS + (LANDMARKS + 1) * (EVENT_DEPTH + 7)) as u64);
+        let heard: Vec<_> = told.iter().map(|event| event.what).filter(|&what| is_landmark(what)).collect();
+        assert_eq!(heard, landmarks);
     }
 }

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use super::event::{Event, Events};
 use super::latencies::Watched;
 use super::outcome::{self, Outcome, TargetState};
-use crate::bitmap::Hold;
 use crate::drive::Latencies;
 use crate::error::{Error, Result};
 use crate::mirror::{End, ExtentMap, JobStatus, MirrorOptions, RateMeter, Share, Turn};
@@ -41,8 +40,6 @@ pub(super) struct JobCore {
     pause_ns: AtomicU64,
     /// Workers that still hold their part.
     parts: AtomicUsize,
-    /// The caller's working bitmap is this job's until its last part is gone: until then bits may be set that nobody else knows of.
-    bitmap: Option<Hold>,
     /// What the guest's requests take.
     pub(super) latencies: Watched,
     /// How long guest requests may be held.
@@ -106,7 +103,6 @@ impl JobCore {
             extents: options.extents.clone(),
             names,
             parts: AtomicUsize::new(wakers.len()),
-            bitmap: options.bitmap.as_ref().map(Hold::take).transpose()?,
             latencies: Watched::new(latencies),
             max_pause: options.max_pause,
             jobs,
@@ -162,7 +158,7 @@ impl JobCore {
     /// A worker has let go of its part.
     pub(super) fn part_left(&self) {
         if self.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.bitmap.iter().for_each(Hold::release);
+            self.share.release_bitmap();
             self.jobs.fetch_sub(1, Ordering::AcqRel);
         }
         self.signal();

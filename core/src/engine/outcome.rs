@@ -7,6 +7,7 @@ use crate::mirror::{End, Failure, FailureCause, Progress, Side};
 
 /// What the target is after a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum TargetState {
     /// Everything that the sync mode asked for was copied, and flushed; with `SyncMode::Full` it equals the source as of the
     /// switch-over.

@@ -42,6 +42,8 @@ pub struct JobInfo {
     /// Write-blocking, and nothing is dirty or in any worker's hand: what the guest is told is written through queues is on both
     /// sides.
     pub actively_synced: bool,
+    /// Switch-overs that did not fit into `max_pause` so far; each is an event, too.
+    pub missed: u32,
     /// Whether the host has asked for the end.
     pub completing: bool,
     /// What errors have done to the job.
@@ -79,6 +81,7 @@ impl Job {
             copy_mode,
             braking: share.is_braking(),
             actively_synced: copy_mode == CopyMode::WriteBlocking && share.is_finished(),
+            missed: share.figures.missed(),
             completing: share.wants_completion(),
             io_status: match share.stopped() {
                 Some(true) => IoStatus::NoSpace,

@@ -153,6 +153,8 @@ impl<D> Part<D> {
         let core = &self.core;
         home.take_stock(core, ring.now_ns());
         home.tell_queues(core);
+        // What has failed comes before what it leads to, and makes room for it.
+        core.tell_notices();
         loop {
             let now_ns = ring.now_ns();
             let quiet = home.gate_is_quiet(core, now_ns);

@@ -61,6 +61,7 @@ pub enum Verdict {
 
 /// Why it escalates; the host's event tells only what is done about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reason {
     /// The remainder no longer shrinks.
     NotShrinking {

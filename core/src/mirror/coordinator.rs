@@ -426,8 +426,9 @@ impl Coordinator {
         share.set_urgent(false);
         self.stage = Stage::Copying;
         if share.wants_completion() {
-            share.post(Notice::SwitchOverMissed { held_ns, left_bytes: share.left_bytes() });
             self.missed = self.missed.saturating_add(1);
+            share.figures.set_missed(self.missed);
+            share.post(Notice::SwitchOverMissed { held_ns, left_bytes: share.left_bytes() });
         }
         self.retry_at_ns = now_ns + self.gap_ns(share);
         Act::OpenGate

@@ -6,7 +6,7 @@
 //! [`QUIET_NS`], it sleeps, and the next guest write that dirties a chunk wakes it (the doorbell, see `active`): a
 //! guest pays for that at most a few times a second, and an idle disk costs nothing.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::active::CopyMode;
@@ -43,6 +43,8 @@ pub struct Figures {
     predicted_pause_ns: AtomicU64,
     /// Time until nothing is left.
     eta_ns: AtomicU64,
+    /// Switch-overs that were missed.
+    missed: AtomicU32,
 }
 
 impl Default for Figures {
@@ -52,6 +54,7 @@ impl Default for Figures {
             dirty_rate_bytes_per_s: AtomicU64::new(0),
             predicted_pause_ns: AtomicU64::new(UNKNOWN),
             eta_ns: AtomicU64::new(UNKNOWN),
+            missed: AtomicU32::new(0),
         }
     }
 }
@@ -89,6 +92,17 @@ impl Figures {
     #[must_use]
     pub fn eta(&self) -> Option<Duration> {
         from_ns(&self.eta_ns)
+    }
+
+    /// Switch-overs that were missed so far.
+    #[must_use]
+    pub fn missed(&self) -> u32 {
+        self.missed.load(Ordering::Relaxed)
+    }
+
+    /// Another was. Comes before the notice of it: who hears of that and asks must find it counted.
+    pub(super) fn set_missed(&self, missed: u32) {
+        self.missed.store(missed, Ordering::Relaxed);
     }
 
     /// A job is about to be called ready by this forecast. Who hears of it and asks must not be told an older one that

@@ -29,6 +29,7 @@ pub enum ErrorPolicy {
 
 /// What is done about one error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum ErrorAction {
     /// The job fails.
     Report,

@@ -25,15 +25,17 @@ use super::progress::{Progress, Tally};
 use super::states::{JobStatus, Turn};
 use super::sweep::Sweep;
 use super::writers::Writers;
-use crate::bitmap::DirtyBitmap;
+use crate::bitmap::{DirtyBitmap, Hold};
 use crate::error::Result;
 use crate::units::bytes_u64;
 
 pub use self::notice::{Escalation, Failure, FailureCause, Notice};
 pub use self::rest::Rest;
 
-/// Notices that wait for the host at most; more are counted.
-const MAX_NOTICES: usize = 128;
+/// Errors that wait for the host at most; more are counted. A device that goes away fails everything that is under way at once.
+const MAX_ERRORS: usize = 128;
+/// Places that errors cannot take: what else is told comes from the home, a few at a time, and the home passes it on at each turn.
+const OTHER_NOTICES: usize = 64;
 
 /// The bitmaps of a job.
 #[derive(Debug)]
@@ -46,14 +48,18 @@ pub struct Bitmaps {
     pub touched: Option<DirtyBitmap>,
     /// Chunks that the guest wrote since the job began; only with sync mode top.
     pub rewritten: Option<DirtyBitmap>,
+    /// The right to work with the caller's own.
+    hold: Option<Hold>,
 }
 
 impl Bitmaps {
-    /// What a job of this shape needs.
+    /// What a job of this shape needs. A caller's own bitmap is this job's from here on: what is dirty is counted next, and until the
+    /// job before it had let go of the bitmap it could still set bits.
     ///
     /// # Errors
-    /// When there are not enough addresses for them.
+    /// When there are not enough addresses for them, or another job works with the caller's bitmap.
     pub fn new(geometry: &Geometry, options: &MirrorOptions) -> Result<Self> {
+        let hold = options.bitmap.as_ref().map(Hold::take).transpose()?;
         let bits = |granularity| DirtyBitmap::new(geometry.disk_bytes, granularity);
         let dirty = match &options.bitmap {
             Some(bitmap) => Arc::clone(bitmap),
@@ -65,6 +71,7 @@ impl Bitmaps {
             writers: Writers::new(geometry.disk_bytes, geometry.granularity)?,
             touched: geometry.cluster.map(bits).transpose()?,
             rewritten: top.then(|| bits(geometry.granularity)).transpose()?,
+            hold,
         })
     }
 }
@@ -76,6 +83,9 @@ pub struct Share {
     pub geometry: Geometry,
     /// Chunks whose copy is stale, below the sweep's position.
     pub dirty: Marks,
+    /// The caller's working bitmap is this job's until its last part is gone, or until this is gone for a job that did not start:
+    /// until then bits may be set that nobody else knows of.
+    hold: Option<Hold>,
     /// Who has the right to write to the target now.
     pub writers: Writers,
     /// Chunks that the guest wrote since the job began; only with sync mode top, where what was said of the layer at the
@@ -129,6 +139,8 @@ pub struct Share {
     pub(super) active_bytes: AtomicU64,
     /// For the host.
     notices: ArrayQueue<Notice>,
+    /// Errors among them, and errors that are just being put there.
+    waiting_errors: AtomicUsize,
     /// Notices that found no room.
     lost_notices: AtomicU64,
     /// The first failure.
@@ -171,7 +183,7 @@ impl Share {
         target_is_zero: bool,
         workers: usize,
     ) -> Self {
-        let Bitmaps { dirty, writers, touched, rewritten } = bitmaps;
+        let Bitmaps { dirty, writers, touched, rewritten, hold } = bitmaps;
         let sweep = match options.sync {
             SyncMode::Full | SyncMode::Top if options.bitmap.is_none() => Sweep::new(geometry.disk_bytes),
             _ => Sweep::done(geometry.disk_bytes),
@@ -179,6 +191,7 @@ impl Share {
         Self {
             geometry,
             dirty: Marks::new(dirty),
+            hold,
             writers,
             rewritten,
             touched,
@@ -205,7 +218,8 @@ impl Share {
             rest: Rest::default(),
             figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
-            notices: ArrayQueue::new(MAX_NOTICES),
+            notices: ArrayQueue::new(MAX_ERRORS + OTHER_NOTICES),
+            waiting_errors: AtomicUsize::new(0),
             lost_notices: AtomicU64::new(0),
             failure: OnceLock::new(),
             activity: Activity::default(),
@@ -235,10 +249,30 @@ impl Share {
         true
     }
 
-    /// Keeps a notice for the host; it is counted when there is no room.
+    /// Keeps a notice for the host. An error is counted when there is no room; what else happens to the job has room of its own, so
+    /// that a burst of errors does not push out the end to which it leads.
     pub fn post(&self, notice: Notice) {
-        if self.notices.push(notice).is_err() {
+        if !notice.is_error() || self.waiting_errors.fetch_add(1, Ordering::AcqRel) < MAX_ERRORS {
+            self.put(notice);
+        } else {
+            self.waiting_errors.fetch_sub(1, Ordering::AcqRel);
             self.lost_notices.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a notice where the host's are; the oldest gives way should there be no room after all, for the newest says how the
+    /// job stands.
+    fn put(&self, notice: Notice) {
+        if let Some(oldest) = self.notices.force_push(notice) {
+            self.was_taken(oldest);
+            self.lost_notices.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A notice is not among the host's any more.
+    fn was_taken(&self, notice: Notice) {
+        if notice.is_error() {
+            self.waiting_errors.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -251,13 +285,20 @@ impl Share {
     /// Takes a notice for the host.
     #[must_use]
     pub fn pop_notice(&self) -> Option<Notice> {
-        self.notices.pop()
+        let notice = self.notices.pop()?;
+        self.was_taken(notice);
+        Some(notice)
     }
 
     /// Notices that were lost since this was asked last.
     #[must_use]
     pub fn take_lost_notices(&self) -> u64 {
         self.lost_notices.swap(0, Ordering::Relaxed)
+    }
+
+    /// The last part of the job is gone: the caller's bitmap is free for another job.
+    pub(crate) fn release_bitmap(&self) {
+        self.hold.iter().for_each(Hold::release);
     }
 
     /// How much copiers may have in flight now.

@@ -2,9 +2,10 @@
 
 use super::windows::{options, turn_all};
 use super::*;
-use crate::bitmap::DirtyBitmap;
+use crate::bitmap::{DirtyBitmap, Hold};
 use crate::engine::crew::Crew;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Result};
+use crate::units::ChunkRange;
 
 /// The disks.
 const BYTES: u64 = 1 << 20;
@@ -52,5 +53,44 @@ fn a_working_bitmap_belongs_to_one_job_at_a_time_and_is_free_however_that_ends()
             // Its requests hang, and some day they set bits.
             assert_eq!(crew.start(&second.0, &second.1, &options, None).unwrap_err().kind(), ErrorKind::Busy);
         }
+    }
+}
+
+/// A job that counted before the bitmap was its own would not know of bits that the job before it set last. With too few counted, it
+/// says that nothing is left, and is ready, while chunks are dirty.
+#[test]
+fn a_working_bitmap_is_counted_when_it_is_the_jobs_own() {
+    let shape = DeviceShape {
+        size_bytes: BYTES,
+        align_bytes: 512,
+        max_request_bytes: 64 * KIB,
+        ..DeviceShape::default()
+    };
+    let bitmap = Arc::new(DirtyBitmap::new(BYTES, Granularity::new(4 * KIB).unwrap()).unwrap());
+    let options = MirrorOptions { bitmap: Some(Arc::clone(&bitmap)), granularity: None, ..options() };
+    let share = || -> Result<Share> {
+        let geometry = Geometry::new(&options, &shape, &shape, 1)?;
+        let bitmaps = Bitmaps::new(&geometry, &options)?;
+        // The job before this one would set its last bits here, if it could still have the bitmap.
+        assert!(Hold::take(&bitmap).is_err(), "it is counted while another job may have it");
+        Ok(Share::new(geometry, &options, bitmaps, false, 1))
+    };
+    let before = Hold::take(&bitmap).unwrap();
+    assert_eq!(share().map(drop).unwrap_err().kind(), ErrorKind::Busy);
+    bitmap.set(ChunkRange::new(3, 10));
+    before.release();
+    let counted = share().unwrap();
+    assert_eq!(counted.dirty.dirty_bytes(), 7 * 4 * KIB);
+    // A start that goes no further leaves it to the next.
+    assert_eq!(share().map(drop).unwrap_err().kind(), ErrorKind::Busy);
+    drop(counted);
+    assert_eq!(share().unwrap().dirty.dirty_bytes(), 7 * 4 * KIB);
+    let (drive, target) = pair();
+    let crew = Crew::new(&World::new(1, Faults::default()), 1, 2 << 20);
+    let (_own, _) = crew.start(&drive, &target, &super::windows::options(), None).unwrap();
+    for _ in 0..2 {
+        let refused = crew.start(&drive, &target, &options, None).unwrap_err();
+        assert!(!refused.to_string().contains("bitmap"), "{refused}");
+        assert!(share().is_ok(), "a refused start keeps the bitmap");
     }
 }

@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod braking;
+mod bursts;
 mod copies;
 mod endings;
 mod follows;

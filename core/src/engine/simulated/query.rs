@@ -3,6 +3,7 @@
 use super::windows::{options, turn_all};
 use super::*;
 use crate::drive::LatencyCounts;
+use crate::engine::Completion;
 use crate::engine::crew::Crew;
 
 /// The disks.
@@ -105,4 +106,32 @@ fn a_job_is_actively_synced_only_when_nobody_has_anything_in_hand() {
         }
     }
     assert!(synced > 0, "it was never in sync");
+}
+
+/// Otherwise a host that polls would not know that its guest was held for nothing, or would be told a number that the events
+/// contradict.
+#[test]
+fn missed_switch_overs_are_counted_for_who_asks() {
+    let world = World::new(1, Faults::default());
+    let (drive, target) = pair(&world);
+    let mut crew = Crew::new(&world, 1, 2 << 20);
+    let max_pause = Some(std::time::Duration::from_millis(10));
+    let (job, _) = crew.start(&drive, &target, &MirrorOptions { max_pause, ..options() }, None).unwrap();
+    turn_all(&mut crew, &world, 4000);
+    assert_eq!((job.status(), job.query().missed), (JobStatus::Ready, 0));
+    // A request that does not come back stays inside the gate.
+    let inside = drive.gate().try_a_slot();
+    job.complete(Completion::Pivot).unwrap();
+    let mut told = 0;
+    for _ in 0..4000 {
+        turn_all(&mut crew, &world, 1);
+        let events = std::iter::from_fn(|| job.next_event());
+        told += events.filter(|e| matches!(e.what, EventKind::SwitchOverMissed { .. })).count();
+        assert_eq!(job.query().missed as usize, told);
+    }
+    assert!(told > 1, "{told}");
+    drive.gate().step_back(inside);
+    turn_all(&mut crew, &world, 20_000);
+    assert!(Crew::outcome(&job).is_some_and(|outcome| outcome.pivoted), "{:?}", job.query());
+    assert_eq!(job.query().missed as usize, told);
 }

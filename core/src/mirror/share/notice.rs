@@ -40,6 +40,7 @@ pub struct Failure {
 
 /// What copy mode auto does when the remainder stops shrinking, one after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Escalation {
     /// Guest writes through queues go to both sides.
     WriteBlocking,
@@ -87,4 +88,11 @@ pub enum Notice {
         /// Bytes that were left.
         left_bytes: u64,
     },
+}
+
+impl Notice {
+    /// Whether it is an error; those come in any number.
+    pub(crate) fn is_error(&self) -> bool {
+        matches!(self, Self::Error { .. })
+    }
 }
