@@ -51,7 +51,8 @@ impl Simulation {
             return Err(Wrong::new("strictly ready, and something is dirty or under way"));
         }
         if let Some(max) = options.max_pause {
-            let (left_bytes, told) = (self.left_to_transfer(), job.query().predicted_pause);
+            let left_bytes = self.differing_bytes().saturating_sub(share.progress().in_flight_bytes);
+            let told = job.query().predicted_pause;
             let least = self.recipe.least_pause(left_bytes);
             if least > max {
                 return Err(Wrong::new(format!(
@@ -68,10 +69,10 @@ impl Simulation {
         self.check_clean(false)
     }
 
-    /// Bytes that must go through the target before both sides are equal, as the disks say and not as the job does: what differs,
-    /// is not zero, and is not on its way.
-    fn left_to_transfer(&self) -> u64 {
-        let Some(Live { share, source, target, .. }) = &self.live else { return 0 };
+    /// Bytes that must go through the target before both sides are equal, as the disks say and not as the job does: what differs
+    /// and is not zero.
+    fn differing_bytes(&self) -> u64 {
+        let Some(Live { source, target, .. }) = &self.live else { return 0 };
         let differs = |(a, b): &(&[u8], &[u8])| a != b && a.iter().any(|&byte| byte != 0);
         let blocks = source.look(|source| {
             target.look(|target| {
@@ -79,14 +80,19 @@ impl Simulation {
                 source.chunks(block).zip(target.chunks(block)).filter(differs).count()
             })
         });
-        (bytes_u64(blocks) * BLOCK).saturating_sub(share.progress().in_flight_bytes)
+        bytes_u64(blocks) * BLOCK
     }
 
     /// The host asks a job that is ready for the switch-over. While nothing goes wrong and nobody asks for anything, it must
-    /// fit.
+    /// fit, if what is left goes through the target in the part of the pause that is not kept for what cannot be foreseen. The
+    /// forecast may think that more fits, where zeroes went fast and what is left is data; then a miss is no lie.
     pub(super) fn switch_over_is_asked(&mut self) {
+        let Some(Live { share, options, .. }) = &self.live else { return };
         let quiet = self.lines.iter().all(Line::is_idle) && self.tracked.iter().all(Tracked::is_idle);
-        let calm = quiet && self.recipe.is_calm();
+        // In whole chunks, which may be more than what differs.
+        let least = self.recipe.least_pause(share.unfinished_bytes());
+        let fits = options.max_pause.is_none_or(|max| least <= max / 4 * 3);
+        let calm = quiet && fits && self.recipe.is_calm();
         self.watch.must_fit = calm.then_some(self.asked);
         self.story.calm += u32::from(calm);
     }

@@ -193,7 +193,7 @@ impl Recipe {
         recipe.neighbour &= !recipe.target_may_hang();
         let mut recipe = match c.pick(100) {
             0..3 => recipe.into_marathon(c),
-            3..6 => recipe.into_race_with_the_sweep(c),
+            3..8 => recipe.into_race_with_the_sweep(c),
             _ => recipe,
         };
         // Both sides: a drive that moved has the target for its next job's source.
@@ -209,6 +209,10 @@ impl Recipe {
             sync: SyncMode::Full,
             granularity: Granularity::new(4 * KIB).ok(),
             buf_size_bytes: 64 * KIB,
+            // A tenth of a second, to the end of which the guest writes, and zeroes what it wrote: who breaks the rule does
+            // so when all segments are taken, and only then.
+            speed_bytes_per_s: 20 << 20,
+            latency_budget: LatencyBudget::Off,
             target_is_zero: true,
             zero_detect: true,
             target_cluster_bytes: None,
@@ -218,8 +222,8 @@ impl Recipe {
         };
         let guests = GuestPlan {
             queues: bytes_usize(1 + c.pick(2)),
-            requests: 300,
-            think_ns: 100_000,
+            requests: 600,
+            think_ns: 300_000,
             blocks: 16,
             hot_percent: 90,
             hot_at_percent: 90,

@@ -12,6 +12,8 @@ use crate::units::{ByteRange, bytes_u64, bytes_usize};
 
 /// Requests that a guest with a tracker has under way at most.
 const TRACKED: usize = 4;
+/// Steps that a flush takes at most.
+const FLUSH_STEPS: u64 = 30;
 /// How long a guest whose request is held waits until it asks again.
 const HELD_NS: u64 = 50_000;
 
@@ -37,10 +39,10 @@ enum Todo {
     Read(Option<Vec<u8>>),
     /// Changes blocks, one by one.
     Change(Change),
-    /// Flushes; whether it has, and whether it fails.
+    /// Flushes, which takes its time: a switch-over may come in between, and must wait.
     Flush {
-        /// It was done.
-        done: bool,
+        /// Steps until it is done.
+        left: u64,
         /// It does nothing, and says so.
         fails: bool,
     },
@@ -97,9 +99,11 @@ impl Io {
                 *seen = Some(self.device.look(|bytes| bytes[part].to_vec()));
                 true
             }
-            Todo::Flush { done, fails: false } if !*done => {
-                self.device.flush();
-                *done = true;
+            Todo::Flush { left, fails } if *left > 0 => {
+                *left -= 1;
+                if *left == 0 && !*fails {
+                    self.device.flush();
+                }
                 true
             }
             Todo::Change(change) if !change.left.is_empty() && change.fails_after != Some(0) => {
@@ -174,7 +178,7 @@ impl Simulation {
         let fails = self.errors_possible && self.chance(4);
         match kind {
             IoKind::Read => Todo::Read(None),
-            IoKind::Flush => Todo::Flush { done: false, fails },
+            IoKind::Flush => Todo::Flush { left: 1 + self.world.pick(FLUSH_STEPS), fails },
             IoKind::Write | IoKind::WriteZeroes | IoKind::Discard => {
                 let write = self.next_tag();
                 let word = if kind == IoKind::Write { write } else { 0 };
@@ -216,7 +220,7 @@ impl Simulation {
                 let seen = self.model.check(token.range(), &data, io.since);
                 seen.map_err(|e| Wrong::new(format!("a host read wrongly: {e}")))?;
             }
-            Todo::Flush { done: true, .. } => self.model.flushed(io.since),
+            Todo::Flush { fails: false, .. } => self.model.flushed(io.since),
             Todo::Change(Change { write, .. }) => {
                 let whole = result.is_ok() && token.kind() != IoKind::Discard;
                 self.model.ended(token.range(), write, whole, false);
