@@ -212,7 +212,6 @@ impl Recipe {
             // A tenth of a second, to the end of which the guest writes, and zeroes what it wrote: who breaks the rule does
             // so when all segments are taken, and only then.
             speed_bytes_per_s: 20 << 20,
-            latency_budget: LatencyBudget::Off,
             target_is_zero: true,
             zero_detect: true,
             target_cluster_bytes: None,
