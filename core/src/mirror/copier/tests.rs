@@ -48,9 +48,8 @@ impl Worker {
     }
 }
 
-/// How long some worker, and how long more than one, had something on its way in `ms` at a pace, in ms; and the
-/// bytes of the one that copied least. The first pass, or every other block when that is over.
-fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> (u64, u64, u64) {
+/// A job's state and its workers, with so many bytes of window each; the first pass, or every other block when that is over.
+fn crew(workers: usize, window_bytes: usize, scattered: bool) -> (Arc<Share>, Vec<Worker>) {
     let shape = || DeviceShape {
         size_bytes: 256 * MIB,
         align_bytes: 512,
@@ -65,7 +64,6 @@ fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> 
     let geometry = Geometry::new(&options, &shape(), &shape(), workers).unwrap();
     let bitmaps = Bitmaps::new(&geometry, &options).unwrap();
     let share = Arc::new(Share::new(geometry, &options, bitmaps, false, workers));
-    share.set_pace(pace);
     if scattered {
         let _ = share.sweep.take(256 * MIB);
         for at in (0..256 * MIB).step_by(8192) {
@@ -74,12 +72,20 @@ fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> 
     }
     let worker = |number| Worker {
         copier: Copier::new(Arc::clone(&share), number, 0, [DeviceSlot(0), DeviceSlot(1)]),
-        window: Window::new(4 << 20),
+        window: Window::new(window_bytes),
         due_ns: Some(0),
         sent: Vec::new(),
         copied_bytes: 0,
     };
-    let mut all: Vec<Worker> = (0..workers).map(worker).collect();
+    let all = (0..workers).map(worker).collect();
+    (share, all)
+}
+
+/// How long some worker, and how long more than one, had something on its way in `ms` at a pace, in ms; and the
+/// bytes of the one that copied least. The first pass, or every other block when that is over.
+fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> (u64, u64, u64) {
+    let (share, mut all) = crew(workers, 4 << 20, scattered);
+    share.set_pace(pace);
     let (mut busy, mut crowded) = (0, 0);
     for now_ms in 0..ms {
         let now_ns = now_ms * MS;
@@ -122,5 +128,40 @@ fn there_is_a_rest_between_small_pieces_too() {
         let (busy, crowded, least) = work(workers, pace, 3, 40_000, true);
         assert!(crowded == 0 && busy <= 5050, "{workers} workers: at work {busy} of 40000 ms");
         assert!(least >= 16 * 4096, "{workers} workers: one copied {least} bytes");
+    }
+}
+
+/// A gate that is closed every few milliseconds, as braking does, would otherwise cost each worker its place under the limit each
+/// time, and nothing would be copied under it until the time of all those places has passed.
+#[test]
+fn a_job_keeps_its_speed_limit_after_any_number_of_gate_closings() {
+    for workers in [1, 3] {
+        for (closings, open_ms, speed) in
+            [(1, 5, 400_000), (60, 5, 400_000), (60, 17, 2_000_000), (60, 1, 100_000)]
+        {
+            let (share, mut all) = crew(workers, 1 << 20, false);
+            share.limiter.set_speed(speed, 0);
+            let mut copied = [0; 2];
+            let closed_ms = closings * (open_ms + 1);
+            for now_ms in 1..closed_ms + 1000 {
+                let now_ns = now_ms * MS;
+                let urgent = now_ms < closed_ms && now_ms % (open_ms + 1) == 0;
+                if urgent != share.is_urgent() {
+                    share.set_urgent(urgent);
+                    all.iter_mut().for_each(|worker| worker.due_ns = Some(now_ns));
+                }
+                let before: u64 = all.iter().map(|worker| worker.copied_bytes).sum();
+                all.iter_mut().for_each(|worker| worker.turn(now_ns, MS / 4));
+                let after: u64 = all.iter().map(|worker| worker.copied_bytes).sum();
+                copied[usize::from(now_ms >= closed_ms)] += after - before;
+            }
+            // Each byte is read and written.
+            let in_a_second = copied[1] / 2;
+            let what =
+                format!("{workers} workers, {closings} closings: {in_a_second} of {speed} bytes in a second");
+            assert!(in_a_second >= speed / 10 * 8, "{what}");
+            assert!(in_a_second <= speed / 10 * 11 + (1 << 20), "{what}");
+            assert!(copied[0] > 0);
+        }
     }
 }
