@@ -84,7 +84,7 @@ fn a_host_that_chooses_a_mode_ends_the_braking() {
         ..options()
     };
     let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
-    let mut held_in = |crew: &mut Crew, turns| {
+    let held_in = |crew: &mut Crew, turns| {
         let mut held = 0;
         for _ in 0..turns {
             held += u64::from(share.sweep_is_claimed() && !write(&drive));
