@@ -179,7 +179,7 @@ impl Copier {
         }
         self.forget_holes();
         let range = self.share.geometry.bytes_of(chunks);
-        let run = self.runs.insert(Run { chunks, left: 1, first, whole: true });
+        let run = self.runs.insert(Run { chunks, left: 1, first, whole: true, failed: false });
         self.open = Some(OpenRun { run, at: range.start(), end: range.end(), forced_until: range.start() });
         self.share.tallies[self.worker].set_uncut(range.len());
     }
