@@ -76,7 +76,7 @@ impl Job {
             copy_rate_bytes_per_s: share.figures.copy_rate_bytes_per_s(),
             eta: share.figures.eta(),
             predicted_pause: share.figures.predicted_pause(),
-            fits_now: share.fits_now(self.core().max_pause, monotonic_ns()),
+            fits_now: share.fits_now(self.core().max_pause),
             speed_bytes_per_s: share.limiter.speed(),
             copy_mode,
             braking: share.is_braking(),

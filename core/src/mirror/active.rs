@@ -104,13 +104,13 @@ impl Share {
     }
 
     /// Claims `range` for a write to both sides; `None`: to the source alone, then [`Self::guest_wrote`].
-    pub fn begin_active(&self, range: ByteRange) -> Option<ActiveWrite> {
+    pub fn begin_active(&self, range: ByteRange, now_ns: u64) -> Option<ActiveWrite> {
         // A target that failed is left alone: until the host resumes the job that it stopped, or until the next round of an
-        // error that is ignored. Else each guest write to a bad place would be one more error.
+        // error that is ignored may begin. Else each guest write to a bad place would be one more error.
         let off = self.copy_mode() != CopyMode::WriteBlocking
             || self.is_ending()
             || self.stopped().is_some()
-            || self.spares_target();
+            || self.spares_target(now_ns);
         if off || !self.may_be_active(range) {
             return None;
         }
@@ -172,6 +172,12 @@ impl Share {
         }
         let mut wake = marks && self.dirty.mark(range) > 0 && self.doorbell.is_mine_to_ring();
         if !late {
+            match target {
+                Err(_) => self.suspect(Side::Target, range),
+                // The guest has written over what could not be copied.
+                Ok(()) if source.is_ok() => self.made_up_for(self.geometry.chunks_covered(range), false),
+                Ok(()) => {}
+            }
             self.writers.release_by_guest(range);
         }
         self.active_bytes.fetch_add(range.len(), Ordering::Release);

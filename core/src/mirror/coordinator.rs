@@ -267,9 +267,7 @@ impl Coordinator {
         if !Self::follow_hold(share) || sight.now_ns < self.retry_at_ns || self.flush_covers.is_some() {
             return Act::Rest;
         }
-        if share.is_finished() || !share.awaits_round(sight.now_ns) {
-            share.end_rounds();
-        }
+        share.end_rounds();
         let ready = share.status() == JobStatus::Ready;
         if self.may_switch_over(ready, share, sight) {
             if std::mem::take(&mut self.preflushed) || self.covers == Some(Self::written(share)) {
@@ -285,7 +283,7 @@ impl Coordinator {
             return self.flush(share, if ready { Purpose::BeforeGate } else { Purpose::ToBeReady });
         }
         // What failed and is tried again later would only hold the guest for nothing.
-        if self.must_brake(ready, share) && !share.awaits_round(sight.now_ns) {
+        if self.must_brake(ready, share) && !share.awaits_round() {
             return self.close_gate(share, sight.now_ns);
         }
         Act::Rest
@@ -342,7 +340,7 @@ impl Coordinator {
     /// Whether the forecast of a switch-over fits into the pause.
     fn fits(&self, share: &Share, sight: &Sight) -> bool {
         // What failed under policy ignore may fail again, and no pause is long enough for that.
-        if !share.sweep_is_claimed() || share.awaits_round(sight.now_ns) {
+        if !share.sweep_is_claimed() || share.awaits_round() {
             return false;
         }
         // Nothing to copy and nothing to flush.
@@ -372,7 +370,7 @@ impl Coordinator {
     /// The gate is closed.
     fn behind_gate(&mut self, share: &Share, sight: &Sight) -> Act {
         // What failed and is tried again later would hold the guest until then.
-        if share.is_held() || share.awaits_round(sight.now_ns) || self.is_overdue(sight) {
+        if share.is_held() || share.awaits_round() || self.is_overdue(sight) {
             return self.miss(share, sight.now_ns);
         }
         if sight.now_ns < self.retry_at_ns {

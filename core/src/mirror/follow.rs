@@ -277,7 +277,7 @@ impl Follow {
     fn converge(&mut self, share: &Share, missed: u32, left_bytes: u64, now_ns: u64) {
         let chosen = share.mode_is_chosen.load(Ordering::Acquire);
         // While copiers wait for the next round of an ignored error, the remainder says nothing of who is faster.
-        let says_nothing = share.is_held() || share.is_urgent() || share.awaits_round(now_ns);
+        let says_nothing = share.is_held() || share.is_urgent() || share.awaits_round();
         if !self.may_escalate || chosen || says_nothing {
             return;
         }

@@ -141,6 +141,11 @@ impl Limiter {
                 let start_ns = start_at(free);
                 return Grant { start_ns, end_ns: start_ns.saturating_add(cost_ns), epoch };
             }
+            if speed == self.speed() {
+                // It was somebody else who took his slot back, as below. This one's time is lost, at the speed in force; were
+                // it taken back too, those who reserve at the time would void each other's slots in turn.
+                continue;
+            }
             // The speed was changed meanwhile, and this may have pushed the new time on by the cost at the old speed. It is
             // taken back, not into the past, for that would be credit; and who reserved behind it must do so again.
             let back = |free: u64| Some(free.saturating_sub(cost_ns).max(now_ns).min(free));

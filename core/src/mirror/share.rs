@@ -50,6 +50,8 @@ pub struct Bitmaps {
     pub rewritten: Option<DirtyBitmap>,
     /// The right to work with the caller's own.
     hold: Option<Hold>,
+    /// Chunks that failed and were not copied since; only with policy ignore.
+    pub suspects: Option<DirtyBitmap>,
 }
 
 impl Bitmaps {
@@ -66,12 +68,14 @@ impl Bitmaps {
             None => Arc::new(bits(geometry.granularity)?),
         };
         let top = options.sync == SyncMode::Top;
+        let ignores = [options.on_source_error, options.on_target_error].contains(&ErrorPolicy::Ignore);
         Ok(Self {
             dirty,
             writers: Writers::new(geometry.disk_bytes, geometry.granularity)?,
             touched: geometry.cluster.map(bits).transpose()?,
             rewritten: top.then(|| bits(geometry.granularity)).transpose()?,
             hold,
+            suspects: ignores.then(|| bits(geometry.granularity)).transpose()?,
         })
     }
 }
@@ -151,10 +155,10 @@ pub struct Share {
     round: AtomicU32,
     /// With policy `ignore`: when the next round may begin; 0 = nothing failed since the last one began.
     next_round_ns: AtomicU64,
-    /// With policy `ignore`: when the last round began; 0 = all that failed was made up for.
-    last_round_ns: AtomicU64,
-    /// With policy `ignore`: it was the target that failed since the last round began.
-    target_failed: AtomicBool,
+    /// With policy `ignore`: chunks that failed and were not copied since.
+    suspects: Option<DirtyBitmap>,
+    /// With policy `ignore`: until when guest writes leave the target alone.
+    spared_until_ns: AtomicU64,
     /// How the protocol is broken.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) mutation: Option<Mutation>,
@@ -183,7 +187,7 @@ impl Share {
         target_is_zero: bool,
         workers: usize,
     ) -> Self {
-        let Bitmaps { dirty, writers, touched, rewritten, hold } = bitmaps;
+        let Bitmaps { dirty, writers, touched, rewritten, suspects, hold } = bitmaps;
         let sweep = match options.sync {
             SyncMode::Full | SyncMode::Top if options.bitmap.is_none() => Sweep::new(geometry.disk_bytes),
             _ => Sweep::done(geometry.disk_bytes),
@@ -225,8 +229,8 @@ impl Share {
             activity: Activity::default(),
             round: AtomicU32::new(0),
             next_round_ns: AtomicU64::new(0),
-            last_round_ns: AtomicU64::new(0),
-            target_failed: AtomicBool::new(false),
+            suspects,
+            spared_until_ns: AtomicU64::new(0),
             #[cfg(any(test, feature = "sim"))]
             mutation: None,
             tallies: (0..workers).map(|_| Tally::default()).collect(),

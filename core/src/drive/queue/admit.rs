@@ -121,7 +121,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
             Data::Host(memory) => Some(memory),
             Data::Own(_) | Data::None => None,
         };
-        let active = share.begin_active(request.range)?;
+        let active = share.begin_active(request.range, ring.now_ns())?;
         // Zeroes need no memory, and data that stands still no copy, if the target can take it from where it is.
         let align_bytes = share.geometry.align_bytes;
         let stable = self.options.stable_buffers;

@@ -255,7 +255,7 @@ fn a_chunk_that_a_refused_write_made_dirty_again_rings_the_bell() {
     share.doorbell.disarm();
     // Another write made the chunk dirty; the home is awake and has not looked yet.
     let _ = share.guest_wrote(range);
-    let active = share.begin_active(range).unwrap();
+    let active = share.begin_active(range, world.now_ns()).unwrap();
     // The home: quiet for long enough, arms, looks, and sleeps.
     share.doorbell.arm();
     assert!(share.is_finished());
@@ -291,7 +291,7 @@ fn a_flush_behind_the_gate_that_finds_no_room_waits() {
     assert_eq!(c.look(&share, &sight(2)), Act::Flush);
     c.flushed(Ok(()), &share, &sight(3));
     assert_eq!(c.look(&share, &sight(4)), Act::CloseGate);
-    let active = share.begin_active(ByteRange::at(0, 4096)).unwrap();
+    let active = share.begin_active(ByteRange::at(0, 4096), world.now_ns()).unwrap();
     let _ = share.end_active(active, Ok(()), Ok(()), 5);
     let mut flushes = 0;
     for now in 6..1_000_006 {

@@ -213,6 +213,7 @@ impl Copier {
         }
         self.share.tallies[self.worker].add(Count::Errors, 1);
         let side = if matches!(piece.phase, Phase::Read { .. }) { Side::Source } else { Side::Target };
+        self.share.suspect(side, asked);
         self.give_up(key, piece, window);
         let notice = self.share.on_error(side, errno, asked, cause, now_ns);
         self.share.post(notice);
@@ -220,7 +221,7 @@ impl Copier {
 
     /// The piece's chunks are dirty again, then its hold on the run is dropped.
     fn give_up(&mut self, key: u32, piece: Piece, window: &mut Window) {
-        self.leave_unwritten(piece.run);
+        self.leave_failed(piece.run);
         #[cfg(any(test, feature = "sim"))]
         if self.share.is_mutated(Mutation::ReleaseBeforeRedirty) {
             self.retire(key, piece, window);
@@ -249,6 +250,13 @@ impl Copier {
         }
     }
 
+    /// A part of the run was not copied, and is dirty again.
+    fn leave_failed(&mut self, run: usize) {
+        if let Some(run) = self.runs.get_mut(run) {
+            (run.whole, run.failed) = (false, true);
+        }
+    }
+
     /// The piece is over: its memory goes back, its hold on the run is dropped.
     fn retire(&mut self, key: u32, piece: Piece, window: &mut Window) {
         self.pieces.try_remove(key as usize);
@@ -266,7 +274,7 @@ impl Copier {
         if run.left > 0 {
             return;
         }
-        let (chunks, whole) = (run.chunks, run.whole);
+        let (chunks, whole, failed) = (run.chunks, run.whole, run.failed);
         self.runs.try_remove(key);
         if let (Some(touched), true) = (&self.share.touched, whole) {
             touched.set_bytes(self.share.geometry.bytes_of(chunks));
@@ -274,6 +282,7 @@ impl Copier {
         if self.share.is_mutated(Mutation::ClearLate) {
             self.share.dirty.clean(chunks);
         }
+        self.share.made_up_for(chunks, failed);
         if !self.share.is_mutated(Mutation::NoClaim) {
             self.share.writers.release_by_copier(chunks);
         }
@@ -284,7 +293,7 @@ impl Copier {
         self.forget_holes();
         if let Some(open) = self.open.take() {
             self.share.dirty.mark(ByteRange::new(open.at, open.end));
-            self.leave_unwritten(open.run);
+            self.leave_failed(open.run);
             self.drop_hold(open.run);
             self.share.tallies[self.worker].set_uncut(0);
         }

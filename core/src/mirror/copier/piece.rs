@@ -15,6 +15,8 @@ pub(super) struct Run {
     pub(super) first: bool,
     /// With copy-on-write: whether every byte of the run was written so far.
     pub(super) whole: bool,
+    /// Whether a part of it was given up, and is dirty again.
+    pub(super) failed: bool,
 }
 
 /// The run that is being cut into pieces.

@@ -181,7 +181,7 @@ impl Copier {
         }
         self.forget_holes();
         let range = self.share.geometry.bytes_of(chunks);
-        let run = self.runs.insert(Run { chunks, left: 1, first, whole: true });
+        let run = self.runs.insert(Run { chunks, left: 1, first, whole: true, failed: false });
         self.open = Some(OpenRun { run, at: range.start(), end: range.end(), forced_until: range.start() });
         self.share.tallies[self.worker].set_uncut(range.len());
     }
@@ -289,14 +289,17 @@ impl Copier {
             return Cut::Stop(self.wait_for_others(now_ns));
         };
         let range = wanted.prefix(room.len);
-        if let Err(step) = self.wait_for_grant(range.len(), now_ns) {
-            return Cut::Stop(step);
-        }
+        let is_limited = match self.wait_for_grant(range.len(), now_ns) {
+            Ok(is_limited) => is_limited,
+            Err(step) => return Cut::Stop(step),
+        };
         if let Err(step) = self.go_out(now_ns) {
             return Cut::Stop(step);
         }
         let Some(buf) = self.take_window(window, room) else { return Cut::Stop(Step::Wait(None)) };
-        self.grant = None;
+        if is_limited {
+            self.grant = None;
+        }
         self.add_piece(Piece { run: open.run, range, buf, phase: Phase::Read { done: 0 }, tries: 0 });
         self.advance(range.end());
         Cut::More
@@ -319,17 +322,22 @@ impl Copier {
         Step::Wait((self.in_flight() == 0).then_some(now_ns + OTHERS_NS))
     }
 
-    /// What a reservation that was not used yet is for; without one there is no bound.
+    /// What a reservation that was not used yet is for; without one, or when none is needed, there is no bound.
     fn granted_bytes(&self, now_ns: u64) -> u64 {
+        if self.share.is_urgent() {
+            return u64::MAX;
+        }
         let held = self.grant.filter(|(grant, _)| self.share.limiter.holds(*grant, now_ns));
         held.map_or(u64::MAX, |(_, bytes)| bytes)
     }
 
-    /// Holds a reservation for `bytes` until its time has come.
-    fn wait_for_grant(&mut self, bytes: u64, now_ns: u64) -> Result<(), Step> {
+    /// Holds a reservation for `bytes` until its time has come; whether one is used, for a switch-over needs none.
+    ///
+    /// What was reserved before a switch-over is kept for after it. Were it dropped, each closing of the gate would push the
+    /// line of time on by a slot for each worker, far ahead of now where that happens every few milliseconds.
+    fn wait_for_grant(&mut self, bytes: u64, now_ns: u64) -> Result<bool, Step> {
         if self.share.is_urgent() {
-            self.grant = None;
-            return Ok(());
+            return Ok(false);
         }
         let limiter = &self.share.limiter;
         let grant = match self.grant {
@@ -339,7 +347,7 @@ impl Copier {
         self.grant = Some((grant, bytes));
         // One that lies far away may become void without anybody knowing who waits for it.
         let until_ns = grant.start_ns.min(now_ns + GRANT_LOOK_NS);
-        if grant.start_ns > now_ns { Err(Step::Wait(Some(until_ns))) } else { Ok(()) }
+        if grant.start_ns > now_ns { Err(Step::Wait(Some(until_ns))) } else { Ok(true) }
     }
 
     /// The largest request that the speed limit and the pace allow, in whole blocks.
@@ -363,15 +371,17 @@ impl Copier {
             longest = longest.min(PACED_ZERO_BYTES.max(self.share.geometry.align_bytes));
         }
         let part = whole.prefix(longest);
-        if self.share.writes_zeroes()
-            && let Err(step) = self.wait_for_grant(part.len(), now_ns)
-        {
-            return Cut::Stop(step);
+        let mut is_limited = false;
+        if self.share.writes_zeroes() {
+            match self.wait_for_grant(part.len(), now_ns) {
+                Ok(limited) => is_limited = limited,
+                Err(step) => return Cut::Stop(step),
+            }
         }
         if let Err(step) = self.go_out(now_ns) {
             return Cut::Stop(step);
         }
-        if self.share.writes_zeroes() {
+        if is_limited {
             self.grant = None;
         }
         self.note_zeroing(part.len());

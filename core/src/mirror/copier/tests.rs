@@ -48,8 +48,8 @@ impl Worker {
     }
 }
 
-/// What the workers of a job share at a pace: the first pass is to be done, or every other block when that is over.
-fn share(workers: usize, pace: Pace, scattered: bool) -> Arc<Share> {
+/// A job's state and its workers, with so many bytes of window each; the first pass, or every other block when that is over.
+fn crew(workers: usize, window_bytes: usize, scattered: bool) -> (Arc<Share>, Vec<Worker>) {
     let shape = || DeviceShape {
         size_bytes: 256 * MIB,
         align_bytes: 512,
@@ -64,32 +64,28 @@ fn share(workers: usize, pace: Pace, scattered: bool) -> Arc<Share> {
     let geometry = Geometry::new(&options, &shape(), &shape(), workers).unwrap();
     let bitmaps = Bitmaps::new(&geometry, &options).unwrap();
     let share = Arc::new(Share::new(geometry, &options, bitmaps, false, workers));
-    share.set_pace(pace);
     if scattered {
         let _ = share.sweep.take(256 * MIB);
         for at in (0..256 * MIB).step_by(8192) {
             share.dirty.mark(ByteRange::at(at, 4096));
         }
     }
-    share
-}
-
-/// A worker of a job.
-fn worker(share: &Arc<Share>, number: usize) -> Worker {
-    Worker {
-        copier: Copier::new(Arc::clone(share), number, 0, [DeviceSlot(0), DeviceSlot(1)]),
-        window: Window::new(4 << 20),
+    let worker = |number| Worker {
+        copier: Copier::new(Arc::clone(&share), number, 0, [DeviceSlot(0), DeviceSlot(1)]),
+        window: Window::new(window_bytes),
         due_ns: Some(0),
         sent: Vec::new(),
         copied_bytes: 0,
-    }
+    };
+    let all = (0..workers).map(worker).collect();
+    (share, all)
 }
 
 /// How long some worker, and how long more than one, had something on its way in `ms` at a pace, in ms; and the
-/// bytes of the one that copied least.
+/// bytes of the one that copied least. The first pass, or every other block when that is over.
 fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> (u64, u64, u64) {
-    let share = share(workers, pace, scattered);
-    let mut all: Vec<Worker> = (0..workers).map(|number| worker(&share, number)).collect();
+    let (share, mut all) = crew(workers, 4 << 20, scattered);
+    share.set_pace(pace);
     let (mut busy, mut crowded) = (0, 0);
     for now_ms in 0..ms {
         let now_ns = now_ms * MS;
@@ -135,14 +131,50 @@ fn there_is_a_rest_between_small_pieces_too() {
     }
 }
 
+/// A gate that is closed every few milliseconds, as braking does, would otherwise cost each worker its place under the limit each
+/// time, and nothing would be copied under it until the time of all those places has passed.
+#[test]
+fn a_job_keeps_its_speed_limit_after_any_number_of_gate_closings() {
+    for workers in [1, 3] {
+        for (closings, open_ms, speed) in
+            [(1, 5, 400_000), (60, 5, 400_000), (60, 17, 2_000_000), (60, 1, 100_000)]
+        {
+            let (share, mut all) = crew(workers, 1 << 20, false);
+            share.limiter.set_speed(speed, 0);
+            let mut copied = [0; 2];
+            let closed_ms = closings * (open_ms + 1);
+            for now_ms in 1..closed_ms + 1000 {
+                let now_ns = now_ms * MS;
+                let urgent = now_ms < closed_ms && now_ms % (open_ms + 1) == 0;
+                if urgent != share.is_urgent() {
+                    share.set_urgent(urgent);
+                    all.iter_mut().for_each(|worker| worker.due_ns = Some(now_ns));
+                }
+                let before: u64 = all.iter().map(|worker| worker.copied_bytes).sum();
+                all.iter_mut().for_each(|worker| worker.turn(now_ns, MS / 4));
+                let after: u64 = all.iter().map(|worker| worker.copied_bytes).sum();
+                copied[usize::from(now_ms >= closed_ms)] += after - before;
+            }
+            // Each byte is read and written.
+            let in_a_second = copied[1] / 2;
+            let what =
+                format!("{workers} workers, {closings} closings: {in_a_second} of {speed} bytes in a second");
+            assert!(in_a_second >= speed / 10 * 8, "{what}");
+            assert!(in_a_second <= speed / 10 * 11 + (1 << 20), "{what}");
+            assert!(copied[0] > 0);
+        }
+    }
+}
+
 /// What a worker waits for may come about without anybody telling it: a probe ends, the turn is its own again, little is left. One
 /// that has claimed chunks, has nothing on its way and sleeps until it is woken could keep them for ever.
 #[test]
 fn a_worker_that_has_something_in_hand_and_nothing_on_its_way_looks_again_by_itself() {
     for pace in [Pace::HOLD, Pace::SLOWEST] {
-        let share = share(2, pace, false);
+        let (share, mut all) = crew(2, 4 << 20, false);
+        share.set_pace(pace);
         // It is the other one's turn.
-        let mut second = worker(&share, 1);
+        let second = &mut all[1];
         second.turn(0, MS);
         assert!(second.sent.is_empty(), "{pace:?}");
         assert!(second.due_ns.is_some_and(|due| due <= 20 * MS), "{pace:?}: {:?}", second.due_ns);

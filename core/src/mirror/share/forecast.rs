@@ -37,15 +37,10 @@ impl Share {
     /// Whether a switch-over begun now is forecast to fit into the pause that the host allows. The coordinator asks the same before
     /// it closes the gate, but with a forecast of that moment; this one is from when the home took stock last.
     #[must_use]
-    pub fn fits_now(&self, max_pause: Option<Duration>, now_ns: u64) -> bool {
+    pub fn fits_now(&self, max_pause: Option<Duration>) -> bool {
         let runs = matches!(self.status(), JobStatus::Running | JobStatus::Ready);
         // What failed under policy ignore may fail again, and no pause is long enough for that.
-        if !runs
-            || self.is_held()
-            || self.is_ending()
-            || !self.sweep_is_claimed()
-            || self.awaits_round(now_ns)
-        {
+        if !runs || self.is_held() || self.is_ending() || !self.sweep_is_claimed() || self.awaits_round() {
             return false;
         }
         let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);

@@ -4,22 +4,23 @@
 //! smaller requests, so that one bad block does not keep its neighbours from the target.
 //!
 //! The first error after a round began decides when the next one begins, and none after it puts that off: a guest that writes
-//! to a bad place all the time would otherwise keep every dirty chunk from the target for ever. Until then nobody who takes
-//! part in the round writes to what failed: copiers leave all dirty chunks alone, and where it was the target that failed,
-//! guest writes go to the source alone.
+//! to a bad place all the time would otherwise keep every dirty chunk from the target for ever. Until then copiers leave all
+//! dirty chunks alone; and where it was the target that failed, guest writes go to the source alone for as long as that, also
+//! in the first pass, which no round interrupts.
+//!
+//! What failed is remembered as *suspect*, chunk by chunk, until it was copied. So a round is over when all that failed is made
+//! up for, neither sooner, however long a bad block takes to fail or its turn to come, nor later, however much a guest
+//! writes meanwhile. Bits are set and cleared only by who has claimed the chunk, before it lets go.
 
 use std::sync::atomic::Ordering;
 
 use super::command::flag;
 use super::{Failure, FailureCause, Notice, Share};
-use crate::mirror::policy::{self, ErrorAction, Side};
-use crate::units::ByteRange;
+use crate::mirror::policy::{self, ErrorAction, ErrorPolicy, Side};
+use crate::units::{ByteRange, Chunk, ChunkRange};
 
 /// The size of requests that salvage what can be read around a bad block.
 const SALVAGE_BYTES: u64 = 4096;
-
-/// A round of an ignored error in which nothing failed for so long is over: what failed would have been tried by then.
-const ROUND_SETTLED_NS: u64 = 200_000_000;
 
 impl Share {
     /// Applies the policy to an error. The caller has set the dirty bits again.
@@ -54,35 +55,66 @@ impl Share {
     /// Sees to it that there is a next round after an error that is ignored; `false` when there were too many.
     fn schedule_round(&self, side: Side, now_ns: u64) -> bool {
         let round = self.round.load(Ordering::Acquire);
-        if side == Side::Target {
-            self.target_failed.store(true, Ordering::Release);
-        }
+        let (set, fetch) = (Ordering::AcqRel, Ordering::Acquire);
         // Who is not the first since the last round began changes nothing. Time 0 says that there is none, so it is no time.
         let at_ns = now_ns.saturating_add(policy::ignore_backoff_ns(round)).max(1);
-        let _ = self.next_round_ns.compare_exchange(0, at_ns, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.next_round_ns.compare_exchange(0, at_ns, set, fetch);
+        if side == Side::Target {
+            // Nor does who fails while the target is spared: one that fails often would never be written to.
+            let first = |until_ns| (until_ns <= now_ns).then_some(at_ns);
+            let _ = self.spared_until_ns.fetch_update(set, fetch, first);
+        }
         !self.gives_up || round < policy::IGNORE_ROUNDS
     }
 
-    /// With policy `ignore`: something failed on the target, and its next round has not begun, so it is left alone.
-    pub(in crate::mirror) fn spares_target(&self) -> bool {
-        self.next_round_ns.load(Ordering::Acquire) != 0 && self.target_failed.load(Ordering::Acquire)
+    /// With policy `ignore`: something failed on the target just now, so guest writes leave it alone.
+    pub(in crate::mirror) fn spares_target(&self, now_ns: u64) -> bool {
+        now_ns < self.spared_until_ns.load(Ordering::Acquire)
+    }
+
+    /// A part of the disk has failed, which whoever had claimed it says before letting go of it.
+    pub(in crate::mirror) fn suspect(&self, side: Side, range: ByteRange) {
+        let policy = match side {
+            Side::Source => self.on_source_error,
+            Side::Target => self.on_target_error,
+        };
+        if let (Some(suspects), ErrorPolicy::Ignore) = (&self.suspects, policy) {
+            suspects.set_bytes(range);
+        }
+    }
+
+    /// These chunks are on the target, all of them or, where a part `failed`, those that are not dirty again. Said before they
+    /// are let go, so that nobody else can have failed there in between.
+    pub(in crate::mirror) fn made_up_for(&self, chunks: ChunkRange, failed: bool) {
+        let Some(suspects) = self.suspects.as_ref().filter(|suspects| !suspects.is_clean()) else { return };
+        if !failed {
+            suspects.clear(chunks);
+            return;
+        }
+        let mut from = chunks.start();
+        while let Some(found) = suspects.next_run(Chunk(from), 1).filter(|run| run.start() < chunks.end()) {
+            if !self.dirty.test(Chunk(found.start())) {
+                suspects.clear(found);
+            }
+            from = found.end();
+        }
     }
 
     /// With policy `ignore`: something failed, and it is not known yet whether it would fail again.
-    pub(in crate::mirror) fn awaits_round(&self, now_ns: u64) -> bool {
-        // In this order: a round that begins is the last one before it is not the next one any more.
-        if self.next_round_ns.load(Ordering::Acquire) != 0 {
-            return true;
-        }
-        let last_ns = self.last_round_ns.load(Ordering::Acquire);
-        last_ns > 0 && now_ns < last_ns.saturating_add(ROUND_SETTLED_NS)
+    pub(in crate::mirror) fn awaits_round(&self) -> bool {
+        // In this order: what fails is suspect before there is a next round because of it.
+        self.next_round_ns.load(Ordering::Acquire) != 0 || self.has_suspects()
     }
 
-    /// Everything could be copied: requests have their full size again, and the next failure is a first one.
+    /// Whether something failed that was not copied since.
+    fn has_suspects(&self) -> bool {
+        self.suspects.as_ref().is_some_and(|suspects| !suspects.is_clean())
+    }
+
+    /// Once all that failed could be copied, requests have their full size again, and the next failure is a first one.
     pub(in crate::mirror) fn end_rounds(&self) {
-        if self.next_round_ns.load(Ordering::Acquire) == 0 {
+        if self.round.load(Ordering::Acquire) > 0 && !self.awaits_round() {
             self.round.store(0, Ordering::Release);
-            self.last_round_ns.store(0, Ordering::Release);
         }
     }
 
@@ -95,9 +127,6 @@ impl Share {
         if now_ns < at_ns {
             return Some(at_ns);
         }
-        self.last_round_ns.fetch_max(now_ns, Ordering::AcqRel);
-        // Cleared before the round begins, so that an error of that round is not forgotten.
-        self.target_failed.store(false, Ordering::Release);
         if self.next_round_ns.compare_exchange(at_ns, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.round.fetch_add(1, Ordering::AcqRel);
         }

@@ -52,6 +52,8 @@ pub(super) struct DiskState {
     busy_until_ns: u64,
     /// Nothing comes back.
     dead: bool,
+    /// Where reads fail, and how long they take to.
+    bad: Option<(ByteRange, u64)>,
     /// Requests that failed, for who asks whether an error that he was told of was there.
     failed: Vec<Failed>,
 }
@@ -72,6 +74,7 @@ impl SimDisk {
             rate: 0,
             busy_until_ns: 0,
             dead: false,
+            bad: None,
             failed: Vec::new(),
         };
         Arc::new(Self { state: Mutex::new(state) })
@@ -179,6 +182,11 @@ impl SimDisk {
         state.busy_until_ns = 0;
     }
 
+    /// From now on, reads of what overlaps this range fail, and take so long to; `None` = none does.
+    pub fn set_bad(&self, bad: Option<(ByteRange, u64)>) {
+        self.state().bad = bad;
+    }
+
     /// While it is dead, no request comes back, old or new. Once it is not, all of them do.
     pub fn set_dead(&self, dead: bool) {
         self.state().dead = dead;
@@ -233,6 +241,11 @@ impl DiskState {
     /// What goes wrong here and now.
     pub(super) fn faults(&self, world: &World) -> Faults {
         self.faults.unwrap_or_else(|| world.faults())
+    }
+
+    /// How long a read of this range takes to fail; `None` = it need not.
+    pub(super) fn fails_in_ns(&self, range: ByteRange) -> Option<u64> {
+        self.bad.filter(|(bad, _)| !bad.intersect(range).is_empty()).map(|(_, takes_ns)| takes_ns)
     }
 
     /// Whether nothing comes back.

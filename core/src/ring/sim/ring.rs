@@ -287,7 +287,8 @@ impl Ring for SimRing {
             Op::ReadHost(_) | Op::WriteHost { .. } => request.range.len(),
             Op::Zero { .. } | Op::Discard | Op::Flush | Op::Status => 0,
         };
-        let fate = self.fate(&request, &disk);
+        let bad_ns = disk.state().fails_in_ns(request.range).filter(|_| is_read(request.op));
+        let fate = if bad_ns.is_some() { Err(libc::EIO) } else { self.fate(&request, &disk) };
         let faults = disk.state().faults(&self.world);
         if self.world.happens(faults.stuck) {
             self.stuck += 1;
@@ -295,6 +296,7 @@ impl Ring for SimRing {
         }
         self.serial += 1;
         let at_ns = disk.state().completion_ns(&self.world, transferred_bytes);
+        let at_ns = at_ns.saturating_add(bad_ns.unwrap_or(0));
         let mut late = self.world.pick(u64::MAX);
         if matches!(request.op, Op::Flush) {
             late = disk.state().begin_flush();
