@@ -136,7 +136,7 @@ pub(crate) struct CopyArgs {
     pub(crate) granularity: Option<Granularity>,
 
     /// Bytes on their way at once per worker, from 4K to 1G, rounded up to the granularity. Each worker takes
-    /// as much memory, in whole 2M. More helps against latency [default: 16M]
+    /// as much memory, in whole 2M, and 4M to spare. More helps against latency [default: 16M]
     #[arg(long, value_name = "SIZE", value_parser = buf_size, allow_hyphen_values = true, help_heading = "Speed")]
     pub(crate) buf_size: Option<u64>,
 

@@ -75,18 +75,18 @@ fn check_usage(args: &CopyArgs) -> Outcome<()> {
     let workers = args.threads.map_or(1, NonZeroUsize::get);
     let machine = rustix::system::sysinfo();
     let memory_bytes = u64::from(machine.mem_unit.max(1)).saturating_mul(machine.totalram);
-    check_memory(workers, engine_options(args).window_bytes, memory_bytes)
+    check_memory(workers, engine_options(args).worker_memory_bytes(), memory_bytes)
 }
 
 /// Refuses copy memory that would bring the machine to its knees; it is faulted in at the start.
-fn check_memory(workers: usize, window_bytes: u64, memory_bytes: u64) -> Outcome<()> {
-    let wanted_bytes = bytes_u64(workers).saturating_mul(window_bytes);
+fn check_memory(workers: usize, each_bytes: u64, memory_bytes: u64) -> Outcome<()> {
+    let wanted_bytes = bytes_u64(workers).saturating_mul(each_bytes);
     if wanted_bytes <= memory_bytes / 4 {
         return Ok(());
     }
     Err(Failure::usage(format!(
         "--threads {workers} with {} each (--buf-size) would take {} of memory, of {} that this machine has; use less",
-        format_size(window_bytes),
+        format_size(each_bytes),
         format_size(wanted_bytes),
         format_size(memory_bytes)
     )))
@@ -243,7 +243,7 @@ fn bar(args: &CopyArgs, what: &'static str, bytes: u64) -> Bar {
     Bar::new(!(args.json || args.quiet || args.no_progress), what, bytes)
 }
 
-/// The options of the engine. Its window holds what `--buf-size` allows to be on its way, and no more: it is memory.
+/// The options of the engine. Its window holds what `--buf-size` allows to be on its way; the engine adds 4 MiB to each.
 fn engine_options(args: &CopyArgs) -> EngineOptions {
     let default = EngineOptions::default();
     let window_bytes = match args.buf_size {

@@ -4,7 +4,7 @@
 //! cargo run --release -p blkmirror-core --example live_mirror -- SOURCE TARGET
 //! ```
 //!
-//! SOURCE and TARGET are files or block devices of the same size; the guest in here overwrites blocks of SOURCE, and TARGET is
+//! SOURCE and TARGET are existing files or block devices, TARGET at least as large (`truncate -s 64M target`); the guest in here overwrites blocks of SOURCE, and TARGET is
 //! overwritten as a whole. This is all that a host has to do: open the disk, make a drive, send guest I/O through a queue per
 //! thread, start a job, wait until it is ready, complete it.
 #![forbid(unsafe_code)]
@@ -28,7 +28,8 @@ const BLOCK_BYTES: usize = 4096;
 fn guest(drive: &Drive, stop: &AtomicBool) -> Result<u64> {
     let mut queue = drive.queue(QueueOptions::default())?;
     let mut buffer = Some(AlignedBuf::new(BLOCK_BYTES, 4096)?);
-    let blocks = drive.size_bytes() / BLOCK_BYTES as u64;
+    // A disk smaller than a block refuses the first write, and says why.
+    let blocks = (drive.size_bytes() / BLOCK_BYTES as u64).max(1);
     let mut done = 0;
     while let (Some(data), false) = (buffer.take(), stop.load(Ordering::Relaxed)) {
         let offset = done * 7919 % blocks * BLOCK_BYTES as u64;
@@ -54,7 +55,10 @@ fn mirror(source: &Path, target: &Path) -> Result<()> {
         let guest = threads.spawn(|| guest(&drive, &stop));
         let outcome = run_job(&engine, &drive, target);
         stop.store(true, Ordering::Relaxed);
-        let written = guest.join().unwrap_or(Ok(0))?;
+        let written = match guest.join() {
+            Ok(written) => written?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
         let outcome = outcome?;
         println!("{:?}: held for {:?}; {written} guest writes", outcome.end, outcome.pause);
         outcome.error.map_or(Ok(()), Err)

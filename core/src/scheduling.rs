@@ -1,6 +1,6 @@
 //! The calling thread's place among the others that want its core (`sched(7)`).
 //!
-//! The one system call that no safe wrapper of the crates used here offers, hence the module of its own.
+//! The system calls that no safe wrapper of the crates used here offers, hence the module of its own.
 #![allow(unsafe_code)]
 
 use std::thread;

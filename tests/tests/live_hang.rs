@@ -231,6 +231,36 @@ fn an_engine_ends_while_its_targets_hang() {
     drop(drive);
 }
 
+/// Each device has a thread for its flushes. Were those that hang waited for one after the other, a host with a dozen targets on a
+/// dead storage system would wait for seconds when it ends.
+#[test]
+fn an_engine_ends_in_time_however_many_flushes_hang() {
+    needs!(Fuse);
+    let workers = NonZeroUsize::new(1);
+    let engine = Engine::start(EngineOptions { workers, ..EngineOptions::default() }).unwrap();
+    let places = || (Place::new(Medium::Memory, MIB), Place::new(Medium::Faulty, MIB));
+    let all: Vec<_> = (0..8).map(|_| places()).collect();
+    let start = |(source, target): &(Place, Place)| {
+        fill::random(&source.content, 0, 64 * KIB, 7).unwrap();
+        target.control().add_rule(Rule::on(Operation::Flush, Effect::Stuck));
+        let from = Device::open_source(&source.path).unwrap();
+        let to = Device::open_target(&target.path, TargetOptions::default()).unwrap();
+        engine.copy(from, to, MirrorOptions::default()).unwrap()
+    };
+    let jobs: Vec<Job> = all.iter().map(start).collect();
+    for (_, target) in &all {
+        until("a flush hangs", || target.control().counters().stuck > 0);
+    }
+    let ((), taken) = timed(|| drop(engine));
+    assert!(taken <= CANCELLED_WITHIN, "{taken:?}");
+    for job in jobs {
+        assert_eq!(job.wait_for(Duration::from_secs(1)).unwrap().end, End::Cancelled);
+    }
+    for (_, target) in &all {
+        let _ = target.control().release_stuck(None);
+    }
+}
+
 /// Targets with latency: the guests of a write-blocking job wait for it, those of a background job do not.
 #[test]
 fn latency_of_the_target_reaches_write_blocking_guests_only() {

@@ -88,6 +88,12 @@ impl EngineOptions {
     pub fn default_workers() -> usize {
         (core_set::allowed().len() / 2).clamp(1, MOST_HELPFUL_WORKERS)
     }
+
+    /// Bytes of memory that each worker maps and uses: its window, and what is kept for jobs that come beside others.
+    #[must_use]
+    pub fn worker_memory_bytes(&self) -> u64 {
+        self.window_bytes.saturating_add(crate::mirror::spare_bytes(worker::MAX_PARTS))
+    }
 }
 
 /// A worker as the engine sees it.

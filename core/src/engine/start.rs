@@ -7,12 +7,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use super::courtesy::Courtesy;
 use super::home::Home;
 use super::job::{Job, JobCore};
-use super::worker::{MAX_PARTS, Mail, Part, Worker};
+use super::worker::{Mail, Part, Worker};
 use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
 use crate::device::{Device, DeviceKind, Role};
 use crate::drive::{DriveCore, Follower, memory_align_bytes};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, Share, spare_bytes};
+use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, Share};
 use crate::ring::uring::{UringOptions, with_ring};
 use crate::ring::{Ring, Wake};
 use crate::scheduling;
@@ -51,7 +51,7 @@ fn thread_main(
         core_set::pin(index);
     }
     // Jobs whose targets hang keep all the memory that they have; a part is left to the other jobs of the worker.
-    let memory_bytes = options.window_bytes.saturating_add(spare_bytes(MAX_PARTS));
+    let memory_bytes = options.worker_memory_bytes();
     let outcome = with_ring(UringOptions::new(memory_bytes), |ring| {
         // The engine waits for this answer, so it is always taken.
         let contiguous = ring.huge_bytes().is_some_and(|huge| huge >= memory_bytes);

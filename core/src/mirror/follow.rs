@@ -3,7 +3,7 @@
 //! While there is work, the home takes stock every [`TICK_NS`]: rates, the forecast of a switch-over, whether the remainder
 //! still shrinks, how much the copiers may have in flight. When everything is copied it looks for dirty chunks every
 //! [`LOOK_NS`], which gathers neighbouring writes and costs the guest nothing. When nothing turned dirty for
-//! [`QUIET_NS`], it sleeps, and the next guest write that dirties a chunk wakes it (the doorbell, see `active`): a
+//! [`QUIET_NS`], it sleeps, and the next guest write that dirties a chunk wakes it (see `doorbell`): a
 //! guest pays for that at most a few times a second, and an idle disk costs nothing.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -73,6 +73,8 @@ pub(super) struct Lane {
     ready: Arc<AtomicUsize>,
     /// Present once the thread runs.
     running: Option<Running>,
+    /// The thread of a lane that was closed.
+    closed: Option<JoinHandle<()>>,
     /// Accepted and not yet taken back; bounds both queues.
     outstanding: usize,
 }
@@ -91,7 +93,7 @@ struct Running {
 impl Lane {
     /// A lane without a thread yet.
     pub(super) fn new(waker: Arc<dyn Wake>, ready: Arc<AtomicUsize>) -> Self {
-        Self { waker, ready, running: None, outstanding: 0 }
+        Self { waker, ready, running: None, closed: None, outstanding: 0 }
     }
 
     /// Whether one more request fits.
@@ -113,13 +115,26 @@ impl Lane {
         Ok(())
     }
 
-    /// Ends the thread: the request that is under way is waited for a little, those behind it are never begun. `true` when
-    /// nothing of this lane can reach the device any more.
-    pub(super) fn end(&mut self) -> bool {
-        let Some(Running { jobs, thread, done }) = self.running.take() else { return true };
-        // With nobody to answer to, it does not begin another one.
-        drop((jobs, done));
-        let deadline = Instant::now() + PATIENCE;
+    /// Lets the thread end: the requests behind the one that is under way are never begun.
+    pub(super) fn close(&mut self) {
+        if let Some(Running { jobs, thread, done }) = self.running.take() {
+            // With nobody to answer to, it does not begin another one.
+            drop((jobs, done));
+            self.closed = Some(thread);
+        }
+    }
+
+    /// Until when lanes that are closed now are waited for. Many that hang are waited for together, not one after the other: who
+    /// drops an engine waits for all of them.
+    pub(super) fn patience_until() -> Instant {
+        Instant::now() + PATIENCE
+    }
+
+    /// Ends the thread: the request that is under way is waited for until then. `true` when nothing of this lane can reach the
+    /// device any more.
+    pub(super) fn end_by(&mut self, deadline: Instant) -> bool {
+        self.close();
+        let Some(thread) = self.closed.take() else { return true };
         while !thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -193,6 +208,6 @@ fn run(device: &Device, work: Work) -> std::result::Result<(u64, Option<Extent>)
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        self.end();
+        self.end_by(Self::patience_until());
     }
 }

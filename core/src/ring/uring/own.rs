@@ -27,7 +27,7 @@ use super::wake::EventWake;
 use super::{CANCEL_KEY, MAX_DEVICES, MAX_IN_FLIGHT, SQ_ENTRIES, UringOptions, UringRing, setup};
 use crate::buffer::Region;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ring::lane::LANE_DEPTH;
+use crate::ring::lane::{LANE_DEPTH, Lane};
 use crate::ring::{Wait, Wake, monotonic_ns};
 
 /// How long the end of a ring waits for cancelled requests before it leaks their memory.
@@ -289,9 +289,11 @@ impl Drop for UringRing {
         unsafe { ManuallyDrop::drop(&mut self.kernel) };
         // The kernel is closing the ring meanwhile.
         let mut lanes_over = true;
+        self.devices.iter_mut().flatten().for_each(|attached| attached.lane.close());
+        let lanes_until = Lane::patience_until();
         for attached in self.devices.iter_mut().flatten() {
             // Every lane is ended, also after one that did not end.
-            lanes_over &= attached.lane.end();
+            lanes_over &= attached.lane.end_by(lanes_until);
         }
         // Who waited in vain for his own requests has no time left to wait for the kernel to fail in the same.
         safe = safe || self.sentinel.is_gone_within(deadline_ns.saturating_sub(monotonic_ns()));
