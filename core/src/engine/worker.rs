@@ -235,9 +235,12 @@ impl<D> Drop for Part<D> {
             let _ = catch_unwind(AssertUnwindSafe(|| copier.lose()));
         }
         self.devices = None;
-        if let (false, Some(mut home)) = (over, self.home.take()) {
+        if let Some(mut home) = self.home.take()
+            && !over
+        {
             home.give_up(&self.core, monotonic_ns());
         }
+        // The home had the target open, too. Whoever hears that the last part has left may open it at once.
         self.core.part_left();
     }
 }
