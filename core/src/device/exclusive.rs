@@ -122,6 +122,16 @@ pub(super) fn lock(fd: BorrowedFd<'_>) -> Result<Option<String>, String> {
     }
 }
 
+/// Gives that lock up at once; nothing happens where there is none.
+///
+/// Closing the file does so, too, but only once the kernel has let go of it everywhere: a worker thread of io_uring that carried out
+/// the last request may hold it for milliseconds after we were told of its end (seen on tmpfs), and whoever opened the target
+/// again in that time would find it in use.
+pub(super) fn unlock(fd: BorrowedFd<'_>) {
+    // A file that cannot be unlocked is unlocked when it is closed.
+    let _ = fcntl(fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+}
+
 /// The process that stands in the way of a lock, `, pid N`, where the kernel says so; OFD locks have no process.
 fn lock_owner(fd: BorrowedFd<'_>, lock_type: libc::c_int) -> Option<String> {
     let mut probe = whole_file(lock_type);

@@ -129,6 +129,13 @@ struct Shared {
     hold: OwnedFd,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Nobody of us writes any more: a ring keeps the devices of requests that may still land.
+        exclusive::unlock(self.hold.as_fd());
+    }
+}
+
 /// An opened block device or regular file with its limits. Cheap to [`reopen`](Self::reopen); closed when the last one
 /// is dropped, and with it the exclusive hold goes.
 #[derive(Debug)]
