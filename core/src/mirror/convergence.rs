@@ -59,7 +59,7 @@ pub enum Verdict {
     Escalate(Reason),
 }
 
-/// Why it escalates; the host's event tells only what is done about it.
+/// Why it escalates; part of the event that the host hears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
