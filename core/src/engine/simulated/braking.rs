@@ -19,22 +19,39 @@ fn write(drive: &DriveCore<SimDisk>) -> bool {
     }
 }
 
+/// A job in copy mode auto that its guest outruns: under the speed limit, for while the guest is held there is none.
+struct Outrun {
+    world: Arc<World>,
+    drive: Arc<DriveCore<SimDisk>>,
+    crew: Crew,
+    job: Job,
+    share: Arc<Share>,
+}
+
+impl Outrun {
+    /// It may hold the guest so many ms at a time.
+    fn with_pause_of(ms: u64) -> Self {
+        let world = World::new(1, Faults::default());
+        let (source, target) = (SimDisk::new(BYTES), SimDisk::new(BYTES));
+        fill(&world, &source, BYTES, 100);
+        let drive = DriveCore::new(source, BYTES, 512, true);
+        let crew = Crew::new(&world, 1, 2 << 20);
+        let options = MirrorOptions {
+            copy_mode: CopyModeChoice::Auto,
+            speed_bytes_per_s: 2 << 20,
+            max_pause: Some(std::time::Duration::from_millis(ms)),
+            ..options()
+        };
+        let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
+        Self { world, drive, crew, job, share }
+    }
+}
+
 /// Without braking such a job would never come to its end, and without the reason its host would not know why its guest is held.
 #[test]
 fn a_tracked_guest_that_outruns_the_copy_is_braked_in_the_open_and_the_job_completes() {
-    let world = World::new(1, Faults::default());
-    let (source, target) = (SimDisk::new(BYTES), SimDisk::new(BYTES));
-    fill(&world, &source, BYTES, 100);
-    let drive = DriveCore::new(source, BYTES, 512, true);
-    let mut crew = Crew::new(&world, 1, 2 << 20);
-    // Under the speed limit the guest outruns the copy; while it is held there is no limit, and a pause has room for the disk.
-    let options = MirrorOptions {
-        copy_mode: CopyModeChoice::Auto,
-        speed_bytes_per_s: 2 << 20,
-        max_pause: Some(std::time::Duration::from_millis(10)),
-        ..options()
-    };
-    let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
+    // A pause has room for the disk.
+    let Outrun { world, drive, mut crew, job, share } = Outrun::with_pause_of(10);
     let (mut steps, mut held) = (Vec::new(), 0);
     for _ in 0..60_000 {
         // Until the first pass is over only the copiers are at work.
@@ -71,19 +88,8 @@ fn a_tracked_guest_that_outruns_the_copy_is_braked_in_the_open_and_the_job_compl
 /// job.
 #[test]
 fn a_host_that_chooses_a_mode_ends_the_braking() {
-    let world = World::new(1, Faults::default());
-    let (source, target) = (SimDisk::new(BYTES), SimDisk::new(BYTES));
-    fill(&world, &source, BYTES, 100);
-    let drive = DriveCore::new(source, BYTES, 512, true);
-    let mut crew = Crew::new(&world, 1, 2 << 20);
     // No pause has room for what the guest makes dirty, so it is braked for ever.
-    let options = MirrorOptions {
-        copy_mode: CopyModeChoice::Auto,
-        speed_bytes_per_s: 2 << 20,
-        max_pause: Some(std::time::Duration::from_millis(1)),
-        ..options()
-    };
-    let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
+    let Outrun { world, drive, mut crew, job, share } = Outrun::with_pause_of(1);
     let held_in = |crew: &mut Crew, turns| {
         let mut held = 0;
         for _ in 0..turns {
