@@ -35,8 +35,6 @@
 mod ending;
 mod flush;
 
-use std::sync::atomic::Ordering;
-
 use super::mutation::Mutation;
 use super::options::{MirrorOptions, OnCopied};
 
@@ -314,7 +312,7 @@ impl Coordinator {
     /// ready or to switch over, has not come into reach.
     fn must_brake(&self, ready: bool, share: &Share) -> bool {
         let waits = !ready || share.wants_completion();
-        waits && share.braking.load(Ordering::Acquire) && share.sweep_is_claimed()
+        waits && share.is_braking() && share.sweep_is_claimed()
     }
 
     /// Tells the host when the job is held, once nothing is under way, and when it goes on; whether it runs.
@@ -434,7 +432,7 @@ impl Coordinator {
 
     /// How long the gate stays open now. Longer each time, for the guest's sake; or, when braking, shorter each time, for the end's.
     fn gap_ns(&mut self, share: &Share) -> u64 {
-        if share.braking.load(Ordering::Acquire) {
+        if share.is_braking() {
             self.braked = self.braked.saturating_add(1);
             return (BRAKE_GAP_NS >> self.braked.min(8)).max(BRAKE_GAP_MIN_NS);
         }
@@ -445,7 +443,7 @@ impl Coordinator {
     #[must_use]
     pub fn deadline_ns(&self, now_ns: u64) -> Option<u64> {
         let at = match self.stage {
-            Stage::Over => None,
+            Stage::Over => return None,
             Stage::Draining => Some(now_ns + DRAIN_LOOK_NS),
             Stage::Final | Stage::Flushing(Purpose::BehindGate) => {
                 self.closed_at_ns.zip(self.limit_ns()).map(|(at, limit)| at + limit)
@@ -454,9 +452,8 @@ impl Coordinator {
             Stage::Ending => Some(now_ns),
         };
         // A drive that did not move and a flush that found no room are tried again behind the gate, too.
-        let again = (self.stage != Stage::Over).then_some(self.retry_at_ns);
-        let grace = (self.ending_since_ns > 0 && self.stage != Stage::Over)
-            .then_some(self.ending_since_ns + GRACE_NS);
-        at.into_iter().chain(again).chain(grace).filter(|at| *at > now_ns).min()
+        let again = self.retry_at_ns;
+        let grace = (self.ending_since_ns > 0).then_some(self.ending_since_ns + GRACE_NS);
+        at.into_iter().chain([again]).chain(grace).filter(|at| *at > now_ns).min()
     }
 }

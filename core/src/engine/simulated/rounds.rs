@@ -1,5 +1,6 @@
 //! Policy `ignore` in virtual time: what failed is left alone for a while, and nothing else waits longer than that.
 
+use super::windows::options;
 use super::*;
 use crate::engine::crew::Crew;
 
@@ -37,12 +38,10 @@ fn a_guest_that_writes_to_a_bad_place_all_the_time_starves_no_other_chunk() {
     let drive = DriveCore::new(Arc::clone(&source), BYTES, 512, true);
     let mut crew = Crew::new(&world, 2, 2 << 20);
     let options = MirrorOptions {
-        granularity: Granularity::new(4 * KIB).ok(),
-        latency_budget: LatencyBudget::Off,
         copy_mode: CopyModeChoice::WriteBlocking,
         sync: SyncMode::None,
         on_target_error: ErrorPolicy::Ignore,
-        ..MirrorOptions::default()
+        ..options()
     };
     let (_job, share) = crew.start(&drive, &target, &options, None).unwrap();
     turn_until(&mut crew, &world, 20 * MS);
@@ -204,13 +203,11 @@ fn an_ignored_error_in_the_first_pass_does_not_end_write_blocking_until_it_is_ov
     let drive = DriveCore::new(Arc::clone(&source), BYTES, 512, true);
     let mut crew = Crew::new(&world, 2, 2 << 20);
     let options = MirrorOptions {
-        granularity: Granularity::new(4 * KIB).ok(),
-        latency_budget: LatencyBudget::Off,
         copy_mode: CopyModeChoice::WriteBlocking,
         on_target_error: ErrorPolicy::Ignore,
         // Twenty seconds for the pass.
         speed_bytes_per_s: 100 * KIB,
-        ..MirrorOptions::default()
+        ..options()
     };
     let (_job, share) = crew.start(&drive, &target, &options, None).unwrap();
     turn_until(&mut crew, &world, 100 * MS);
