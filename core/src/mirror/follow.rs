@@ -142,6 +142,26 @@ struct Attempting {
     flush_ns: u64,
 }
 
+/// A time that was measured, and is believed half as much after every [`FADES_NS`] in which it was not measured again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fading {
+    /// The time.
+    ns: u64,
+    /// When it was measured, or believed half as much.
+    known_ns: u64,
+}
+
+impl Fading {
+    /// Believes half of it if it is time for that; whether it was.
+    fn fades(&mut self, now_ns: u64) -> bool {
+        let due = now_ns >= self.known_ns + FADES_NS;
+        if due {
+            *self = Self { ns: self.ns / 2, known_ns: now_ns };
+        }
+        due
+    }
+}
+
 /// The home's view of a job; see the module.
 #[derive(Debug)]
 pub struct Follow {
@@ -160,15 +180,11 @@ pub struct Follow {
     /// When the flush that is under way was sent.
     flush_sent_ns: Option<u64>,
     /// What flushes take.
-    flush_ns: u64,
-    /// When that was found out, or believed a little less.
-    flush_known_ns: u64,
+    flush: Fading,
     /// The switch-over that is being tried.
     attempting: Option<Attempting>,
     /// How long the last one waited for guest requests.
-    overhead_ns: u64,
-    /// When that was found out, or believed a little less.
-    overhead_known_ns: u64,
+    overhead: Fading,
     /// Ready only when nothing is dirty, however little it is.
     strict_ready: bool,
     /// Since when nothing was dirty.
@@ -192,12 +208,10 @@ impl Follow {
             max_pause: options.max_pause,
             tick_at_ns: 0,
             flush_sent_ns: None,
-            flush_ns: 0,
+            flush: Fading::default(),
             attempting: None,
-            overhead_ns: 0,
-            overhead_known_ns: 0,
+            overhead: Fading::default(),
             strict_ready: options.strict_ready,
-            flush_known_ns: 0,
             clean_since_ns: None,
         }
     }
@@ -209,7 +223,7 @@ impl Follow {
         let predicted_pause = self.estimate.predicted_pause_with(left_bytes);
         let predicted_pause_ns = predicted_pause.map(|pause| to_ns(Some(pause)));
         let slow_flush_ns = self.estimate.slow_flush_ns();
-        Sight { now_ns, gate_is_quiet, predicted_pause_ns, flush_ns: self.flush_ns, slow_flush_ns }
+        Sight { now_ns, gate_is_quiet, predicted_pause_ns, flush_ns: self.flush.ns, slow_flush_ns }
     }
 
     /// Whether it is time to take stock. The home is awake from here on.
@@ -323,11 +337,11 @@ impl Follow {
     pub fn gate_opened(&mut self, share: &Share, now_ns: u64) {
         let Some(attempting) = self.attempting.take() else { return };
         let Some(quiet_ns) = attempting.quiet_ns else { return };
-        (self.overhead_ns, self.overhead_known_ns) = (quiet_ns.saturating_sub(attempting.closed_ns), now_ns);
+        self.overhead = Fading { ns: quiet_ns.saturating_sub(attempting.closed_ns), known_ns: now_ns };
         self.estimate.attempted(Attempt {
             copied_bytes: Self::copied_bytes(share).saturating_sub(attempting.copied_bytes),
             copy_ns: now_ns.saturating_sub(quiet_ns).saturating_sub(attempting.flush_ns),
-            overhead_ns: self.overhead_ns,
+            overhead_ns: self.overhead.ns,
         });
     }
 
@@ -345,33 +359,27 @@ impl Follow {
     /// The flush has ended.
     pub fn flush_ended(&mut self, now_ns: u64) {
         if let Some(sent) = self.flush_sent_ns.take() {
-            self.flush_ns = now_ns.saturating_sub(sent);
+            self.flush = Fading { ns: now_ns.saturating_sub(sent), known_ns: now_ns };
             if let Some(attempting) = &mut self.attempting {
-                attempting.flush_ns += self.flush_ns;
+                attempting.flush_ns += self.flush.ns;
             }
-            self.flush_known_ns = now_ns;
-            self.estimate.flushed(self.flush_ns);
+            self.estimate.flushed(self.flush.ns);
         }
     }
 
     /// What is known of flushes fades. Otherwise one slow flush, while the target hung for a moment, could keep the job from
     /// ready for ever: with a forecast that does not fit nothing is flushed, and only a flush would correct the forecast.
     fn fade_flushes(&mut self, now_ns: u64) {
-        if self.flush_sent_ns.is_none() && now_ns >= self.flush_known_ns + FADES_NS {
-            self.flush_known_ns = now_ns;
-            self.flush_ns /= 2;
-            self.estimate.flushed(self.flush_ns);
+        if self.flush_sent_ns.is_none() && self.flush.fades(now_ns) {
+            self.estimate.flushed(self.flush.ns);
         }
     }
 
     /// So does what is known of attempts: after one in which guest requests took longer than the pause may, no forecast would
     /// fit, and only another attempt would correct it.
     fn fade_overhead(&mut self, now_ns: u64) {
-        let known = self.attempting.is_none() && self.overhead_ns > 0;
-        if known && now_ns >= self.overhead_known_ns + FADES_NS {
-            self.overhead_known_ns = now_ns;
-            self.overhead_ns /= 2;
-            self.estimate.overhead_fades(self.overhead_ns);
+        if self.attempting.is_none() && self.overhead.ns > 0 && self.overhead.fades(now_ns) {
+            self.estimate.overhead_fades(self.overhead.ns);
         }
     }
 
@@ -409,8 +417,7 @@ mod tests {
     fn one_slow_attempt_does_not_keep_the_forecast_high_for_ever() {
         let mut follow = Follow::new(&MirrorOptions::default());
         let closed_ns = 1_000_000_000;
-        follow.overhead_ns = 90_000_000;
-        follow.overhead_known_ns = closed_ns;
+        follow.overhead = Fading { ns: 90_000_000, known_ns: closed_ns };
         follow.estimate.overhead_fades(90_000_000);
         let pause_ns = |follow: &Follow| follow.sight(0, 0, false).predicted_pause_ns.unwrap();
         (0..90).for_each(|n| follow.fade_overhead(closed_ns + n * 10_000_000));
