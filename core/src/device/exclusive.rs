@@ -11,7 +11,7 @@
 //! such a VMM like somebody who forbids everything, and could stop a guest from re-opening its own disk.
 #![forbid(unsafe_code)]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -108,28 +108,57 @@ const fn whole_file(lock_type: libc::c_int) -> libc::flock {
     }
 }
 
-/// Locks a target file for us alone. A file system without locks is no reason to refuse; it gives a note.
-pub(super) fn lock(fd: BorrowedFd<'_>) -> Result<Option<String>, String> {
-    match fcntl(fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
-        Ok(_) => Ok(None),
-        Err(Errno::EAGAIN | Errno::EACCES) => Err(format!(
-            "it is in use: somebody (this process or another{}) holds a lock on it",
-            lock_owner(fd, libc::F_WRLCK).unwrap_or_default()
-        )),
-        Err(e) => {
-            Ok(Some(format!("it could not be locked against other writers ({e}); make sure there are none")))
+/// The first descriptor of a device, and the lock on it, if one was taken. The lock goes when this is dropped.
+///
+/// Closing the file gives it up, too, but only once nobody has the open file description any more: a worker thread of io_uring
+/// that carried out the last request may have it for milliseconds after we were told of its end (seen on tmpfs), and whoever opened
+/// the target again in that time would find it in use.
+#[derive(Debug)]
+pub(super) struct Claim {
+    /// The descriptor.
+    fd: OwnedFd,
+    /// The process that took the lock. A child that it forked has the same open file description and must not give up the
+    /// lock of both; nor must we, one that a host took on a descriptor that it gave us.
+    locked_by: Option<u32>,
+}
+
+impl Claim {
+    /// A descriptor without a lock.
+    pub(super) fn without_lock(fd: OwnedFd) -> Self {
+        Self { fd, locked_by: None }
+    }
+
+    /// Locks a target file for us alone. A file system without locks is no reason to refuse; it gives a note.
+    pub(super) fn lock(&mut self) -> Result<Option<String>, String> {
+        match fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            Ok(_) => {
+                self.locked_by = Some(std::process::id());
+                Ok(None)
+            }
+            Err(Errno::EAGAIN | Errno::EACCES) => Err(format!(
+                "it is in use: somebody (this process or another{}) holds a lock on it",
+                lock_owner(self.fd.as_fd(), libc::F_WRLCK).unwrap_or_default()
+            )),
+            Err(e) => Ok(Some(format!(
+                "it could not be locked against other writers ({e}); make sure there are none"
+            ))),
         }
     }
 }
 
-/// Gives that lock up at once; nothing happens where there is none.
-///
-/// Closing the file does so, too, but only once the kernel has let go of it everywhere: a worker thread of io_uring that carried out
-/// the last request may hold it for milliseconds after we were told of its end (seen on tmpfs), and whoever opened the target
-/// again in that time would find it in use.
-pub(super) fn unlock(fd: BorrowedFd<'_>) {
-    // A file that cannot be unlocked is unlocked when it is closed.
-    let _ = fcntl(fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+impl AsFd for Claim {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.locked_by == Some(std::process::id()) {
+            // A file that cannot be unlocked is unlocked when it is closed.
+            let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+        }
+    }
 }
 
 /// The process that stands in the way of a lock, `, pid N`, where the kernel says so; OFD locks have no process.
@@ -173,4 +202,43 @@ pub(super) fn source_notes(fd: BorrowedFd<'_>, id: FileId, kind: DeviceKind) -> 
         }
     }
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::path::Path;
+
+    use super::*;
+
+    /// A claim on another descriptor of the same open file description, as one that was duplicated.
+    fn claim(file: &File) -> Claim {
+        Claim::without_lock(file.try_clone().unwrap().into())
+    }
+
+    /// Whether somebody with an open file description of his own finds the file locked.
+    fn is_locked(path: &Path) -> bool {
+        write_locked(File::options().write(true).open(path).unwrap().as_fd())
+    }
+
+    /// The kernel may have the file a little longer than we do, and the next job's target would be in use.
+    #[test]
+    fn a_lock_goes_with_its_claim_although_somebody_still_has_the_file() {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let mut claimed = claim(named.as_file());
+        assert_eq!(claimed.lock(), Ok(None));
+        assert!(is_locked(named.path()));
+        drop(claimed);
+        assert!(!is_locked(named.path()));
+    }
+
+    /// A host that holds its image by a lock of its own would lose it to a job that only read the image.
+    #[test]
+    fn a_claim_that_took_no_lock_leaves_a_hosts_own_alone() {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let mut hosts = claim(named.as_file());
+        assert_eq!(hosts.lock(), Ok(None));
+        drop(claim(named.as_file()));
+        assert!(is_locked(named.path()));
+    }
 }

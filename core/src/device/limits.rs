@@ -13,8 +13,9 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FsWord, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget, major, statx};
+use rustix::fs::{AtFlags, StatxFlags, ioctl_blkpbszget, ioctl_blksszget, major, statx};
 
+use super::filesystem::FileSystem;
 use super::{DeviceKind, FileId, sysfs};
 use crate::units::{KIB, MIB};
 
@@ -32,10 +33,6 @@ const SECTOR_BYTES: u64 = 512;
 const FILE_REQUEST_BYTES: u64 = MIB;
 /// The largest request to a block device that says nothing of its queue: what every driver takes.
 const UNKNOWN_QUEUE_BYTES: u64 = 128 * KIB;
-/// Of tmpfs, which takes `O_DIRECT` and ignores it.
-const TMPFS_MAGIC: FsWord = 0x0102_1994;
-/// Of FUSE, virtiofs included.
-const FUSE_MAGIC: FsWord = 0x6573_5546;
 
 /// Where the alignment was learnt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,7 +162,13 @@ struct Alignment {
 }
 
 /// Finds the limits of an opened device.
-pub(super) fn of(fd: BorrowedFd<'_>, id: FileId, kind: DeviceKind, direct: bool) -> Limits {
+pub(super) fn of(
+    fd: BorrowedFd<'_>,
+    id: FileId,
+    kind: DeviceKind,
+    file_system: FileSystem,
+    direct: bool,
+) -> Limits {
     let disk_under = match kind {
         DeviceKind::BlockDevice => Some(id.rdev),
         DeviceKind::RegularFile => (major(id.dev) != 0).then_some(id.dev),
@@ -178,7 +181,7 @@ pub(super) fn of(fd: BorrowedFd<'_>, id: FileId, kind: DeviceKind, direct: bool)
         DeviceKind::BlockDevice => ioctl_blksszget(fd).ok().map(u64::from).filter(|b| b.is_power_of_two()),
         DeviceKind::RegularFile => None,
     };
-    let alignment = alignment(fd, sector, direct);
+    let alignment = alignment(fd, sector, direct && !file_system.is_tmpfs());
     let logical = sector.unwrap_or(0).max(alignment.offset);
     let physical = match kind {
         DeviceKind::BlockDevice => ioctl_blkpbszget(fd).ok().map(u64::from),
@@ -201,7 +204,7 @@ pub(super) fn of(fd: BorrowedFd<'_>, id: FileId, kind: DeviceKind, direct: bool)
         max_request_bytes: largest(HUGE_PAGE_BYTES),
         max_request_scattered_bytes: largest(PAGE_BYTES),
         alignment_origin: alignment.origin,
-        writes_through: !fstatfs(fd).is_ok_and(|fs| fs.f_type == FUSE_MAGIC),
+        writes_through: file_system.writes_through(),
         queue,
     }
 }
@@ -212,17 +215,16 @@ fn floor_to_block(bytes: u64, logical: u64, physical: u64) -> u64 {
     (bytes - bytes % block).max(logical)
 }
 
-/// Asks for the alignment that direct I/O needs.
+/// Asks for the alignment that I/O needs, if it is `direct` and the file system does not ignore that.
 fn alignment(fd: BorrowedFd<'_>, sector: Option<u64>, direct: bool) -> Alignment {
     let same = |bytes, origin| Alignment { memory: bytes, offset: bytes, origin };
-    let in_memory = || !direct || fstatfs(fd).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
     if let Some((memory, offset)) = reported_alignment(fd) {
         return Alignment { memory, offset, origin: AlignmentOrigin::Reported };
     }
     match sector {
         // Older kernels want buffers aligned like offsets.
         Some(bytes) => same(bytes, AlignmentOrigin::SectorSize),
-        None if in_memory() => same(SECTOR_BYTES, AlignmentOrigin::NotNeeded),
+        None if !direct => same(SECTOR_BYTES, AlignmentOrigin::NotNeeded),
         None => same(ASSUMED_ALIGN_BYTES, AlignmentOrigin::Assumed),
     }
 }

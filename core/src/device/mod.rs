@@ -17,15 +17,15 @@
 //! | `limits`, `sysfs` | alignment and request sizes, and where each number comes from |
 //! | `describe` | the same for people |
 //! | `status` | where data is and where holes are |
-//! | `local` | which file systems tell that without waiting for somebody else |
+//! | `filesystem` | what is known of file systems: which tell that without waiting for somebody else, and more |
 //! | `space` | preallocate, write zeroes, discard, flush |
 #![forbid(unsafe_code)]
 
 mod describe;
 mod exclusive;
+mod filesystem;
 mod identity;
 mod limits;
-mod local;
 mod mounts;
 mod open;
 mod space;
@@ -37,6 +37,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use self::exclusive::Claim;
+use self::filesystem::FileSystem;
 use crate::error::{Error, Result};
 
 pub use describe::Detail;
@@ -121,19 +123,14 @@ struct Shared {
     notes: Vec<String>,
     /// What kinds of zeroing failed before and need not be tried again.
     ladder: space::Ladder,
-    /// Whether the file system is one that tells holes from data without waiting for somebody else.
-    is_local: bool,
+    /// What it lies on.
+    file_system: FileSystem,
     /// Set when the file system cannot tell holes from data.
     no_status: AtomicBool,
     /// The first descriptor. The exclusive hold (`O_EXCL`, the lock) hangs on it, so it lives as long as any of us.
-    hold: OwnedFd,
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // Nobody of us writes any more: a ring keeps the devices of requests that may still land.
-        exclusive::unlock(self.hold.as_fd());
-    }
+    ///
+    /// Nobody of us writes any more when it is dropped: a ring keeps the devices of requests that may still land.
+    hold: Claim,
 }
 
 /// An opened block device or regular file with its limits. Cheap to [`reopen`](Self::reopen); closed when the last one
@@ -179,8 +176,9 @@ impl Device {
     /// advisory: it keeps away those who ask, as VMMs do.
     ///
     /// Both belong to the open file description, not to the process. So a second open in the same process is refused like
-    /// anybody else's, and a child made by `fork` shares the hold: until the child calls `execve` (`O_CLOEXEC` closes it)
-    /// or ends, the device stays held even after this one was dropped. Use threads, or `execve` soon.
+    /// anybody else's, and a child made by `fork` shares the hold of a block device: until the child calls `execve` (`O_CLOEXEC`
+    /// closes it) or ends, the device stays held even after this one was dropped. Use threads, or `execve` soon. The lock of a file
+    /// is given up with the last of these in the process that took it.
     ///
     /// # Errors
     /// As [`open_source`](Self::open_source), and: read-only, mounted, used as swap, held by another block device, locked

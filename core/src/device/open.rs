@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use rustix::fs::{
-    FileType, Mode, OFlags, SeekFrom, Stat, fcntl_getfl, fstat, fstatfs, ftruncate, open, seek, unlink,
-};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, fcntl_getfl, fstat, ftruncate, open, seek, unlink};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
-use super::{Device, DeviceKind, FileId, Role, Shared, TargetOptions, exclusive, limits, local, space};
+use super::exclusive::Claim;
+use super::filesystem::FileSystem;
+use super::{Device, DeviceKind, FileId, Role, Shared, TargetOptions, exclusive, limits, space};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{MAX_DISK_BYTES, format_size};
 
@@ -175,7 +175,8 @@ pub(super) fn again(device: &Device) -> Result<OwnedFd> {
     match open(proc_path(shared.hold.as_fd()), flags, Mode::empty()) {
         Ok(fd) => Ok(fd),
         Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::INVAL) => {
-            fcntl_dupfd_cloexec(&shared.hold, 3).map_err(|e| Error::from_io("duplicate", e).at(&shared.name))
+            fcntl_dupfd_cloexec(shared.hold.as_fd(), 3)
+                .map_err(|e| Error::from_io("duplicate", e).at(&shared.name))
         }
         Err(e) => Err(Error::from_io("open again", e).at(&shared.name)),
     }
@@ -199,7 +200,7 @@ fn judge(request: &Request<'_>, seen: BorrowedFd<'_>) -> Result<(FileId, DeviceK
     };
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::BlockDevice => DeviceKind::BlockDevice,
-        FileType::RegularFile => match made_up_by(seen) {
+        FileType::RegularFile => match FileSystem::of(seen).made_up() {
             None => DeviceKind::RegularFile,
             Some(file_system) => {
                 return wrong(&format!("a file of {file_system}, which the kernel makes up when it is read"));
@@ -221,19 +222,6 @@ fn judge(request: &Request<'_>, seen: BorrowedFd<'_>) -> Result<(FileId, DeviceK
         }
     }
     Ok((id, kind))
-}
-
-/// The file system of a regular file that has no bytes of its own: its size is a fiction, and each read may differ.
-fn made_up_by(seen: BorrowedFd<'_>) -> Option<&'static str> {
-    // The magic numbers of <linux/magic.h>.
-    match fstatfs(seen).ok()?.f_type {
-        0x9fa0 => Some("procfs"),
-        0x6265_6572 => Some("sysfs"),
-        0x6462_6720 => Some("debugfs"),
-        0x7472_6163 => Some("tracefs"),
-        0x6367_7270 => Some("cgroupfs"),
-        _ => None,
-    }
 }
 
 /// Who a file is.
@@ -314,10 +302,11 @@ fn finish(
     direct: bool,
     (id, kind): (FileId, DeviceKind),
 ) -> Result<Device> {
+    let mut hold = Claim::without_lock(hold);
     let mut notes = Vec::new();
     match (request.role, kind) {
         (Role::Target | Role::Disk, DeviceKind::RegularFile) if !request.options.allow_shared => {
-            match exclusive::lock(hold.as_fd()) {
+            match hold.lock() {
                 Ok(note) => notes.extend(note),
                 Err(why) => return Err(request.error(ErrorKind::Busy, why)),
             }
@@ -331,7 +320,8 @@ fn finish(
         );
     }
     let size_bytes = current_size(hold.as_fd(), kind).map_err(|e| request.failed(e))?;
-    let limits = limits::of(hold.as_fd(), id, kind, direct);
+    let file_system = FileSystem::of(hold.as_fd());
+    let limits = limits::of(hold.as_fd(), id, kind, file_system, direct);
     let unit = match request.role {
         // The last, short part of a source can be read with a request that goes past the end.
         Role::Source | Role::Disk => SECTOR_BYTES,
@@ -350,7 +340,7 @@ fn finish(
             direct,
             notes,
             ladder: space::Ladder::default(),
-            is_local: local::is_local(hold.as_fd()),
+            file_system,
             no_status: AtomicBool::new(false),
             hold,
         }),

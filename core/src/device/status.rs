@@ -68,7 +68,7 @@ impl Device {
     pub fn answers_at_once(&self) -> bool {
         // Relaxed: as in `seek_data`. A device that needs no system call always answers.
         self.kind() == DeviceKind::BlockDevice
-            || self.shared.is_local
+            || self.shared.file_system.answers_at_once()
             || self.shared.no_status.load(Ordering::Relaxed)
     }
 
