@@ -25,8 +25,6 @@ enum Cut {
     More,
     /// The run is cut to its end.
     End,
-    /// Stop here with this step.
-    Stop(Step),
 }
 
 impl Copier {
@@ -42,13 +40,13 @@ impl Copier {
                 return step;
             }
             match self.cut(now_ns, window) {
-                Cut::More => {
+                Ok(Cut::More) => {
                     if let Some(step) = self.send_ready() {
                         return step;
                     }
                 }
-                Cut::End => self.close_run(),
-                Cut::Stop(step) => return step,
+                Ok(Cut::End) => self.close_run(),
+                Err(step) => return step,
             }
         }
     }
@@ -206,30 +204,24 @@ impl Copier {
         }
     }
 
-    /// Makes the next piece of the open run, or skips a hole.
-    fn cut(&mut self, now_ns: u64, window: &mut Window) -> Cut {
-        let Some(open) = self.open else { return Cut::End };
-        if open.at >= open.end {
-            return Cut::End;
-        }
+    /// Makes the next piece of the open run, or skips a hole; `Err` with the step to take when it cannot now.
+    fn cut(&mut self, now_ns: u64, window: &mut Window) -> Result<Cut, Step> {
+        let Some(open) = self.open.filter(|open| open.at < open.end) else { return Ok(Cut::End) };
         if self.pieces.len() >= MAX_PIECES {
-            return Cut::Stop(Step::Wait(None));
+            return Err(Step::Wait(None));
         }
-        let (kind, end) = match self.classify(open) {
-            Ok(found) => found,
-            Err(step) => return Cut::Stop(step),
-        };
+        let (kind, end) = self.classify(open)?;
         let whole = ByteRange::new(open.at, end);
         match kind {
-            ExtentKind::Data => self.cut_data(whole, now_ns, window),
-            ExtentKind::Zero if !self.target_is_zero(open.run) => self.cut_zero(whole, now_ns),
+            ExtentKind::Data => self.cut_data(open.run, whole, now_ns, window)?,
+            ExtentKind::Zero if !self.target_is_zero(open.run) => self.cut_zero(open.run, whole, now_ns)?,
             ExtentKind::Zero | ExtentKind::Absent => {
                 self.share.tallies[self.worker].add(Count::Skipped, whole.len());
                 self.leave_unwritten(open.run);
                 self.advance(whole.end());
-                Cut::More
             }
         }
+        Ok(Cut::More)
     }
 
     /// Whether the target reads as zeroes in the chunks of a run.
@@ -278,31 +270,37 @@ impl Copier {
     }
 
     /// Makes a piece that reads and writes, when there is memory and the speed limit allows it.
-    fn cut_data(&mut self, whole: ByteRange, now_ns: u64, window: &mut Window) -> Cut {
-        let Some(open) = self.open else { return Cut::End };
+    fn cut_data(
+        &mut self,
+        run: usize,
+        whole: ByteRange,
+        now_ns: u64,
+        window: &mut Window,
+    ) -> Result<(), Step> {
         if self.ready_reads.len() + self.flying.reads >= self.share.geometry.source_depth {
-            return Cut::Stop(Step::Wait(None));
+            return Err(Step::Wait(None));
         }
         let longest = self.share.request_bytes().min(self.most_at_once_bytes());
         let wanted = whole.prefix(longest.min(self.granted_bytes(now_ns)));
         let Some(room) = self.room(window, wanted.len()) else {
-            return Cut::Stop(self.wait_for_others(now_ns));
+            return Err(self.wait_for_others(now_ns));
         };
         let range = wanted.prefix(room.len);
-        let is_limited = match self.wait_for_grant(range.len(), now_ns) {
-            Ok(is_limited) => is_limited,
-            Err(step) => return Cut::Stop(step),
-        };
-        if let Err(step) = self.go_out(now_ns) {
-            return Cut::Stop(step);
-        }
-        let Some(buf) = self.take_window(window, room) else { return Cut::Stop(Step::Wait(None)) };
+        self.set_out(range.len(), true, now_ns)?;
+        let Some(buf) = self.take_window(window, room) else { return Err(Step::Wait(None)) };
+        self.add_piece(Piece { run, range, buf, phase: Phase::Read { done: 0 }, tries: 0 });
+        self.advance(range.end());
+        Ok(())
+    }
+
+    /// So many bytes are about to be on their way, once the speed limit, if they count under it, and the job's rest let them.
+    fn set_out(&mut self, bytes: u64, count: bool, now_ns: u64) -> Result<(), Step> {
+        let is_limited = count && self.wait_for_grant(bytes, now_ns)?;
+        self.go_out(now_ns)?;
         if is_limited {
             self.grant = None;
         }
-        self.add_piece(Piece { run: open.run, range, buf, phase: Phase::Read { done: 0 }, tries: 0 });
-        self.advance(range.end());
-        Cut::More
+        Ok(())
     }
 
     /// Counts this worker in as having something on its way, unless it is to rest.
@@ -358,10 +356,9 @@ impl Copier {
 
     /// Makes a piece that zeroes, when the pace allows it. The speed limit is asked only where zeroes are really written: a
     /// hole costs next to nothing, and a sparse disk would take as long as a full one.
-    fn cut_zero(&mut self, whole: ByteRange, now_ns: u64) -> Cut {
-        let Some(open) = self.open else { return Cut::End };
+    fn cut_zero(&mut self, run: usize, whole: ByteRange, now_ns: u64) -> Result<(), Step> {
         if self.ready_zeroes.len() >= super::MAX_ZEROES || !self.may_zero() {
-            return Cut::Stop(self.wait_for_others(now_ns));
+            return Err(self.wait_for_others(now_ns));
         }
         let mut longest = self.share.geometry.zero_bytes;
         if self.share.writes_zeroes() {
@@ -371,29 +368,17 @@ impl Copier {
             longest = longest.min(PACED_ZERO_BYTES.max(self.share.geometry.align_bytes));
         }
         let part = whole.prefix(longest);
-        let mut is_limited = false;
-        if self.share.writes_zeroes() {
-            match self.wait_for_grant(part.len(), now_ns) {
-                Ok(limited) => is_limited = limited,
-                Err(step) => return Cut::Stop(step),
-            }
-        }
-        if let Err(step) = self.go_out(now_ns) {
-            return Cut::Stop(step);
-        }
-        if is_limited {
-            self.grant = None;
-        }
+        self.set_out(part.len(), self.share.writes_zeroes(), now_ns)?;
         self.note_zeroing(part.len());
         self.add_piece(Piece {
-            run: open.run,
+            run,
             range: part,
             buf: BufRange::default(),
             phase: Phase::Zero { part },
             tries: 0,
         });
         self.advance(part.end());
-        Cut::More
+        Ok(())
     }
 
     /// Whether the pace allows a zeroing: while it holds the copiers back, one at a time, and only beside so much data that
