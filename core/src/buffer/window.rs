@@ -115,20 +115,26 @@ impl Window {
         (self.taken + self.seated) * UNIT_BYTES
     }
 
-    /// Whether `len` contiguous bytes of the common memory are free now.
+    /// Where `len` contiguous bytes of the common memory are free now, for [`Self::occupy`].
     #[must_use]
-    pub fn has_room(&self, len: u32) -> bool {
-        self.find(units_of(len)).is_some()
+    pub fn room(&self, len: u32) -> Option<BufRange> {
+        let first = self.find(units_of(len))?;
+        Some(BufRange { start: first * UNIT_BYTES, len })
     }
 
     /// Takes `len` contiguous bytes of the common memory, or nothing if there is no such room now.
     #[must_use]
     pub fn take(&mut self, len: u32) -> Option<BufRange> {
-        let need = units_of(len);
-        let first = self.find(need)?;
-        self.mark(first, need, true);
-        self.taken += need;
-        Some(BufRange { start: first * UNIT_BYTES, len })
+        let range = self.room(len)?;
+        self.occupy(range);
+        Some(range)
+    }
+
+    /// Takes a range that [`Self::room`] or [`Self::seat_room`] has found and nobody has taken since.
+    pub fn occupy(&mut self, range: BufRange) {
+        let need = units_of(range.len);
+        self.mark(range.start / UNIT_BYTES, need, true);
+        *self.in_use_of(range) += need;
     }
 
     /// Whether nothing of a seat is in use.
@@ -140,17 +146,11 @@ impl Window {
         word.is_some_and(|word| word >> (first % 64) & 1 == 0)
     }
 
-    /// Takes `len` bytes of a seat, or nothing if it is in use or smaller than that.
+    /// `len` bytes of a seat, for [`Self::occupy`], or nothing if it is in use or smaller than that.
     #[must_use]
-    pub fn take_seat(&mut self, seat: u32, len: u32) -> Option<BufRange> {
-        let need = units_of(len);
-        if need > self.seat || !self.is_seat_free(seat) {
-            return None;
-        }
-        let first = self.common + seat * self.seat;
-        self.mark(first, need, true);
-        self.seated += need;
-        Some(BufRange { start: first * UNIT_BYTES, len })
+    pub fn seat_room(&self, seat: u32, len: u32) -> Option<BufRange> {
+        let fits = units_of(len) <= self.seat && self.is_seat_free(seat);
+        fits.then(|| BufRange { start: (self.common + seat * self.seat) * UNIT_BYTES, len })
     }
 
     /// Whether a range belongs to nobody's seat.
@@ -159,15 +159,16 @@ impl Window {
         range.start < self.common_bytes()
     }
 
-    /// Gives back what `take` or `take_seat` gave.
+    /// Gives back what was taken.
     pub fn give_back(&mut self, range: BufRange) {
         let need = units_of(range.len);
         self.mark(range.start / UNIT_BYTES, need, false);
-        if self.is_common(range) {
-            self.taken -= need;
-        } else {
-            self.seated -= need;
-        }
+        *self.in_use_of(range) -= need;
+    }
+
+    /// The count that a range belongs to.
+    fn in_use_of(&mut self, range: BufRange) -> &mut u32 {
+        if self.is_common(range) { &mut self.taken } else { &mut self.seated }
     }
 
     /// First unit of `need` free common ones in a row.
@@ -213,6 +214,13 @@ mod tests {
 
     use super::*;
 
+    /// Takes `len` bytes of a seat.
+    fn take_seat(w: &mut Window, seat: u32, len: u32) -> Option<BufRange> {
+        let range = w.seat_room(seat, len)?;
+        w.occupy(range);
+        Some(range)
+    }
+
     #[test]
     fn sixteen_runs_of_a_mebibyte_fit_exactly() {
         let mut w = Window::new(16 << 20);
@@ -248,14 +256,14 @@ mod tests {
         assert_eq!((w.seat_bytes(), w.common_bytes()), (32 << 10, 16 << 20));
         while w.take(4096).is_some() {}
         assert_eq!((w.free_common_bytes(), w.used_bytes()), (0, 16 << 20));
-        let seats: Vec<_> = (0..64).map(|seat| w.take_seat(seat, 32 << 10).unwrap()).collect();
+        let seats: Vec<_> = (0..64).map(|seat| take_seat(&mut w, seat, 32 << 10).unwrap()).collect();
         assert_eq!(w.used_bytes(), w.capacity_bytes());
         for (seat, range) in (0..).zip(seats) {
-            assert!(!w.is_seat_free(seat) && w.take_seat(seat, 1).is_none() && !w.is_common(range));
+            assert!(!w.is_seat_free(seat) && w.seat_room(seat, 1).is_none() && !w.is_common(range));
             w.give_back(range);
-            assert!(w.is_seat_free(seat) && w.take_seat(seat, (32 << 10) + 1).is_none());
+            assert!(w.is_seat_free(seat) && w.seat_room(seat, (32 << 10) + 1).is_none());
         }
-        assert_eq!(w.take_seat(64, 1), None, "there is no such seat");
+        assert_eq!(w.seat_room(64, 1), None, "there is no such seat");
     }
 
     #[test]
@@ -273,7 +281,7 @@ mod tests {
             let mut w = Window::with_seats(4 << 20, 8, 128 << 10);
             let mut held: Vec<BufRange> = Vec::new();
             for (len, pick) in ops {
-                let seated = w.take_seat(u32::from(pick) % 16, len);
+                let seated = take_seat(&mut w, u32::from(pick) % 16, len);
                 match seated.or_else(|| w.take(len)) {
                     Some(new) => {
                         prop_assert!(new.start % UNIT_BYTES == 0 && new.len == len);

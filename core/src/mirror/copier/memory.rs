@@ -35,15 +35,6 @@ pub fn spare_bytes(jobs: u32) -> u64 {
     RESERVE_BYTES + u64::from(jobs) * u64::from(SEAT_BYTES)
 }
 
-/// Room for a request that is to be taken now or not at all.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Room {
-    /// How long the request may be.
-    pub(super) len: u64,
-    /// Whether it is the job's own seat.
-    seat: bool,
-}
-
 /// How much of the common memory a job may hold that holds `mine` bytes of it now.
 fn most_of_common(window: &Window, mine: u64) -> u64 {
     let all = u64::from(window.common_bytes());
@@ -51,31 +42,31 @@ fn most_of_common(window: &Window, mine: u64) -> u64 {
     if left >= all { all - RESERVE_BYTES.min(all / 4) } else { left / 3 * 2 }
 }
 
-/// Whether the common memory has `len` bytes in one piece.
-fn has_room(window: &Window, len: u64) -> bool {
-    u32::try_from(len).is_ok_and(|len| window.has_room(len))
+/// Where `want` bytes more may be for a job that holds `mine` bytes of the common memory.
+fn more_room(window: &Window, mine: u64, want: u64) -> Option<BufRange> {
+    let len = u32::try_from(want).ok().filter(|_| mine + want <= most_of_common(window, mine))?;
+    window.room(len)
 }
 
-/// The longest request of at most `want` bytes for a job that holds none of the common memory.
-fn first_room(window: &Window, seat: u32, want: u64, align: u64) -> Option<Room> {
+/// Room for the longest request of at most `want` bytes, for a job that holds none of the common memory.
+fn first_room(window: &Window, seat: u32, want: u64, align: u64) -> Option<BufRange> {
     let aligned = |len: u64| len - len % align;
     let own = aligned(u64::from(window.seat_bytes()));
-    let most = most_of_common(window, 0);
     let mut len = want;
     while len > 0 {
-        if len <= most && has_room(window, len) {
-            return Some(Room { len, seat: false });
+        if let Some(room) = more_room(window, 0, len) {
+            return Some(room);
         }
         // What fits on the seat need not be smaller.
         len = if len <= own { 0 } else { aligned(len / 2) };
     }
-    let len = want.min(own);
-    (len > 0 && window.is_seat_free(seat)).then_some(Room { len, seat: true })
+    let len = u32::try_from(want.min(own)).ok().filter(|&len| len > 0)?;
+    window.seat_room(seat, len)
 }
 
 impl Copier {
     /// Room for a piece of at most `want` bytes; `None` when it must wait.
-    pub(super) fn room(&self, window: &Window, want: u64) -> Option<Room> {
+    pub(super) fn room(&self, window: &Window, want: u64) -> Option<BufRange> {
         let paced = self.share.paced_bytes(self.worker);
         let most = self.share.geometry.buf_bytes.min(paced);
         // Beside a zeroing, which needs no memory, a small pace leaves as much less.
@@ -83,24 +74,20 @@ impl Copier {
         if paced == 0 || (held > 0 && held + want > most) {
             return None;
         }
-        let mine = self.flying.common_bytes;
-        if mine == 0 {
-            return first_room(window, self.seat, want, self.share.geometry.align_bytes);
+        match self.flying.common_bytes {
+            0 => first_room(window, self.seat, want, self.share.geometry.align_bytes),
+            mine => more_room(window, mine, want),
         }
-        let fits = mine + want <= most_of_common(window, mine) && has_room(window, want);
-        fits.then_some(Room { len: want, seat: false })
     }
 
-    /// Takes the memory of a piece of `len` bytes, as found by [`Self::room`].
-    pub(super) fn take_window(&mut self, window: &mut Window, room: Room) -> Option<BufRange> {
-        let len = u32::try_from(room.len).ok()?;
-        let buf = if room.seat { window.take_seat(self.seat, len) } else { window.take(len) }?;
-        self.flying.bytes += room.len;
-        if !room.seat {
-            self.flying.common_bytes += room.len;
+    /// Takes the memory of a piece, as found by [`Self::room`].
+    pub(super) fn take_window(&mut self, window: &mut Window, room: BufRange) {
+        window.occupy(room);
+        self.flying.bytes += u64::from(room.len);
+        if window.is_common(room) {
+            self.flying.common_bytes += u64::from(room.len);
         }
         self.tell_in_flight();
-        Some(buf)
     }
 
     /// Gives the memory of a piece back.
@@ -132,16 +119,14 @@ mod tests {
         let (mut held, mut mine) = (Vec::new(), 0);
         while let Some(room) = match mine {
             0 => first_room(window, seat, MIB, 512),
-            _ => (mine + MIB <= most_of_common(window, mine) && has_room(window, MIB))
-                .then_some(Room { len: MIB, seat: false }),
+            _ => more_room(window, mine, MIB),
         } {
-            let len = u32::try_from(room.len).unwrap();
-            if room.seat {
-                held.push(window.take_seat(seat, len).unwrap());
+            window.occupy(room);
+            held.push(room);
+            if !window.is_common(room) {
                 break;
             }
-            held.push(window.take(len).unwrap());
-            mine += room.len;
+            mine += u64::from(room.len);
         }
         held
     }
@@ -170,9 +155,10 @@ mod tests {
     #[test]
     fn small_requests_are_many() {
         let mut w = window();
-        assert_eq!(first_room(&w, 0, 4096, 512), Some(Room { len: 4096, seat: false }));
+        let room = |w: &Window| first_room(w, 0, 4096, 512).map(|room| (room.len, w.is_common(room)));
+        assert_eq!(room(&w), Some((4096, true)));
         while w.take(1 << 20).is_some() {}
-        assert_eq!(first_room(&w, 0, 4096, 512), Some(Room { len: 4096, seat: true }));
+        assert_eq!(room(&w), Some((4096, false)));
     }
 
     /// Where requests that never come back lie all over the window, there is no large room; a job that waited for one
@@ -184,7 +170,8 @@ mod tests {
         for pair in all.chunks(2) {
             w.give_back(pair[0]);
         }
-        assert_eq!(first_room(&w, 0, MIB, 512), Some(Room { len: 64 * KIB, seat: false }));
+        let room = first_room(&w, 0, MIB, 512).unwrap();
+        assert_eq!((u64::from(room.len), w.is_common(room)), (64 * KIB, true));
     }
 
     /// Jobs at work together: what one holds more than its share comes back with its requests, and each gets the same.
@@ -202,8 +189,9 @@ mod tests {
                     *held = fill(&mut w, seat);
                     continue;
                 }
-                while mine + MIB <= most_of_common(&w, mine) && has_room(&w, MIB) {
-                    held.push(w.take(1 << 20).unwrap());
+                while let Some(room) = more_room(&w, mine, MIB) {
+                    w.occupy(room);
+                    held.push(room);
                     mine += MIB;
                 }
             }

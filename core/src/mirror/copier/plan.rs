@@ -282,12 +282,12 @@ impl Copier {
         }
         let longest = self.share.request_bytes().min(self.most_at_once_bytes());
         let wanted = whole.prefix(longest.min(self.granted_bytes(now_ns)));
-        let Some(room) = self.room(window, wanted.len()) else {
+        let Some(buf) = self.room(window, wanted.len()) else {
             return Err(self.wait_for_others(now_ns));
         };
-        let range = wanted.prefix(room.len);
+        let range = wanted.prefix(buf.len.into());
         self.set_out(range.len(), true, now_ns)?;
-        let Some(buf) = self.take_window(window, room) else { return Err(Step::Wait(None)) };
+        self.take_window(window, buf);
         self.add_piece(Piece { run, range, buf, phase: Phase::Read { done: 0 }, tries: 0 });
         self.advance(range.end());
         Ok(())
