@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use blkmirror_testkit::{GIB, KIB, MIB, ScratchDir};
 use blkmirror_tests::{copy, copy_json, start};
 
-/// A worker's window, and what it has to spare for other jobs.
-const WINDOW: u64 = 20 * MIB;
-/// What a copy may take beside the windows.
+/// A worker's window.
+const WINDOW: u64 = 16 * MIB;
+/// What a copy may take beside the windows, what workers have to spare for other jobs included.
 const BESIDE: u64 = 24 * MIB;
 /// The claims of 1 TiB in chunks of 4 KiB, one bit each. A hole is claimed as data is, so all of them are used in the end.
 const FINE_CLAIMS: u64 = 32 * MIB;
