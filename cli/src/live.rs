@@ -75,7 +75,7 @@ pub(crate) fn run(
         move |_| QueueDisk::open(&drive, depth)
     };
     let load = Load::start(course.plan, Some(&ledger), open)?;
-    let mut run = Run { course, interrupts, report, tell, load, missed: (0, Duration::ZERO) };
+    let mut run = Run { course, interrupts, report, tell, load, missed: Vec::new() };
     run.phases(&engine, &drive, target)?;
     let Run { load, .. } = run;
     load.stop()?;
@@ -94,8 +94,8 @@ struct Run<'r> {
     tell: &'r mut dyn FnMut(&PhaseReport) -> Outcome<()>,
     /// The writers.
     load: Load,
-    /// Switch-overs that did not fit, and the longest time that one of them held the writers.
-    missed: (u32, Duration),
+    /// For how long each switch-over that did not fit held the writers.
+    missed: Vec<Duration>,
 }
 
 impl Run<'_> {
@@ -128,8 +128,8 @@ impl Run<'_> {
         let copied = copied_since(job);
         let mode = name(job.query().copy_mode);
         // A job that turned from one to the other by itself has both in this row.
-        let in_the_end = if begun_in == mode { "" } else { "then " };
-        self.phase(&format!("copying, {in_the_end}{mode}"), copied)?;
+        let turned = if begun_in == mode { "" } else { "then " };
+        self.phase(&format!("copying, {turned}{mode}"), copied)?;
         self.watch(job, self.course.time)?;
         let copied = copied_since(job);
         let mode = name(job.query().copy_mode);
@@ -243,8 +243,7 @@ impl Run<'_> {
             match event.what {
                 EventKind::Escalated { .. } => self.report.escalated = true,
                 EventKind::SwitchOverMissed { held_ns, .. } => {
-                    self.missed.0 += 1;
-                    self.missed.1 = self.missed.1.max(Duration::from_nanos(held_ns));
+                    self.missed.push(Duration::from_nanos(held_ns));
                 }
                 _ => {}
             }
@@ -253,11 +252,10 @@ impl Run<'_> {
 
     /// Takes down how the job ended.
     fn take_outcome(&mut self, outcome: JobOutcome) -> Outcome<()> {
-        if let ((missed, held), Some(most)) = (self.missed, self.course.options.max_pause)
-            && missed > 0
-        {
+        if let (Some(longest), Some(most)) = (self.missed.iter().max(), self.course.options.max_pause) {
             self.report.notes.push(format!(
-                "{missed} switch-overs were given up, after {held:.1?} at most, and tried again: a pause may last {most:.1?}"
+                "switch-overs given up and tried again: {}, after {longest:.1?} at most, since a pause may last {most:.1?}",
+                self.missed.len()
             ));
         }
         self.report.bytes_copied = outcome.progress.copied_bytes;
