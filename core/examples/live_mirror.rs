@@ -4,9 +4,9 @@
 //! cargo run --release -p blkmirror-core --example live_mirror -- SOURCE TARGET
 //! ```
 //!
-//! SOURCE and TARGET are existing files or block devices, TARGET at least as large (`truncate -s 64M target`); the guest in here overwrites blocks of SOURCE, and TARGET is
-//! overwritten as a whole. This is all that a host has to do: open the disk, make a drive, send guest I/O through a queue per
-//! thread, start a job, wait until it is ready, complete it.
+//! SOURCE and TARGET are existing files or block devices, TARGET at least as large (`truncate -s 64M target`); the guest in
+//! here overwrites blocks of SOURCE, and TARGET is overwritten as a whole. This is all that a host has to do: open the disk,
+//! make a drive, send guest I/O through a queue per thread, start a job, wait until it is ready, complete it.
 #![forbid(unsafe_code)]
 
 use std::path::Path;

@@ -187,9 +187,9 @@ impl Engine {
     /// [`Busy`](ErrorKind::Busy) when a job runs on the drive;
     /// [`QueueFull`](ErrorKind::QueueFull) when the engine carries [`Engine::MAX_JOBS`] jobs. The target is untouched then.
     ///
-    /// Each worker opens both devices once more, so a job takes two file descriptors per worker. That happens on the caller's thread and
-    /// blocks for as long as the devices' file systems do, so do not call it from an event loop. A refused target is closed;
-    /// [`Self::check`] first if that matters.
+    /// Each worker opens both devices once more, so a job takes two file descriptors per worker. That happens on the caller's
+    /// thread and blocks for as long as the devices' file systems do, so do not call it from an event loop. A refused target is
+    /// closed; [`Self::check`] first if that matters.
     #[allow(
         clippy::needless_pass_by_value,
         reason = "a job may come to keep its options; callers shall not notice"

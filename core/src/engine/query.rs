@@ -29,9 +29,10 @@ pub struct JobInfo {
     pub eta: Option<Duration>,
     /// How long a switch-over begun now would hold guest requests; `None` = not known yet.
     pub predicted_pause: Option<Duration>,
-    /// Whether that fits into `max_pause`, with the quarter that the job keeps in reserve. A forecast, and no permission: `complete`
-    /// also needs a job that is ready, and waits for up to 2 s after a switch-over that was missed. Not while the job is held, before the first pass has taken up every chunk, or while something failed and is to be tried
-    /// again. Without a `max_pause` any pause fits.
+    /// Whether that fits into `max_pause`, with the quarter that the job keeps in reserve. A forecast, and no permission:
+    /// `complete` also needs a job that is ready, and waits for up to 2 s after a switch-over that was missed. Not while the
+    /// job is held, before the first pass has taken up every chunk, or while something failed and is to be tried again. Without
+    /// a `max_pause` any pause fits.
     pub fits_now: bool,
     /// The speed limit; 0 = none.
     pub speed_bytes_per_s: u64,
@@ -56,9 +57,9 @@ pub struct JobInfo {
 impl Job {
     /// Where the job stands and what it has done.
     ///
-    /// State and bytes are of this moment. Rates, `eta`, `predicted_pause` and so `fits_now` are from when the job took stock last: at most some
-    /// 10 ms ago while there is anything to copy, at most half a second once nothing has turned dirty for a tenth of one. They
-    /// change with the first write that comes then.
+    /// State and bytes are of this moment. Rates, `eta`, `predicted_pause` and so `fits_now` are from when the job took stock
+    /// last: at most some 10 ms ago while there is anything to copy, at most half a second once nothing has turned dirty for a
+    /// tenth of one. They change with the first write that comes then.
     #[must_use]
     pub fn query(&self) -> JobInfo {
         let share = &self.core().share;

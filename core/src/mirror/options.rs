@@ -141,11 +141,12 @@ pub struct MirrorOptions {
     pub auto_finalize: bool,
     /// What happens when everything is copied.
     pub on_copied: OnCopied,
-    /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs: nobody else
-    /// may set or clear bits, and another job that is given it is refused as busy, until every worker has let go of this one
-    /// ([`Job::wait_for`](crate::engine::Job::wait_for) waits for that for 250 ms; while requests hang it stays in use). At the job's end it says what is not copied; guest writes
-    /// that end after that are not in it, so use it for the next job only if no guest request was under way from before the end of
-    /// one to the start of the other, or mark yourself what they wrote. Its granularity is the job's.
+    /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs: nobody
+    /// else may set or clear bits, and another job that is given it is refused as busy, until every worker has let go of this
+    /// one ([`Job::wait_for`](crate::engine::Job::wait_for) waits for that for 250 ms; while requests hang it stays in use). At
+    /// the job's end it says what is not copied; guest writes that end after that are not in it, so use it for the next job
+    /// only if no guest request was under way from before the end of one to the start of the other, or mark yourself what they
+    /// wrote. Its granularity is the job's.
     pub bitmap: Option<Arc<DirtyBitmap>>,
 }
 

@@ -47,8 +47,9 @@ pub enum JobStatus {
     Paused,
     /// A switch-over is possible: when the job came to this state, the forecast of its pause fitted into `max_pause` (with
     /// `strict_ready`: nothing was dirty), and the target had been flushed. It stays ready when guests write more afterwards;
-    /// whether a switch-over fits at this moment is what `JobInfo::fits_now` and `predicted_pause` are for. With a `max_pause` of `None` any
-    /// pause fits, so a job is ready as soon as its first pass has taken up every chunk, however much is dirty then.
+    /// whether a switch-over fits at this moment is what `JobInfo::fits_now` and `predicted_pause` are for. With a `max_pause`
+    /// of `None` any pause fits, so a job is ready as soon as its first pass has taken up every chunk, however much is dirty
+    /// then.
     Ready,
     /// Paused or stopped after it was ready.
     Standby,

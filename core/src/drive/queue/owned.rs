@@ -98,8 +98,8 @@ impl Queue {
     ///
     /// # Errors
     /// Not accepted, and there will be no completion: offset, or the length of any segment of `buffer`, not a multiple of
-    /// [`Drive::align_bytes`]; the address of a segment not a multiple of [`Drive::memory_align_bytes`]; past the drive's end; the queue is full;
-    /// another thread's queue; the ring could not be made.
+    /// [`Drive::align_bytes`]; the address of a segment not a multiple of [`Drive::memory_align_bytes`]; past the drive's end;
+    /// the queue is full; another thread's queue; the ring could not be made.
     pub fn read(
         &mut self,
         offset: u64,
