@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::recipe::Wanted;
 use super::simulation::{Live, Simulation, Wrong};
 use super::told;
-use super::watch::FORCE_NS;
 use crate::engine::crew::Crew;
 use crate::engine::{Outcome, TargetState};
 use crate::error::ErrorKind;
@@ -30,9 +29,6 @@ impl Simulation {
                 "pivoted: {}, the drive on the target: {moved}",
                 outcome.pivoted
             )));
-        }
-        if self.host.forced_ns.is_some_and(|at_ns| now_ns > at_ns + FORCE_NS) {
-            return Err(Wrong::new("a force cancel took more than a second"));
         }
         self.story.active_bytes += outcome.progress.active_bytes;
         self.check_outcome(&outcome)?;

@@ -14,7 +14,7 @@ use crate::units::{ByteRange, Chunk, ChunkRange, bytes_u64, bytes_usize};
 /// A pause may be so much longer than it was asked for.
 const PAUSE_SLACK_NS: u64 = 500_000;
 /// A job that is cancelled by force is over after this.
-pub(super) const FORCE_NS: u64 = 1_000 * MS;
+const FORCE_NS: u64 = 1_000 * MS;
 /// When nothing is broken any more, a job that is to end is over after this.
 const END_NS: u64 = 60_000 * MS;
 /// A guest request is over after this, unless its disk does not answer.
@@ -69,11 +69,11 @@ impl Simulation {
             self.watch.was_sealed = true;
             self.check_sealed()?;
         }
+        if self.host.forced_ns.is_some_and(|at_ns| now_ns > at_ns + FORCE_NS) {
+            return Err(Wrong::new("a job that was cancelled by force was not over within a second"));
+        }
         if status.is_over() {
             return self.job_is_over(now_ns);
-        }
-        if self.host.forced_ns.is_some_and(|at_ns| now_ns > at_ns + FORCE_NS) {
-            return Err(Wrong::new("a job that was cancelled by force is not over after a second"));
         }
         if self.host.mended.is_some_and(|at_ns| now_ns > at_ns + END_NS) {
             return Err(Wrong::new(format!(
