@@ -178,8 +178,15 @@ impl Begun {
     /// The job stops, guests go on, and it goes on when it is resumed.
     #[track_caller]
     fn stops(&self) {
-        let stopped = if self.trouble.after_ready { JobStatus::Standby } else { JobStatus::Paused };
-        until_status(&self.job, stopped);
+        // What is left fits into the pause once the speed limit is gone, so a job may become ready before it meets the fault.
+        until("it stops", || match self.job.status() {
+            JobStatus::Standby => true,
+            JobStatus::Paused => !self.trouble.after_ready,
+            status => {
+                assert!(!status.is_over(), "{:?}: {:?}", self.trouble, self.job.query());
+                false
+            }
+        });
         assert_eq!(self.job.query().io_status, self.trouble.io_status(), "{:?}", self.trouble);
         assert!(!self.told_ns().is_empty(), "{:?}", self.trouble);
         self.guests.go_on(10);

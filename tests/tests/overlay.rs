@@ -9,11 +9,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use blkmirror_testkit::{KIB, MIB, ScratchDir, fill, needs};
+use blkmirror_testkit::{KIB, MIB, ScratchDir, StorageDaemon, fill, needs};
 use blkmirror_tests::{Ended, copy_json};
 use serde_json::Value;
 
@@ -182,37 +180,30 @@ struct Exports {
     /// Where the files are.
     dir: PathBuf,
     /// Who shows them.
-    daemon: Child,
+    _daemon: StorageDaemon,
 }
 
 impl Exports {
     /// Shows each image under its name; `source` cannot be written.
     fn start(dir: &ScratchDir, images: &[(&str, &Path)]) -> Self {
-        let ready = dir.join("daemon.pid");
-        let mut command = Command::new("qemu-storage-daemon");
-        command.arg("--pidfile").arg(&ready);
+        let (mut arguments, mut shown) = (Vec::new(), Vec::new());
         for &(name, image) in images {
             let raw = dir.join(&format!("{name}.raw"));
             fs::write(&raw, "").unwrap();
             let read_only = if name == "source" { "on" } else { "off" };
             let writable = if name == "source" { "off" } else { "on" };
-            command.args([
-                "--blockdev",
-                &format!("file,node-name={name}-file,filename={},read-only={read_only}", image.display()),
-                "--blockdev",
-                &format!("qcow2,node-name={name},file={name}-file,read-only={read_only}"),
-                "--export",
-                &format!("fuse,id={name},node-name={name},mountpoint={},writable={writable}", raw.display()),
+            arguments.extend([
+                "--blockdev".to_owned(),
+                format!("file,node-name={name}-file,filename={},read-only={read_only}", image.display()),
+                "--blockdev".to_owned(),
+                format!("qcow2,node-name={name},file={name}-file,read-only={read_only}"),
+                "--export".to_owned(),
+                format!("fuse,id={name},node-name={name},mountpoint={},writable={writable}", raw.display()),
             ]);
+            shown.push(raw);
         }
-        let this = Self { dir: dir.path().to_owned(), daemon: command.spawn().unwrap() };
-        let end = Instant::now() + Duration::from_secs(10);
-        // The daemon says its process id when everything is exported.
-        while !fs::read_to_string(&ready).is_ok_and(|text| text.ends_with('\n')) {
-            assert!(Instant::now() < end, "qemu-storage-daemon does not get ready");
-            thread::sleep(Duration::from_millis(2));
-        }
-        this
+        let daemon = StorageDaemon::start(&arguments, &dir.join("daemon.pid"), shown).unwrap();
+        Self { dir: dir.path().to_owned(), _daemon: daemon }
     }
 
     /// The raw file `name`.
@@ -223,10 +214,7 @@ impl Exports {
 
 impl Drop for Exports {
     fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.daemon.id()).unwrap());
-        // Asked politely, it writes back what it holds and takes its files away.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let _ = self.daemon.wait();
+        // The next ones in this directory must not be taken for ready by it.
         let _ = fs::remove_file(self.dir.join("daemon.pid"));
     }
 }

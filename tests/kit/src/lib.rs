@@ -13,11 +13,13 @@ pub mod fill;
 pub mod need;
 pub mod run;
 pub mod scratch;
+pub mod storage_daemon;
 
 pub use compare::{Difference, equal, first_difference};
 pub use faultdisk::FaultDisk;
 pub use need::Requirement;
 pub use scratch::{Ext4OnLoop, LoopDevice, LoopOptions, ScratchDir};
+pub use storage_daemon::StorageDaemon;
 
 /// 1 KiB in bytes.
 pub const KIB: u64 = 1 << 10;

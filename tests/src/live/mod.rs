@@ -8,6 +8,7 @@
 //! | `scene` | a disk, its target, an engine and a job, with the waits that a test needs |
 //! | `soon` | how soon something is over, by time that the machine gave us |
 //! | `served` | a disk that `qemu-storage-daemon` serves, with faults at chosen times, or with latency |
+//! | `watchdog` | ends a test that hangs, and tells where |
 #![forbid(unsafe_code)]
 
 mod guest;
@@ -16,6 +17,7 @@ mod queued;
 mod scene;
 mod served;
 mod soon;
+mod watchdog;
 
 pub use guest::{GuestPlan, Guests};
 pub use history::{History, Kind, SECTOR_BYTES, Write};

@@ -17,6 +17,7 @@ use blkmirror_testkit::{FaultDisk, LoopDevice, LoopOptions, ScratchDir};
 use super::guest::{GuestPlan, Guests};
 use super::history::History;
 use super::served::Served;
+use super::watchdog::Watchdog;
 
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -157,6 +158,8 @@ pub struct Scene {
     pub source: Place,
     /// Where it is mirrored to.
     pub target: Place,
+    /// Dropped last, so that it sees everything else end.
+    _watchdog: Watchdog,
 }
 
 impl Scene {
@@ -175,6 +178,7 @@ impl Scene {
     /// When something cannot be made.
     #[must_use]
     pub fn between(len_bytes: u64, source: Place, target: Place) -> Self {
+        let watchdog = Watchdog::new();
         History::fill(&source.content, len_bytes);
         let engine = Engine::start(EngineOptions::default()).unwrap();
         let disk = Device::open_disk(&source.path).unwrap();
@@ -183,7 +187,16 @@ impl Scene {
         let drive = Drive::with_align_bytes(disk, align_bytes).unwrap();
         let faulty = [&source, &target].into_iter().filter_map(|place| place.faulty.as_ref());
         let healer = Healer(faulty.map(|disk| disk.control().clone()).collect());
-        Self { _healer: healer, engine, drive, history: Arc::default(), len_bytes, source, target }
+        Self {
+            _healer: healer,
+            engine,
+            drive,
+            history: Arc::default(),
+            len_bytes,
+            source,
+            target,
+            _watchdog: watchdog,
+        }
     }
 
     /// The longest pause of [`Self::options`].

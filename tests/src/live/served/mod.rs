@@ -19,11 +19,9 @@ mod one_by_one;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use blkmirror_testkit::ScratchDir;
+use blkmirror_testkit::{ScratchDir, StorageDaemon};
 
 use monitor::Monitor;
 
@@ -48,7 +46,7 @@ pub struct Served {
     /// The file behind it.
     content: PathBuf,
     /// The server.
-    daemon: Child,
+    _daemon: StorageDaemon,
     /// Holds the files.
     dir: ScratchDir,
 }
@@ -102,29 +100,23 @@ impl Served {
     /// Starts the daemon with these nodes, of which it exports the one called `top`.
     fn serve(dir: ScratchDir, content: PathBuf, nodes: &[String]) -> Self {
         let path = dir.sparse_file("disk", 0).unwrap();
-        let mut command = Command::new("qemu-storage-daemon");
-        command.arg("--pidfile").arg(dir.join("pid"));
-        command
-            .arg("--chardev")
-            .arg(format!("socket,id=monitor,path={},server=on,wait=off", dir.join("monitor").display()));
-        command.args(["--monitor", "chardev=monitor"]);
+        let socket = dir.join("monitor");
+        let mut arguments = vec![
+            "--chardev".to_owned(),
+            format!("socket,id=monitor,path={},server=on,wait=off", socket.display()),
+            "--monitor".to_owned(),
+            "chardev=monitor".to_owned(),
+        ];
         for node in nodes {
-            command.args(["--blockdev", node]);
+            arguments.extend(["--blockdev".to_owned(), node.clone()]);
         }
-        command
-            .arg("--export")
-            .arg(format!("type=fuse,id=disk,node-name=top,mountpoint={},writable=on", path.display()));
-        let this = Self { path, content, daemon: command.spawn().unwrap(), dir };
-        let end = Instant::now() + Duration::from_secs(10);
-        // The daemon says its process id when everything is exported.
-        while !fs::read_to_string(this.dir.join("pid")).is_ok_and(|text| text.ends_with('\n')) {
-            assert!(Instant::now() < end, "qemu-storage-daemon does not get ready");
-            thread::sleep(Duration::from_millis(2));
-        }
+        let export = format!("type=fuse,id=disk,node-name=top,mountpoint={},writable=on", path.display());
+        arguments.extend(["--export".to_owned(), export]);
+        let daemon = StorageDaemon::start(&arguments, &dir.join("pid"), vec![path.clone()]).unwrap();
         if blkmirror_testkit::Requirement::Root.is_met() {
-            one_by_one::ask(&this.path, &this.dir.join("control")).unwrap();
+            one_by_one::ask(&path, &dir.join("control")).unwrap();
         }
-        this
+        Self { path, content, _daemon: daemon, dir }
     }
 
     /// The served file.
@@ -180,15 +172,4 @@ fn rules_of(faults: &[Inject]) -> String {
         }
     }
     text
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.daemon.id()).unwrap_or(0));
-        // Asked politely, it takes its files away.
-        if pid.as_raw() > 0 {
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        }
-        let _ = self.daemon.wait();
-    }
 }
