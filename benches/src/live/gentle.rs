@@ -24,6 +24,9 @@ use crate::targets::Bound;
 
 /// What is measured at most.
 const MOST: Duration = Duration::from_secs(3);
+/// What is measured at full speed. A backlog grows with time, so a job and the plain loop are watched for as long as each other; a
+/// first pass takes longer than this.
+const FULL_SPEED: Duration = Duration::from_millis(1500);
 /// The budget: so many times the baseline.
 const BUDGET: f64 = 1.5;
 
@@ -124,11 +127,13 @@ fn run(disks: &Disks, engine: &Engine, calm: &mut Calm, beside: Beside, rate: u6
     };
     let sample = match beside {
         Beside::Nothing => Sample::new(&guest.watch(MOST), 0, MOST),
-        Beside::Gentle => with_job(disks, engine, &drive, &guest, budget(LatencyBudget::Baseline(BUDGET)))?,
-        Beside::FullSpeed => with_job(disks, engine, &drive, &guest, budget(LatencyBudget::Off))?,
+        Beside::Gentle => {
+            with_job(disks, engine, &drive, &guest, budget(LatencyBudget::Baseline(BUDGET)), MOST)?
+        }
+        Beside::FullSpeed => with_job(disks, engine, &drive, &guest, budget(LatencyBudget::Off), FULL_SPEED)?,
         Beside::PlainLoop => {
             let copy = PlainCopy::start(disks.source_to_read()?, disks.target()?)?;
-            let seen = guest.watch(MOST / 2);
+            let seen = guest.watch(FULL_SPEED);
             let (bytes, time) = copy.stop()?;
             Sample::new(&seen, bytes, time)
         }
@@ -137,19 +142,20 @@ fn run(disks: &Disks, engine: &Engine, calm: &mut Calm, beside: Beside, rate: u6
     Ok(sample)
 }
 
-/// The first pass of a job, or as much of it as there is time for.
+/// The first pass of a job, or as much of it as there is time for: `most`.
 fn with_job(
     disks: &Disks,
     engine: &Engine,
     drive: &blkmirror_core::drive::Drive,
     guest: &Load,
     options: MirrorOptions,
+    most: Duration,
 ) -> Result<Sample> {
     let job = engine.mirror(drive, disks.target()?, options).context(|| "job")?;
     guest.cut();
     let start = Instant::now();
     let mut info = job.query();
-    while start.elapsed() < MOST && stage::first_pass_bytes(&info.progress) < disks.bytes {
+    while start.elapsed() < most && stage::first_pass_bytes(&info.progress) < disks.bytes {
         std::thread::sleep(TICK);
         info = job.query();
     }

@@ -11,10 +11,13 @@
 //! - Few enough: up by one, or by two when there was next to none.
 //! - A guest that sends nothing (`activity`) has no latency: full speed. When it comes back, the last pace that it had is
 //!   where it goes on; that is why it is kept.
-//! - The baseline (`baseline`) is what the guest has while the copiers hold still in a probe: before the first copy if
-//!   the guest is at work then, and every 10 s, because loads change; earlier when the request rate has changed or the
-//!   slowest pace still is too fast. What the drive saw long before the job would be no better: a guest's first seconds
+//! - The baseline (`baseline`) is what the guest has while the copiers hold still in a probe (`probe`): before the first copy if
+//!   the guest is at work then, and every 10 s, because loads change; earlier when the request rate has changed, when a
+//!   pace is much too fast, or when the slowest still is. What the drive saw long before the job would be no better: a guest's first seconds
 //!   are unlike the rest.
+//! - A machine that stalls its guest, copies or not, puts requests over the budget that no pace can help. How many those
+//!   are is seen while the copiers hold still, and so many more are allowed; where they are more than a few, the
+//!   copiers look by a glance twice a second, as no single moment says much about stalls.
 //! - A budget that the guest misses by itself cannot be kept by any pace. Then a quarter more than the baseline holds.
 #![forbid(unsafe_code)]
 
@@ -25,6 +28,7 @@ mod guest;
 mod ladder;
 #[cfg(test)]
 mod model;
+mod probe;
 #[cfg(test)]
 mod tests;
 
@@ -33,9 +37,10 @@ pub use guest::GuestLatency;
 use super::estimate::{to_f64, to_u64};
 use super::pace::Pace;
 use activity::{Activity, Load};
-use baseline::{Baseline, Probe, Settling};
+use baseline::Baseline;
 use evidence::{Evidence, Finding};
 use ladder::Rung;
+use probe::{Probe, Purpose, Settling};
 
 /// Time between probes while the guest is at work and the copiers are held back.
 const PROBE_EVERY_NS: u64 = 10_000_000_000;
@@ -43,6 +48,10 @@ const PROBE_EVERY_NS: u64 = 10_000_000_000;
 const PROBE_POOR_NS: u64 = 3_000_000_000;
 /// The least time between probes that something calls for.
 const PROBE_SOON_NS: u64 = 1_000_000_000;
+/// The same in noise, while the machine stalls so often that the copiers cannot tell what comes from them.
+const GLANCE_EVERY_NS: u64 = 400_000_000;
+/// With a larger share of the requests over the limit it may not come from the copiers.
+const DOUBT_SHARE: f64 = 0.04;
 /// How long a rung that failed is not tried again, the first time.
 const RETRY_NS: u64 = 500_000_000;
 /// How long at most.
@@ -96,8 +105,8 @@ struct Ceiling {
 enum Wanted {
     /// The guest's load changed.
     OtherLoad,
-    /// The slowest pace is too fast, so the baseline may be wrong.
-    Bottom,
+    /// The pace is much too fast, or the slowest is too fast, so the baseline may be wrong or the machine noisy.
+    Doubt,
     /// The last probe found another baseline; one probe may be odd.
     Again,
 }
@@ -125,8 +134,10 @@ pub struct Pacer {
     ceiling: Option<Ceiling>,
     /// The probe that runs.
     probe: Option<Probe>,
-    /// When the last one ended.
+    /// When the last one for the baseline ended.
     probed_ns: Option<u64>,
+    /// When the last one of any kind ended.
+    looked_ns: u64,
     /// The least time until the next one that something calls for.
     probe_soon_ns: u64,
     /// What calls for one.
@@ -149,6 +160,7 @@ impl Pacer {
             ceiling: None,
             probe: None,
             probed_ns: None,
+            looked_ns: 0,
             probe_soon_ns: PROBE_SOON_NS,
             wanted: None,
         }
@@ -172,16 +184,15 @@ impl Pacer {
             self.settle(now_ns);
         }
         if let Some(probe) = &mut self.probe {
-            let Some(seen) = probe.tick(now_ns, guest, copying_bytes) else { return Pace::HOLD };
-            self.probed(now_ns, &seen);
+            if !probe.tick(now_ns, guest, copying_bytes) {
+                return Pace::HOLD;
+            }
+            self.probed(now_ns);
         } else if self.load.changed(now_ns, guest.count()) && matches!(self.budget, Budget::Baseline(_)) {
             self.wanted = Some(Wanted::OtherLoad);
         }
-        if self.wants_probe(now_ns) {
-            self.probe = Some(Probe::new(
-                now_ns,
-                self.baseline.p99_ns().is_none() || self.wanted == Some(Wanted::OtherLoad),
-            ));
+        if let Some(purpose) = self.wants_probe(now_ns) {
+            self.probe = Some(Probe::new(now_ns, purpose));
             return Pace::HOLD;
         }
         self.weigh(now_ns, guest, copying_bytes);
@@ -207,36 +218,55 @@ impl Pacer {
     }
 
     /// Takes in what a probe saw.
-    fn probed(&mut self, now_ns: u64, seen: &GuestLatency) {
-        self.probe = None;
+    fn probed(&mut self, now_ns: u64) {
+        let Some(probe) = self.probe.take() else { return };
+        self.looked_ns = now_ns;
+        if probe.purpose == Purpose::Glance {
+            self.baseline.look(&probe.all());
+            // The pace is what it was before, and what was counted under it still counts.
+            self.settling = Some(Settling::new(now_ns).keeping());
+            return;
+        }
         self.probed_ns = Some(now_ns);
         self.load.measured();
         let wanted = self.wanted.take();
-        let is_other = self.baseline.learn(seen, wanted == Some(Wanted::OtherLoad));
+        let other_load = wanted == Some(Wanted::OtherLoad);
+        if other_load {
+            self.baseline.look_anew();
+        }
+        self.baseline.look(&probe.all());
+        let is_other = self.baseline.learn(&probe.steady(), other_load);
         if is_other {
             self.ceiling = None;
             self.probe_soon_ns = PROBE_SOON_NS;
-        } else if matches!(wanted, Some(Wanted::OtherLoad | Wanted::Bottom)) {
+        } else if matches!(wanted, Some(Wanted::OtherLoad | Wanted::Doubt)) {
             // Probes that find nothing new cost copying for nothing, so they become rarer.
             self.probe_soon_ns = (self.probe_soon_ns * 2).min(PROBE_EVERY_NS);
         }
-        if is_other || wanted == Some(Wanted::OtherLoad) {
+        if is_other || other_load {
             self.wanted = Some(Wanted::Again);
         }
         self.settle(now_ns);
     }
 
-    /// Whether it is time for a probe.
-    fn wants_probe(&self, now_ns: u64) -> bool {
+    /// Whether it is time for a probe, and for which.
+    fn wants_probe(&self, now_ns: u64) -> Option<Purpose> {
         if self.probe.is_some() {
-            return false;
+            return None;
         }
         let is_relative = matches!(self.budget, Budget::Baseline(_));
+        let is_first = self.baseline.p99_ns().is_none();
         let age_ns = self.probed_ns.map_or(u64::MAX, |then| now_ns.saturating_sub(then));
         let every_ns = if self.baseline.is_poor() { PROBE_POOR_NS } else { PROBE_EVERY_NS };
-        (is_relative && self.baseline.p99_ns().is_none())
-            || (is_relative && self.rung < Rung::TOP && age_ns >= every_ns)
+        if (is_relative && (is_first || (self.rung < Rung::TOP && age_ns >= every_ns)))
             || (self.wanted.is_some() && age_ns >= self.probe_soon_ns)
+        {
+            let is_new = is_first || self.wanted == Some(Wanted::OtherLoad);
+            return Some(if is_new { Purpose::First } else { Purpose::Probe });
+        }
+        let is_noisy = self.limit_ns().is_some_and(|limit_ns| self.baseline.is_noisy(limit_ns));
+        let looked_ns = now_ns.saturating_sub(self.looked_ns);
+        (is_noisy && self.rung < Rung::TOP && looked_ns >= GLANCE_EVERY_NS).then_some(Purpose::Glance)
     }
 
     /// Weighs the requests of a tick, and goes up or down.
@@ -255,8 +285,10 @@ impl Pacer {
 
     /// The rung failed: so large a share of the requests was over the limit.
     fn slow_down(&mut self, now_ns: u64, share: f64) {
+        // It may not come from us.
+        self.wanted =
+            self.wanted.or(Some(Wanted::Doubt)).filter(|_| share > DOUBT_SHARE || self.rung == Rung::BOTTOM);
         if self.rung == Rung::BOTTOM {
-            self.wanted = self.wanted.or(Some(Wanted::Bottom));
             self.evidence = Evidence::since(now_ns);
             return;
         }
@@ -304,8 +336,10 @@ impl Pacer {
     fn has_settled(&mut self, now_ns: u64, copying_bytes: u64) -> bool {
         let Some(settling) = &mut self.settling else { return true };
         if settling.is_over(now_ns, copying_bytes, self.rung.pace()) {
+            if !settling.keeps() {
+                self.evidence = Evidence::since(now_ns);
+            }
             self.settling = None;
-            self.evidence = Evidence::since(now_ns);
         }
         false
     }

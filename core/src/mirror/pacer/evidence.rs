@@ -28,6 +28,16 @@ const PLAIN_COUNT: f64 = 2000.0;
 const FAR_SHARE: f64 = 0.001;
 /// Requests needed to say so.
 const FAR_COUNT: f64 = 1000.0;
+/// In noise nothing is decided before this time,
+const NOISE_NS: u64 = 150_000_000;
+/// nor of fewer ticks than these.
+const NOISE_TICKS: f64 = 8.0;
+/// Sigmas, of bursts, that slowing down asks for in noise,
+const NOISE_SIGMAS: f64 = 2.0;
+/// but after this time the plain count decides.
+const NOISE_PLAIN_NS: u64 = 4_000_000_000;
+/// Sigmas that speeding up asks for in noise.
+const NOISE_ROOM_SIGMAS: f64 = 0.7;
 /// When more were counted than this, the old ones weigh half.
 const FORGET_COUNT: f64 = 100_000.0;
 
@@ -55,6 +65,10 @@ pub(super) struct Evidence {
     all_over: f64,
     /// The tick with the most over the limit: its requests, and how many were over.
     worst: (f64, f64),
+    /// Ticks with requests.
+    ticks: f64,
+    /// The squares of what was over the limit in each.
+    squares: f64,
 }
 
 impl Evidence {
@@ -66,13 +80,20 @@ impl Evidence {
     /// Counts a tick's requests.
     pub(super) fn count(&mut self, requests: u64, over: f64) {
         if self.requests > FORGET_COUNT {
-            for count in [&mut self.requests, &mut self.over, &mut self.all_over] {
+            for count in
+                [&mut self.requests, &mut self.over, &mut self.all_over, &mut self.ticks, &mut self.squares]
+            {
                 *count /= 2.0;
             }
             self.worst = (0.0, 0.0);
         }
+        if requests == 0 {
+            return;
+        }
         let requests = to_f64(requests);
         self.requests += requests;
+        self.ticks += 1.0;
+        self.squares += over * over;
         // Of a few requests one is more than that part, and has to count all the same.
         self.over += over.min((TICK_SHARE * requests).max(1.0));
         self.all_over += over;
@@ -91,8 +112,11 @@ impl Evidence {
         self.requests >= FAR_COUNT && self.over <= FAR_SHARE * self.requests
     }
 
-    /// What it proves, if so large a share is allowed.
+    /// What it proves, if so large a share is allowed. More than [`SHARE`] is where so many are over the limit without copying.
     pub(super) fn finding(&self, now_ns: u64, share: f64) -> Finding {
+        if share > SHARE {
+            return self.finding_in_noise(now_ns, share);
+        }
         let allowed = share * self.requests;
         let age_ns = self.age_ns(now_ns);
         let (others, others_over) = (self.requests - self.worst.0, self.all_over - self.worst.1);
@@ -102,6 +126,30 @@ impl Evidence {
         }
         let little = self.over <= ROOM * allowed && sigmas(self.over + 0.5, allowed) <= -ROOM_SIGMAS;
         if little && age_ns >= ROOM_NS { Finding::Room } else { Finding::Unclear }
+    }
+}
+
+impl Evidence {
+    /// The same where stalls that are not ours put whole bursts of requests over the limit. No stall is left out, for none was
+    /// left out of the share that is allowed; but a burst is one event, whatever it holds.
+    fn finding_in_noise(&self, now_ns: u64, share: f64) -> Finding {
+        let age_ns = self.age_ns(now_ns);
+        if age_ns < NOISE_NS || self.ticks < NOISE_TICKS {
+            return Finding::Unclear;
+        }
+        let sigmas = sigmas(self.all_over, share * self.requests) / self.burst().sqrt();
+        if sigmas >= NOISE_SIGMAS || (age_ns >= NOISE_PLAIN_NS && sigmas >= 0.0) {
+            return Finding::TooMuch(SHARE + self.all_over / self.requests - share);
+        }
+        if sigmas <= -NOISE_ROOM_SIGMAS { Finding::Room } else { Finding::Unclear }
+    }
+
+    /// How many requests go over the limit together: the variance of their number in a tick over its mean, which is one when
+    /// each goes by itself.
+    fn burst(&self) -> f64 {
+        let mean = self.all_over / self.ticks;
+        let variance = self.squares / self.ticks - mean * mean;
+        (variance / mean.max(f64::MIN_POSITIVE)).max(1.0)
     }
 }
 

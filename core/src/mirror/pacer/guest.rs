@@ -114,6 +114,14 @@ fn edge(bucket: usize) -> f64 {
     to_f64(((SUBS + sub) << octave) << (FIRST_SHIFT - SUB_SHIFT))
 }
 
+/// So many requests between `from_us` and twice that.
+#[cfg(test)]
+pub(super) fn spread(from_us: u64, requests: u64) -> GuestLatency {
+    let mut latency = GuestLatency::new();
+    (0..requests).for_each(|n| latency.record(from_us * (1000 + 1000 * n / requests), 1));
+    latency
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
