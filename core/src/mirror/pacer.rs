@@ -12,12 +12,13 @@
 //! - A guest that sends nothing (`activity`) has no latency: full speed. When it comes back, the last pace that it had is
 //!   where it goes on; that is why it is kept.
 //! - The baseline (`baseline`) is what the guest has while the copiers hold still in a probe (`probe`): before the first copy if
-//!   the guest is at work then, and every 10 s, because loads change; earlier when the request rate has changed, when a
-//!   pace is much too fast, or when the slowest still is. What the drive saw long before the job would be no better: a guest's first seconds
+//!   the guest is at work then, and every 10 s, because loads change; earlier when the request rate has changed or the
+//!   slowest pace still is too fast. What the drive saw long before the job would be no better: a guest's first seconds
 //!   are unlike the rest.
 //! - A machine that stalls its guest, copies or not, puts requests over the budget that no pace can help. How many those
 //!   are is seen while the copiers hold still, and so many more are allowed; where they are more than a few, the
-//!   copiers look by a glance twice a second, as no single moment says much about stalls.
+//!   copiers look by a glance twice a second, as no single moment says much about stalls. A pace that was far too fast is left
+//!   at once; if the next glance shows that it was the machine, it comes back.
 //! - A budget that the guest misses by itself cannot be kept by any pace. Then a quarter more than the baseline holds.
 #![forbid(unsafe_code)]
 
@@ -105,8 +106,8 @@ struct Ceiling {
 enum Wanted {
     /// The guest's load changed.
     OtherLoad,
-    /// The pace is much too fast, or the slowest is too fast, so the baseline may be wrong or the machine noisy.
-    Doubt,
+    /// The slowest pace is too fast, so the baseline may be wrong.
+    Bottom,
     /// The last probe found another baseline; one probe may be odd.
     Again,
 }
@@ -142,6 +143,8 @@ pub struct Pacer {
     probe_soon_ns: u64,
     /// What calls for one.
     wanted: Option<Wanted>,
+    /// The rung that was left for what may be the machine's doing, until a glance tells.
+    doubted: Option<Rung>,
 }
 
 impl Pacer {
@@ -163,6 +166,7 @@ impl Pacer {
             looked_ns: 0,
             probe_soon_ns: PROBE_SOON_NS,
             wanted: None,
+            doubted: None,
         }
     }
 
@@ -222,9 +226,15 @@ impl Pacer {
         let Some(probe) = self.probe.take() else { return };
         self.looked_ns = now_ns;
         if probe.purpose == Purpose::Glance {
-            self.baseline.look(&probe.all());
+            self.baseline.look(&probe.all(), probe.purpose.glances());
             // The pace is what it was before, and what was counted under it still counts.
             self.settling = Some(Settling::new(now_ns).keeping());
+            let doubted = self.doubted.take().filter(|_| self.is_in_noise());
+            let rung = self.rung.max(doubted.unwrap_or(Rung::BOTTOM)).min(self.highest());
+            if rung != self.rung {
+                self.ceiling = None;
+                self.change(now_ns, rung);
+            }
             return;
         }
         self.probed_ns = Some(now_ns);
@@ -234,18 +244,19 @@ impl Pacer {
         if other_load {
             self.baseline.look_anew();
         }
-        self.baseline.look(&probe.all());
+        self.baseline.look(&probe.all(), probe.purpose.glances());
         let is_other = self.baseline.learn(&probe.steady(), other_load);
         if is_other {
             self.ceiling = None;
             self.probe_soon_ns = PROBE_SOON_NS;
-        } else if matches!(wanted, Some(Wanted::OtherLoad | Wanted::Doubt)) {
+        } else if matches!(wanted, Some(Wanted::OtherLoad | Wanted::Bottom)) {
             // Probes that find nothing new cost copying for nothing, so they become rarer.
             self.probe_soon_ns = (self.probe_soon_ns * 2).min(PROBE_EVERY_NS);
         }
         if is_other || other_load {
             self.wanted = Some(Wanted::Again);
         }
+        self.rung = self.rung.min(self.highest());
         self.settle(now_ns);
     }
 
@@ -264,9 +275,19 @@ impl Pacer {
             let is_new = is_first || self.wanted == Some(Wanted::OtherLoad);
             return Some(if is_new { Purpose::First } else { Purpose::Probe });
         }
-        let is_noisy = self.limit_ns().is_some_and(|limit_ns| self.baseline.is_noisy(limit_ns));
         let looked_ns = now_ns.saturating_sub(self.looked_ns);
-        (is_noisy && self.rung < Rung::TOP && looked_ns >= GLANCE_EVERY_NS).then_some(Purpose::Glance)
+        let wants_glance = self.doubted.is_some() || (self.is_in_noise() && self.rung < Rung::TOP);
+        (wants_glance && looked_ns >= GLANCE_EVERY_NS).then_some(Purpose::Glance)
+    }
+
+    /// Whether the machine stalls so often that the copiers cannot tell what comes from them.
+    fn is_in_noise(&self) -> bool {
+        self.limit_ns().is_some_and(|limit_ns| self.baseline.is_noisy(limit_ns))
+    }
+
+    /// No rung above this: where it does not show what a pace does to the guest, none is tried that most guests would feel.
+    fn highest(&self) -> Rung {
+        if self.is_in_noise() { Rung::IN_NOISE } else { Rung::TOP }
     }
 
     /// Weighs the requests of a tick, and goes up or down.
@@ -276,7 +297,12 @@ impl Pacer {
             return;
         }
         self.evidence.count(guest.count(), guest.over(limit_ns));
-        match self.evidence.finding(now_ns, self.baseline.allowed_share(limit_ns)) {
+        let share = self.baseline.allowed_share(limit_ns);
+        let finding = match self.is_in_noise() {
+            true => self.evidence.finding_in_noise(now_ns, share, self.baseline.alone()),
+            false => self.evidence.finding(now_ns, share),
+        };
+        match finding {
             Finding::Unclear => {}
             Finding::TooMuch(share) => self.slow_down(now_ns, share),
             Finding::Room => self.speed_up(now_ns),
@@ -285,15 +311,18 @@ impl Pacer {
 
     /// The rung failed: so large a share of the requests was over the limit.
     fn slow_down(&mut self, now_ns: u64, share: f64) {
-        // It may not come from us.
-        self.wanted =
-            self.wanted.or(Some(Wanted::Doubt)).filter(|_| share > DOUBT_SHARE || self.rung == Rung::BOTTOM);
         if self.rung == Rung::BOTTOM {
+            self.wanted = self.wanted.or(Some(Wanted::Bottom));
             self.evidence = Evidence::since(now_ns);
             return;
         }
+        // It may be the machine, and not us. A glance tells.
+        if share > DOUBT_SHARE && !self.is_in_noise() {
+            self.doubted = self.doubted.max(Some(self.rung));
+        }
         let failed = self.rung;
-        let again = self.ceiling.filter(|c| c.rung == failed);
+        // In noise a rung may have failed by chance.
+        let again = self.ceiling.filter(|c| c.rung == failed && !self.is_in_noise());
         let wait_ns = again.map_or(RETRY_NS, |c| (c.wait_ns * 2).min(RETRY_MAX_NS));
         self.ceiling = Some(Ceiling { rung: failed, until_ns: now_ns.saturating_add(wait_ns), wait_ns });
         let rungs = match share {
@@ -307,6 +336,7 @@ impl Pacer {
 
     /// There is room: a faster rung, unless it failed lately.
     fn speed_up(&mut self, now_ns: u64) {
+        self.doubted = None;
         if self.ceiling.is_some_and(|c| self.rung >= c.rung) {
             self.ceiling = None;
         }
@@ -316,6 +346,7 @@ impl Pacer {
             Some(c) => next.min(c.rung),
             None => next,
         };
+        let next = next.min(self.highest());
         if next > self.rung {
             self.change(now_ns, next);
         }

@@ -22,8 +22,8 @@ const ADDED_SHARE: f64 = SHARE / 2.0;
 const NOISE_SHARE: f64 = 1.3;
 /// With more than this over the limit without copying there is noise.
 const NOISY_SHARE: f64 = 0.6 * SHARE;
-/// Of what was seen without copying, as much as so many looks brought counts for half at most.
-const LOOKS: u32 = 16;
+/// When as much was seen without copying as so many glances bring, it weighs half.
+const GLANCES: u32 = 12;
 
 /// The guest's latencies without copying; nothing is known at first.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,8 +34,8 @@ pub(super) struct Baseline {
     p99_ns: Option<u64>,
     /// All requests that ended while the copiers held still, the moments in which the machine stalled among them.
     alone: GuestLatency,
-    /// How often more was added to these since they were halved.
-    looks: u32,
+    /// How many glances' worth was added to these since they were halved.
+    glances: u32,
 }
 
 impl Baseline {
@@ -47,6 +47,11 @@ impl Baseline {
     /// The share of requests that may be over a limit: one in a hundred, or more if nearly as many are without copying.
     pub(super) fn allowed_share(&self, limit_ns: u64) -> f64 {
         SHARE.max(NOISE_SHARE * self.share_alone(limit_ns) + ADDED_SHARE)
+    }
+
+    /// How many requests that is known from.
+    pub(super) fn alone(&self) -> u64 {
+        self.alone.count()
     }
 
     /// Whether so many requests are over the limit without copying that the copiers cannot tell what comes from them.
@@ -64,11 +69,11 @@ impl Baseline {
         self.seen.count() < POOR_REQUESTS
     }
 
-    /// Takes in all that was seen while the copiers held still.
-    pub(super) fn look(&mut self, alone: &GuestLatency) {
-        self.looks += 1;
-        if self.looks > LOOKS {
-            self.looks = 0;
+    /// Takes in all that was seen while the copiers held still, for as long as so many glances.
+    pub(super) fn look(&mut self, alone: &GuestLatency, glances: u32) {
+        self.glances += glances;
+        if self.glances > GLANCES {
+            self.glances = 0;
             self.alone.halve();
         }
         self.alone.add(alone);
@@ -76,7 +81,7 @@ impl Baseline {
 
     /// Forgets what the guest's requests took without copying, under another load.
     pub(super) fn look_anew(&mut self) {
-        (self.alone, self.looks) = (GuestLatency::new(), 0);
+        (self.alone, self.glances) = (GuestLatency::new(), 0);
     }
 
     /// Takes in what a probe saw under the same load as before, or another; whether it is another baseline now.
@@ -137,15 +142,15 @@ mod tests {
     fn what_is_over_the_limit_without_copying_is_allowed_with_it() {
         let mut b = Baseline::default();
         let mut all = spread(100, 3000);
-        b.look(&all);
+        b.look(&all, 1);
         assert!(!b.is_noisy(220_000));
         assert!((b.allowed_share(220_000) - SHARE).abs() < 1e-9);
         all.add(&spread(5000, 300));
-        (0..100).for_each(|_| b.look(&all));
+        (0..100).for_each(|_| b.look(&all, 1));
         assert!(b.is_noisy(220_000));
         let allowed = b.allowed_share(220_000);
         assert!((0.09..0.14).contains(&allowed), "{allowed}");
-        (0..100).for_each(|_| b.look(&spread(100, 3000)));
+        (0..100).for_each(|_| b.look(&spread(100, 3000), 1));
         assert!(!b.is_noisy(220_000), "it forgets");
     }
 }

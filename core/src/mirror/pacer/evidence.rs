@@ -32,12 +32,12 @@ const FAR_COUNT: f64 = 1000.0;
 const NOISE_NS: u64 = 150_000_000;
 /// nor of fewer ticks than these.
 const NOISE_TICKS: f64 = 8.0;
-/// Sigmas, of bursts, that slowing down asks for in noise,
+/// Sigmas, of bursts, that slowing down asks for in noise.
 const NOISE_SIGMAS: f64 = 2.0;
-/// but after this time the plain count decides.
-const NOISE_PLAIN_NS: u64 = 4_000_000_000;
-/// Sigmas that speeding up asks for in noise.
+/// Sigmas that speeding up asks for in noise,
 const NOISE_ROOM_SIGMAS: f64 = 0.7;
+/// but after this time the plain count decides.
+const NOISE_PLAIN_NS: u64 = 500_000_000;
 /// When more were counted than this, the old ones weigh half.
 const FORGET_COUNT: f64 = 100_000.0;
 
@@ -112,11 +112,8 @@ impl Evidence {
         self.requests >= FAR_COUNT && self.over <= FAR_SHARE * self.requests
     }
 
-    /// What it proves, if so large a share is allowed. More than [`SHARE`] is where so many are over the limit without copying.
+    /// What it proves, if so large a share is allowed.
     pub(super) fn finding(&self, now_ns: u64, share: f64) -> Finding {
-        if share > SHARE {
-            return self.finding_in_noise(now_ns, share);
-        }
         let allowed = share * self.requests;
         let age_ns = self.age_ns(now_ns);
         let (others, others_over) = (self.requests - self.worst.0, self.all_over - self.worst.1);
@@ -131,17 +128,21 @@ impl Evidence {
 
 impl Evidence {
     /// The same where stalls that are not ours put whole bursts of requests over the limit. No stall is left out, for none was
-    /// left out of the share that is allowed; but a burst is one event, whatever it holds.
-    fn finding_in_noise(&self, now_ns: u64, share: f64) -> Finding {
+    /// left out of the share that is allowed; but a burst is one event, whatever it holds. That share is an estimate from
+    /// `alone` requests, and no better than these. The paces that are left to choose from in noise are ones that most guests do
+    /// not feel, so it goes on with the next where nothing speaks against it.
+    pub(super) fn finding_in_noise(&self, now_ns: u64, share: f64, alone: u64) -> Finding {
         let age_ns = self.age_ns(now_ns);
         if age_ns < NOISE_NS || self.ticks < NOISE_TICKS {
             return Finding::Unclear;
         }
-        let sigmas = sigmas(self.all_over, share * self.requests) / self.burst().sqrt();
-        if sigmas >= NOISE_SIGMAS || (age_ns >= NOISE_PLAIN_NS && sigmas >= 0.0) {
+        let uncertain = self.burst() * (1.0 + self.requests / to_f64(alone.max(1)));
+        let sigmas = sigmas(self.all_over, share * self.requests) / uncertain.sqrt();
+        if sigmas >= NOISE_SIGMAS {
             return Finding::TooMuch(SHARE + self.all_over / self.requests - share);
         }
-        if sigmas <= -NOISE_ROOM_SIGMAS { Finding::Room } else { Finding::Unclear }
+        let room = sigmas <= -NOISE_ROOM_SIGMAS || (age_ns >= NOISE_PLAIN_NS && sigmas <= 0.0);
+        if room { Finding::Room } else { Finding::Unclear }
     }
 
     /// How many requests go over the limit together: the variance of their number in a tick over its mean, which is one when
@@ -201,5 +202,21 @@ mod tests {
         assert!(matches!(finding(30_000, 310.0, 1000), Finding::TooMuch(_)));
         assert_eq!(finding(3000, 15.0, 100), Finding::Room);
         assert_eq!(finding(3000, 15.0, 40), Finding::Unclear, "too soon");
+    }
+    /// What a second of ticks proves in noise, every so many of which a stall puts 100 of 300 requests over the limit, if one in
+    /// ten is allowed.
+    fn in_noise(every: u32, alone: u64) -> Finding {
+        let mut e = Evidence::since(0);
+        (0..100).for_each(|tick| e.count(300, if tick % every == 0 { 100.0 } else { 0.0 }));
+        e.finding_in_noise(1_000_000_000, 0.1, alone)
+    }
+
+    #[test]
+    fn in_noise_a_burst_is_one_event() {
+        assert_eq!(in_noise(4, 100_000), Finding::Room, "as allowed, or a little less");
+        // A third more than allowed is 11 sigmas of single requests, but chance of bursts.
+        assert_eq!(in_noise(3, 100_000), Finding::Unclear, "a little more");
+        assert!(matches!(in_noise(1, 100_000), Finding::TooMuch(_)), "much more");
+        assert_eq!(in_noise(2, 1000), Finding::Unclear, "more, but than what?");
     }
 }

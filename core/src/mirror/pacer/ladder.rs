@@ -35,6 +35,9 @@ impl Rung {
     /// Where a job begins: one request of 192 KiB, which most guests hardly notice.
     pub(super) const FIRST: Self = Self(RESTS.len() + 2);
 
+    /// No faster while a machine's stalls hide what the copiers do: one request of 256 KiB.
+    pub(super) const IN_NOISE: Self = Self(RESTS.len() + 3);
+
     /// So many rungs higher.
     pub(super) fn up(self, rungs: usize) -> Self {
         Self((self.0 + rungs).min(Self::TOP.0))
@@ -74,6 +77,7 @@ mod tests {
         }
         assert_eq!(Rung::BOTTOM.pace(), Pace { rest_quarters: 28, ..Pace::SLOWEST });
         assert_eq!(Rung::FIRST.pace(), pace_of(192 * KIB));
+        assert_eq!(Rung::IN_NOISE.pace(), pace_of(256 * KIB));
         assert_eq!(
             (Rung::TOP.pace(), Rung::TOP.up(3), Rung::BOTTOM.down(3)),
             (Pace::FULL, Rung::TOP, Rung::BOTTOM)

@@ -74,7 +74,7 @@ pub(super) enum Purpose {
     First,
     /// A baseline.
     Probe,
-    /// Only what is over the limit without copying, in noise, where that must be known of many moments.
+    /// Only what is over the limit without copying, where that may be noise and must be known of many moments.
     Glance,
 }
 
@@ -85,6 +85,15 @@ impl Purpose {
             Self::First => 2 * PROBE_NS,
             Self::Probe => PROBE_NS,
             Self::Glance => GLANCE_NS,
+        }
+    }
+
+    /// How many glances it is worth.
+    pub(super) fn glances(self) -> u32 {
+        match self {
+            Self::First => 5,
+            Self::Probe => 2,
+            Self::Glance => 1,
         }
     }
 }

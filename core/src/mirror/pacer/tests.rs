@@ -286,7 +286,7 @@ fn a_machine_that_stalls_all_the_time_has_its_stalls_told_from_the_copiers() {
             model.run(20_000, disk.load);
             let p99 = to_f64(model.p99(5000, 20_000)) / base;
             let rate = to_f64(model.rate(5000, 20_000)) / full;
-            assert!(p99 <= 1.5 && rate >= 0.2, "{stalls_ms:?}, seed {seed}: {p99:.2}, {rate:.2}");
+            assert!(p99 <= 1.5 && rate >= 0.25, "{stalls_ms:?}, seed {seed}: {p99:.2}, {rate:.2}");
         }
     }
 }
