@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use blkmirror_core::device::{Device, TargetOptions};
 use blkmirror_core::drive::Drive;
 use blkmirror_core::engine::{Cancel, Job};
+use blkmirror_core::error::ErrorKind;
 use blkmirror_core::mirror::Progress;
 use blkmirror_load::{DirectFile, Ledger, Load, Plan, QueueDisk};
 use blkmirror_testkit::{LoopDevice, LoopOptions, MIB, fill};
@@ -54,13 +55,13 @@ impl Disks {
 
     /// A drive on the source.
     pub fn drive(&self) -> Result<Arc<Drive>> {
-        let device = Device::open_disk(self.source.path()).context(|| "source")?;
+        let device = patiently(|| Device::open_disk(self.source.path())).context(|| "source")?;
         Drive::new(device).map(Arc::new).context(|| "drive")
     }
 
     /// The target.
     pub fn target(&self) -> Result<Device> {
-        Device::open_target(self.target.path(), TargetOptions::default()).context(|| "target")
+        patiently(|| Device::open_target(self.target.path(), TargetOptions::default())).context(|| "target")
     }
 
     /// The source, for somebody who only reads.
@@ -78,6 +79,18 @@ impl Disks {
     #[must_use]
     pub fn limits(&self) -> String {
         machine::queue_limits(self.source.path()).unwrap_or_default()
+    }
+}
+
+/// Opens a disk that the last run may still have open: on a machine that stands still for long, requests of a cancelled job come
+/// back after it.
+fn patiently(open: impl Fn() -> blkmirror_core::error::Result<Device>) -> blkmirror_core::error::Result<Device> {
+    let end = Instant::now() + END_PATIENCE;
+    loop {
+        match open() {
+            Err(e) if e.kind() == ErrorKind::Busy && Instant::now() < end => std::thread::sleep(TICK),
+            result => return result,
+        }
     }
 }
 
