@@ -84,7 +84,9 @@ impl Disks {
 
 /// Opens a disk that the last run may still have open: on a machine that stands still for long, requests of a cancelled job come
 /// back after it.
-fn patiently(open: impl Fn() -> blkmirror_core::error::Result<Device>) -> blkmirror_core::error::Result<Device> {
+fn patiently(
+    open: impl Fn() -> blkmirror_core::error::Result<Device>,
+) -> blkmirror_core::error::Result<Device> {
     let end = Instant::now() + END_PATIENCE;
     loop {
         match open() {

@@ -54,7 +54,9 @@ pub enum LatencyBudget {
     Absolute(Duration),
     /// The guest's p99 stays below so many times what it is without the job; more than 1, or 0 = off. It is measured while the
     /// copiers hold still: for a quarter of a second before the first copy (half a second with few requests), and for a tenth every
-    /// ten seconds; a guest that is idle is not waited for.
+    /// ten seconds (half a second every three with few); shorter looks in between become rare when they find nothing new. A guest that
+    /// is idle is not waited for. On a machine that stalls its guest with or without the job they come twice a second, and stalls
+    /// are not held against the copiers: no pace could help.
     Baseline(f64),
 }
 

@@ -16,9 +16,11 @@
 //!   slowest pace still is too fast. What the drive saw long before the job would be no better: a guest's first seconds
 //!   are unlike the rest.
 //! - A machine that stalls its guest, copies or not, puts requests over the budget that no pace can help. How many those
-//!   are is seen while the copiers hold still, and so many more are allowed; where they are more than a few, the
-//!   copiers look by a glance twice a second, as no single moment says much about stalls. A pace that was far too fast is left
-//!   at once; if the next glance shows that it was the machine, it comes back.
+//!   are is seen while the copiers hold still (`noise`), and so many more are allowed; where they are more than a few, the
+//!   copiers look by a glance twice a second, as no single moment says much about stalls, and go no faster than most
+//!   guests can bear. A pace that was far too fast is left at once; if the next look shows that it was the machine, it
+//!   comes back.
+//! - A glance also takes a baseline back that was measured in a bad moment.
 //! - A budget that the guest misses by itself cannot be kept by any pace. Then a quarter more than the baseline holds.
 #![forbid(unsafe_code)]
 
@@ -29,6 +31,7 @@ mod guest;
 mod ladder;
 #[cfg(test)]
 mod model;
+mod noise;
 mod probe;
 #[cfg(test)]
 mod tests;
@@ -41,6 +44,7 @@ use activity::{Activity, Load};
 use baseline::Baseline;
 use evidence::{Evidence, Finding};
 use ladder::Rung;
+use noise::Noise;
 use probe::{Probe, Purpose, Settling};
 
 /// Time between probes while the guest is at work and the copiers are held back.
@@ -49,8 +53,10 @@ const PROBE_EVERY_NS: u64 = 10_000_000_000;
 const PROBE_POOR_NS: u64 = 3_000_000_000;
 /// The least time between probes that something calls for.
 const PROBE_SOON_NS: u64 = 1_000_000_000;
-/// The same in noise, while the machine stalls so often that the copiers cannot tell what comes from them.
+/// Time until the first glance, and between glances in noise; while they find nothing new they become rarer.
 const GLANCE_EVERY_NS: u64 = 400_000_000;
+/// But so many times as long as the last one took at least.
+const GLANCE_REST: u64 = 6;
 /// With a larger share of the requests over the limit it may not come from the copiers.
 const DOUBT_SHARE: f64 = 0.04;
 /// How long a rung that failed is not tried again, the first time.
@@ -121,6 +127,8 @@ pub struct Pacer {
     rung: Rung,
     /// What the guest has without copying.
     baseline: Baseline,
+    /// What of that is the machine's doing.
+    noise: Noise,
     /// Whether the guest is at work.
     activity: Activity,
     /// Whether it was, at the last tick.
@@ -139,6 +147,10 @@ pub struct Pacer {
     probed_ns: Option<u64>,
     /// When the last one of any kind ended.
     looked_ns: u64,
+    /// The least time until the next glance, by how long the last one held the copiers.
+    glance_soon_ns: u64,
+    /// Time until the next glance if nothing calls for it.
+    glance_every_ns: u64,
     /// The least time until the next one that something calls for.
     probe_soon_ns: u64,
     /// What calls for one.
@@ -155,6 +167,7 @@ impl Pacer {
             budget,
             rung: Rung::FIRST,
             baseline: Baseline::default(),
+            noise: Noise::default(),
             activity: Activity::default(),
             was_idle: true,
             load: Load::default(),
@@ -164,6 +177,8 @@ impl Pacer {
             probe: None,
             probed_ns: None,
             looked_ns: 0,
+            glance_soon_ns: GLANCE_EVERY_NS,
+            glance_every_ns: GLANCE_EVERY_NS,
             probe_soon_ns: PROBE_SOON_NS,
             wanted: None,
             doubted: None,
@@ -179,20 +194,21 @@ impl Pacer {
         self.activity.note(now_ns, guest.count(), guest_waits);
         if self.activity.is_idle(now_ns) {
             self.was_idle = true;
-            self.probe = None;
             return Pace::FULL;
         }
         if self.was_idle {
             self.was_idle = false;
+            self.doubted = None;
             self.load.interrupt();
             self.settle(now_ns);
+            self.probe = self.probe.and_then(|probe| probe.resumed(now_ns));
         }
         if let Some(probe) = &mut self.probe {
             if !probe.tick(now_ns, guest, copying_bytes) {
                 return Pace::HOLD;
             }
             self.probed(now_ns);
-        } else if self.load.changed(now_ns, guest.count()) && matches!(self.budget, Budget::Baseline(_)) {
+        } else if self.load.changed(now_ns, guest.count()) && self.baseline_counts() {
             self.wanted = Some(Wanted::OtherLoad);
         }
         if let Some(purpose) = self.wants_probe(now_ns) {
@@ -221,43 +237,72 @@ impl Pacer {
         self.budget != Budget::Off && !self.was_idle && (self.probe.is_some() || self.rung < Rung::TOP)
     }
 
+    /// Whether the baseline decides what the limit is.
+    fn baseline_counts(&self) -> bool {
+        match self.budget {
+            Budget::Off => false,
+            Budget::Baseline(_) => true,
+            Budget::AbsoluteNs(ns) => self.limit_ns().is_some_and(|limit_ns| limit_ns > ns),
+        }
+    }
+
     /// Takes in what a probe saw.
     fn probed(&mut self, now_ns: u64) {
         let Some(probe) = self.probe.take() else { return };
+        let (all, steady) = (probe.all(), probe.steady());
         self.looked_ns = now_ns;
-        if probe.purpose == Purpose::Glance {
-            self.baseline.look(&probe.all(), probe.purpose.glances());
-            // The pace is what it was before, and what was counted under it still counts.
-            self.settling = Some(Settling::new(now_ns).keeping());
-            let doubted = self.doubted.take().filter(|_| self.is_in_noise());
-            let rung = self.rung.max(doubted.unwrap_or(Rung::BOTTOM)).min(self.highest());
-            if rung != self.rung {
-                self.ceiling = None;
-                self.change(now_ns, rung);
+        let is_other = match probe.purpose {
+            Purpose::Glance => {
+                self.load.skip(probe.held_ns());
+                // The longer a glance holds the copiers, the more seldom is one.
+                self.glance_soon_ns = GLANCE_EVERY_NS.max(GLANCE_REST * probe.held_ns());
+                self.baseline.lower(&steady)
             }
-            return;
+            Purpose::First | Purpose::Probe => self.learn(now_ns, &steady),
+        };
+        let noise_limit_ns = self.limit_ns().max(self.baseline.p99_ns().map(|p99_ns| p99_ns / 2 * 3));
+        if let Some(limit_ns) = noise_limit_ns {
+            self.noise.look(&all, probe.measured_ns(), limit_ns);
         }
+        self.glance_every_ns = match is_other || self.noise.is_loud() {
+            true => self.glance_soon_ns,
+            false => (self.glance_every_ns * 4).clamp(self.glance_soon_ns, PROBE_EVERY_NS),
+        };
+        if is_other {
+            self.ceiling = None;
+        }
+        // A pace that was left for what was the machine's doing comes back.
+        let doubted = self.doubted.take().filter(|_| self.noise.is_loud()).unwrap_or(Rung::BOTTOM);
+        let rung = self.rung.max(doubted).min(self.highest());
+        // If the pace is what it was before, what was counted under it still counts; unless it was about to be forgotten.
+        let keeps = rung == self.rung && !is_other && self.settling.is_none_or(|settling| settling.keeps());
+        self.rung = rung;
+        self.settling = Some(Settling::new(now_ns, keeps));
+    }
+
+    /// Takes in a baseline; whether it is another one.
+    fn learn(&mut self, now_ns: u64, steady: &GuestLatency) -> bool {
         self.probed_ns = Some(now_ns);
         self.load.measured();
         let wanted = self.wanted.take();
         let other_load = wanted == Some(Wanted::OtherLoad);
-        if other_load {
-            self.baseline.look_anew();
+        if other_load || self.baseline.is_of_others(steady) {
+            self.noise.forget();
+            self.doubted = None;
         }
-        self.baseline.look(&probe.all(), probe.purpose.glances());
-        let is_other = self.baseline.learn(&probe.steady(), other_load);
+        let is_other = self.baseline.learn(steady, other_load);
         if is_other {
-            self.ceiling = None;
             self.probe_soon_ns = PROBE_SOON_NS;
-        } else if matches!(wanted, Some(Wanted::OtherLoad | Wanted::Bottom)) {
+        } else if matches!(wanted, Some(Wanted::OtherLoad | Wanted::Bottom))
+            || self.baseline.p99_ns().is_none()
+        {
             // Probes that find nothing new cost copying for nothing, so they become rarer.
             self.probe_soon_ns = (self.probe_soon_ns * 2).min(PROBE_EVERY_NS);
         }
         if is_other || other_load {
             self.wanted = Some(Wanted::Again);
         }
-        self.rung = self.rung.min(self.highest());
-        self.settle(now_ns);
+        is_other
     }
 
     /// Whether it is time for a probe, and for which.
@@ -265,29 +310,25 @@ impl Pacer {
         if self.probe.is_some() {
             return None;
         }
-        let is_relative = matches!(self.budget, Budget::Baseline(_));
-        let is_first = self.baseline.p99_ns().is_none();
         let age_ns = self.probed_ns.map_or(u64::MAX, |then| now_ns.saturating_sub(then));
+        let is_absolute = matches!(self.budget, Budget::AbsoluteNs(_));
+        let is_first = self.baseline.p99_ns().is_none() && !is_absolute;
+        let is_soon = (is_first || self.wanted.is_some()) && age_ns >= self.probe_soon_ns;
         let every_ns = if self.baseline.is_poor() { PROBE_POOR_NS } else { PROBE_EVERY_NS };
-        if (is_relative && (is_first || (self.rung < Rung::TOP && age_ns >= every_ns)))
-            || (self.wanted.is_some() && age_ns >= self.probe_soon_ns)
-        {
+        // At full speed a baseline that the budget is a multiple of is not needed; one that lifts an absolute one is.
+        let is_needed = self.baseline_counts() && (is_absolute || self.rung < Rung::TOP);
+        if is_soon || (is_needed && age_ns >= every_ns) {
             let is_new = is_first || self.wanted == Some(Wanted::OtherLoad);
             return Some(if is_new { Purpose::First } else { Purpose::Probe });
         }
         let looked_ns = now_ns.saturating_sub(self.looked_ns);
-        let wants_glance = self.doubted.is_some() || (self.is_in_noise() && self.rung < Rung::TOP);
-        (wants_glance && looked_ns >= GLANCE_EVERY_NS).then_some(Purpose::Glance)
-    }
-
-    /// Whether the machine stalls so often that the copiers cannot tell what comes from them.
-    fn is_in_noise(&self) -> bool {
-        self.limit_ns().is_some_and(|limit_ns| self.baseline.is_noisy(limit_ns))
+        let every_ns = if self.doubted.is_some() { self.glance_soon_ns } else { self.glance_every_ns };
+        (is_needed && looked_ns >= every_ns).then_some(Purpose::Glance)
     }
 
     /// No rung above this: where it does not show what a pace does to the guest, none is tried that most guests would feel.
     fn highest(&self) -> Rung {
-        if self.is_in_noise() { Rung::IN_NOISE } else { Rung::TOP }
+        if self.noise.is_loud() { Rung::IN_NOISE } else { Rung::TOP }
     }
 
     /// Weighs the requests of a tick, and goes up or down.
@@ -297,9 +338,9 @@ impl Pacer {
             return;
         }
         self.evidence.count(guest.count(), guest.over(limit_ns));
-        let share = self.baseline.allowed_share(limit_ns);
-        let finding = match self.is_in_noise() {
-            true => self.evidence.finding_in_noise(now_ns, share, self.baseline.alone()),
+        let share = self.noise.allowed_share(limit_ns);
+        let finding = match self.noise.is_loud() {
+            true => self.evidence.finding_in_noise(now_ns, share, self.noise.requests()),
             false => self.evidence.finding(now_ns, share),
         };
         match finding {
@@ -317,18 +358,19 @@ impl Pacer {
             return;
         }
         // It may be the machine, and not us. A glance tells.
-        if share > DOUBT_SHARE && !self.is_in_noise() {
+        if share > DOUBT_SHARE && !self.noise.is_loud() {
             self.doubted = self.doubted.max(Some(self.rung));
         }
         let failed = self.rung;
         // In noise a rung may have failed by chance.
-        let again = self.ceiling.filter(|c| c.rung == failed && !self.is_in_noise());
+        let again = self.ceiling.filter(|c| c.rung == failed && !self.noise.is_loud());
         let wait_ns = again.map_or(RETRY_NS, |c| (c.wait_ns * 2).min(RETRY_MAX_NS));
         self.ceiling = Some(Ceiling { rung: failed, until_ns: now_ns.saturating_add(wait_ns), wait_ns });
         let rungs = match share {
+            _ if self.noise.is_loud() => 2,
             s if s > 0.3 => 6,
             s if s > 0.1 => 4,
-            s if s > 0.04 => 2,
+            s if s > DOUBT_SHARE => 2,
             _ => 1,
         };
         self.change(now_ns, failed.down(rungs));
@@ -360,7 +402,7 @@ impl Pacer {
 
     /// Begins to wait until the pace shows.
     fn settle(&mut self, now_ns: u64) {
-        self.settling = Some(Settling::new(now_ns));
+        self.settling = Some(Settling::new(now_ns, false));
     }
 
     /// Whether what the guest's requests took comes from this pace.

@@ -76,6 +76,11 @@ impl Load {
         self.since_ns = None;
     }
 
+    /// So much time was not counted in the window.
+    pub(super) fn skip(&mut self, ns: u64) {
+        self.since_ns = self.since_ns.map(|since_ns| since_ns.saturating_add(ns));
+    }
+
     /// The baseline was measured: the load of the next window is the one it belongs to.
     pub(super) fn measured(&mut self) {
         *self = Self::default();

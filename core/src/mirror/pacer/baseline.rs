@@ -1,5 +1,4 @@
-//! What the guest's p99 is without the job, and how many of its requests take longer than a limit even then. Both come from
-//! moments in which the copiers hold still (`probe`).
+//! What the guest's p99 is without the job, from moments in which the copiers hold still (`probe`).
 #![forbid(unsafe_code)]
 
 use super::evidence::{SHARE, sigmas};
@@ -16,14 +15,6 @@ const AGREE: u64 = 130;
 const AGREE_SIGMAS: f64 = 3.0;
 /// The p99 is at most this, in percent of the p97; queues have 130 to 140.
 const TAIL: u64 = 170;
-/// What copying may add to the share of requests that are over a limit without it.
-const ADDED_SHARE: f64 = SHARE / 2.0;
-/// In noise the share without copying is an estimate, too: so much more than it may be chance.
-const NOISE_SHARE: f64 = 1.3;
-/// With more than this over the limit without copying there is noise.
-const NOISY_SHARE: f64 = 0.6 * SHARE;
-/// When as much was seen without copying as so many glances bring, it weighs half.
-const GLANCES: u32 = 12;
 
 /// The guest's latencies without copying; nothing is known at first.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,10 +23,6 @@ pub(super) struct Baseline {
     seen: GuestLatency,
     /// Their p99; `None` = nothing known.
     p99_ns: Option<u64>,
-    /// All requests that ended while the copiers held still, the moments in which the machine stalled among them.
-    alone: GuestLatency,
-    /// How many glances' worth was added to these since they were halved.
-    glances: u32,
 }
 
 impl Baseline {
@@ -44,53 +31,25 @@ impl Baseline {
         self.p99_ns
     }
 
-    /// The share of requests that may be over a limit: one in a hundred, or more if nearly as many are without copying.
-    pub(super) fn allowed_share(&self, limit_ns: u64) -> f64 {
-        SHARE.max(NOISE_SHARE * self.share_alone(limit_ns) + ADDED_SHARE)
-    }
-
-    /// How many requests that is known from.
-    pub(super) fn alone(&self) -> u64 {
-        self.alone.count()
-    }
-
-    /// Whether so many requests are over the limit without copying that the copiers cannot tell what comes from them.
-    pub(super) fn is_noisy(&self, limit_ns: u64) -> bool {
-        self.share_alone(limit_ns) > NOISY_SHARE
-    }
-
-    /// The share of requests that are over a limit without copying.
-    fn share_alone(&self, limit_ns: u64) -> f64 {
-        self.alone.over(limit_ns) / to_f64(self.alone.count().max(1))
-    }
-
     /// Whether it is made of so few requests that another probe is worth it soon.
     pub(super) fn is_poor(&self) -> bool {
         self.seen.count() < POOR_REQUESTS
     }
 
-    /// Takes in all that was seen while the copiers held still, for as long as so many glances.
-    pub(super) fn look(&mut self, alone: &GuestLatency, glances: u32) {
-        self.glances += glances;
-        if self.glances > GLANCES {
-            self.glances = 0;
-            self.alone.halve();
-        }
-        self.alone.add(alone);
-    }
-
-    /// Forgets what the guest's requests took without copying, under another load.
-    pub(super) fn look_anew(&mut self) {
-        (self.alone, self.glances) = (GuestLatency::new(), 0);
-    }
-
-    /// Takes in what a probe saw under the same load as before, or another; whether it is another baseline now.
-    pub(super) fn learn(&mut self, probe: &GuestLatency, other_load: bool) -> bool {
+    /// Whether a probe saw requests of another kind: their median is another.
+    pub(super) fn is_of_others(&self, probe: &GuestLatency) -> bool {
         let (a, b) = (self.seen.quantile_ns(0.5), probe.quantile_ns(0.5));
-        let expected = SHARE * to_f64(probe.count());
-        let far = |p99_ns| sigmas(probe.over(p99_ns), expected).abs() > AGREE_SIGMAS;
-        let median_is_other = a.max(b) * 100 > a.min(b) * AGREE;
-        let is_other = median_is_other || self.p99_ns.is_none_or(far);
+        a.max(b) * 100 > a.min(b) * AGREE
+    }
+
+    /// Takes in what a probe saw under the same load as before, or another; whether it is another baseline now. A probe in which
+    /// no request ended says nothing.
+    pub(super) fn learn(&mut self, probe: &GuestLatency, other_load: bool) -> bool {
+        if probe.count() == 0 {
+            return false;
+        }
+        let median_is_other = self.is_of_others(probe);
+        let is_other = median_is_other || self.p99_ns.is_none_or(|p99_ns| self.is_far(p99_ns, probe));
         // A longer tail alone may be a moment in which the machine stalled: it counts with the rest, not in its place.
         let longer_tail = !median_is_other && self.p99_ns.is_some_and(|p99| p99_of(probe) > p99);
         if other_load || (is_other && !longer_tail) {
@@ -103,6 +62,19 @@ impl Baseline {
         self.seen.add(probe);
         self.p99_ns = Some(p99_of(&self.seen));
         is_other
+    }
+
+    /// Takes in what a glance saw where it is less than what is known: then that comes from a moment in which the machine
+    /// stalled. What is more needs a probe. Whether it is another baseline now.
+    pub(super) fn lower(&mut self, glance: &GuestLatency) -> bool {
+        self.p99_ns.is_some_and(|p99_ns| p99_of(glance) < p99_ns) && self.learn(glance, false)
+    }
+
+    /// Whether a probe has more requests over the p99, or fewer, than chance explains. They are one in a hundred but where the
+    /// p99 is less than that (`p99_of`).
+    fn is_far(&self, p99_ns: u64, probe: &GuestLatency) -> bool {
+        let share = (self.seen.over(p99_ns) / to_f64(self.seen.count().max(1))).max(SHARE);
+        sigmas(probe.over(p99_ns), share * to_f64(probe.count())).abs() > AGREE_SIGMAS
     }
 
     /// Forgets what was known.
@@ -137,20 +109,37 @@ mod tests {
         assert!(b.learn(&spread(900, 10), false), "a few that do not");
     }
 
-    /// Stalls that come with copies and without must not be held against the copies, and a guest that has none is not noisy.
+    /// A hang must not wipe out what is known.
     #[test]
-    fn what_is_over_the_limit_without_copying_is_allowed_with_it() {
+    fn a_probe_in_which_nothing_ended_changes_nothing() {
         let mut b = Baseline::default();
-        let mut all = spread(100, 3000);
-        b.look(&all, 1);
-        assert!(!b.is_noisy(220_000));
-        assert!((b.allowed_share(220_000) - SHARE).abs() < 1e-9);
-        all.add(&spread(5000, 300));
-        (0..100).for_each(|_| b.look(&all, 1));
-        assert!(b.is_noisy(220_000));
-        let allowed = b.allowed_share(220_000);
-        assert!((0.09..0.14).contains(&allowed), "{allowed}");
-        (0..100).for_each(|_| b.look(&spread(100, 3000), 1));
-        assert!(!b.is_noisy(220_000), "it forgets");
+        assert!(!b.learn(&GuestLatency::new(), false));
+        assert_eq!(b.p99_ns(), None);
+        assert!(b.learn(&spread(100, 3000), false));
+        let p99 = b.p99_ns();
+        assert!(!b.learn(&GuestLatency::new(), true));
+        assert_eq!(b.p99_ns(), p99);
+    }
+
+    /// Two requests in a hundred that are slow by themselves are a baseline, and not another one each time.
+    #[test]
+    fn a_guest_with_slow_requests_of_its_own_has_a_baseline() {
+        let mut b = Baseline::default();
+        let mut seen = spread(100, 4900);
+        seen.add(&spread(5000, 100));
+        assert!(b.learn(&seen, false));
+        assert!((0..20).all(|_| !b.learn(&seen, false)));
+    }
+
+    /// A first probe that met a stall must not hold for ten seconds.
+    #[test]
+    fn a_glance_takes_a_baseline_down_and_never_up() {
+        let mut b = Baseline::default();
+        b.learn(&spread(1000, 6000), false);
+        assert!(b.lower(&spread(100, 1200)));
+        let p99 = b.p99_ns();
+        assert!(p99.is_some_and(|p99| p99 < 250_000));
+        assert!(!b.lower(&spread(1000, 1200)));
+        assert_eq!(b.p99_ns(), p99);
     }
 }

@@ -3,7 +3,8 @@
 //! The p99 is inside the budget when at most one request in a hundred takes longer. How many of `n` did is a number with
 //! noise of its own; the question is whether it could be chance. Waiting times come in runs (one long queue delays many
 //! requests), so a strong proof is asked for when it must be quick, and a plain count does after a second. A machine stalls
-//! now and then for some milliseconds, copies or not: no single tick decides, and none counts for more than a part.
+//! now and then for some milliseconds, copies or not: no single tick decides, and none counts for more than a part. Where it
+//! does so all the time, there is a reckoning of its own (`finding_in_noise`).
 #![forbid(unsafe_code)]
 
 use crate::mirror::estimate::to_f64;
@@ -31,7 +32,11 @@ const FAR_COUNT: f64 = 1000.0;
 /// In noise nothing is decided before this time,
 const NOISE_NS: u64 = 150_000_000;
 /// nor of fewer ticks than these.
-const NOISE_TICKS: f64 = 8.0;
+const NOISE_TICKS: f64 = 5.0;
+/// A tick with a larger share over the limit is in a burst.
+const BURST_SHARE: f64 = 0.15;
+/// What lasts longer than so many ticks is no stall.
+const BURST_TICKS: u32 = 6;
 /// Sigmas, of bursts, that slowing down asks for in noise.
 const NOISE_SIGMAS: f64 = 2.0;
 /// Sigmas that speeding up asks for in noise,
@@ -65,10 +70,12 @@ pub(super) struct Evidence {
     all_over: f64,
     /// The tick with the most over the limit: its requests, and how many were over.
     worst: (f64, f64),
-    /// Ticks with requests.
+    /// Ticks with requests; those that one burst is in count as one.
     ticks: f64,
     /// The squares of what was over the limit in each.
     squares: f64,
+    /// The burst that the last tick was in: ticks, and what was over the limit; no ticks = it was in none.
+    burst: (u32, f64),
 }
 
 impl Evidence {
@@ -86,14 +93,14 @@ impl Evidence {
                 *count /= 2.0;
             }
             self.worst = (0.0, 0.0);
+            self.burst = (0, 0.0);
         }
         if requests == 0 {
             return;
         }
         let requests = to_f64(requests);
         self.requests += requests;
-        self.ticks += 1.0;
-        self.squares += over * over;
+        self.count_burst(requests, over);
         // Of a few requests one is more than that part, and has to count all the same.
         self.over += over.min((TICK_SHARE * requests).max(1.0));
         self.all_over += over;
@@ -136,8 +143,11 @@ impl Evidence {
         if age_ns < NOISE_NS || self.ticks < NOISE_TICKS {
             return Finding::Unclear;
         }
-        let uncertain = self.burst() * (1.0 + self.requests / to_f64(alone.max(1)));
-        let sigmas = sigmas(self.all_over, share * self.requests) / uncertain.sqrt();
+        let (burst, alone) = (self.burst_requests(), to_f64(alone.max(1)));
+        // One burst more may have been missed by chance.
+        let share = share + burst / alone;
+        let sigmas =
+            sigmas(self.all_over, share * self.requests) / (burst * (1.0 + self.requests / alone)).sqrt();
         if sigmas >= NOISE_SIGMAS {
             return Finding::TooMuch(SHARE + self.all_over / self.requests - share);
         }
@@ -145,9 +155,25 @@ impl Evidence {
         if room { Finding::Room } else { Finding::Unclear }
     }
 
+    /// Counts a tick as the next, or as a part of the burst that the one before was in.
+    fn count_burst(&mut self, requests: f64, over: f64) {
+        let (ticks, before) = self.burst;
+        self.burst = match ticks {
+            _ if over <= BURST_SHARE * requests => (0, 0.0),
+            BURST_TICKS.. => (1, over),
+            _ => (ticks + 1, before + over),
+        };
+        if self.burst.0 > 1 {
+            self.squares += self.burst.1 * self.burst.1 - before * before;
+        } else {
+            self.ticks += 1.0;
+            self.squares += over * over;
+        }
+    }
+
     /// How many requests go over the limit together: the variance of their number in a tick over its mean, which is one when
     /// each goes by itself.
-    fn burst(&self) -> f64 {
+    fn burst_requests(&self) -> f64 {
         let mean = self.all_over / self.ticks;
         let variance = self.squares / self.ticks - mean * mean;
         (variance / mean.max(f64::MIN_POSITIVE)).max(1.0)

@@ -12,12 +12,14 @@ const STANDS_OUT: u64 = 2;
 const SLICE_REQUESTS: u64 = 100;
 /// How long a probe measures.
 const PROBE_NS: u64 = 100_000_000;
-/// How long a glance does.
-const GLANCE_NS: u64 = 40_000_000;
 /// How long it does when the guest sends few requests.
 const PROBE_MAX_NS: u64 = 500_000_000;
 /// Requests that are few: their p99 would be one or two of them.
 const PROBE_REQUESTS: u64 = 2000;
+/// How long a glance measures, however many there are.
+const GLANCE_NS: u64 = 40_000_000;
+/// A probe that the guest interrupted by sending nothing goes on when it comes back within this.
+const STALE_NS: u64 = 1_000_000_000;
 /// After this time copies still on their way hang, and a hanging disk delays nobody else's requests.
 const DRAIN_MAX_NS: u64 = 300_000_000;
 /// Ticks that pass in any case until requests count: those that end now began before.
@@ -40,14 +42,9 @@ pub(super) struct Settling {
 }
 
 impl Settling {
-    /// The pace was changed.
-    pub(super) fn new(now_ns: u64) -> Self {
-        Self { begun_ns: now_ns, fit_ns: None, ticks: 0, keeps: false }
-    }
-
-    /// The same back to a pace under which was counted before.
-    pub(super) fn keeping(self) -> Self {
-        Self { keeps: true, ..self }
+    /// The pace was changed, or is taken up again: then what was counted under it `keeps` its weight.
+    pub(super) fn new(now_ns: u64, keeps: bool) -> Self {
+        Self { begun_ns: now_ns, fit_ns: None, ticks: 0, keeps }
     }
 
     /// Whether what was counted before counts after it, too.
@@ -74,7 +71,8 @@ pub(super) enum Purpose {
     First,
     /// A baseline.
     Probe,
-    /// Only what is over the limit without copying, where that may be noise and must be known of many moments.
+    /// Whether the baseline is less than was thought, and what is over the limit without copying: of that many moments tell
+    /// more than a long one.
     Glance,
 }
 
@@ -87,15 +85,6 @@ impl Purpose {
             Self::Glance => GLANCE_NS,
         }
     }
-
-    /// How many glances it is worth.
-    pub(super) fn glances(self) -> u32 {
-        match self {
-            Self::First => 5,
-            Self::Probe => 2,
-            Self::Glance => 1,
-        }
-    }
 }
 
 /// A time in which the copiers hold still.
@@ -103,10 +92,14 @@ impl Purpose {
 pub(super) struct Probe {
     /// What for.
     pub(super) purpose: Purpose,
-    /// Until the copies are gone.
-    settling: Settling,
-    /// When measuring began.
-    since_ns: Option<u64>,
+    /// When it began.
+    begun_ns: u64,
+    /// Until the copies are gone; `None` = it measures.
+    settling: Option<Settling>,
+    /// The last tick.
+    last_ns: u64,
+    /// How long it has measured.
+    measured_ns: u64,
     /// What it saw, the ticks dealt out in turns: a moment in which the machine stalled is in one or two of them.
     slices: [GuestLatency; SLICES],
     /// Ticks dealt out.
@@ -118,8 +111,10 @@ impl Probe {
     pub(super) fn new(now_ns: u64, purpose: Purpose) -> Self {
         Self {
             purpose,
-            settling: Settling::new(now_ns),
-            since_ns: None,
+            begun_ns: now_ns,
+            settling: Some(Settling::new(now_ns, false)),
+            last_ns: now_ns,
+            measured_ns: 0,
             slices: [GuestLatency::new(); SLICES],
             ticks: 0,
         }
@@ -127,17 +122,37 @@ impl Probe {
 
     /// Goes on; whether it is over.
     pub(super) fn tick(&mut self, now_ns: u64, guest: &GuestLatency, copying_bytes: u64) -> bool {
-        let Some(since_ns) = self.since_ns else {
-            if self.settling.is_over(now_ns, copying_bytes, Pace::HOLD) {
-                self.since_ns = Some(now_ns);
+        let passed_ns = now_ns.saturating_sub(std::mem::replace(&mut self.last_ns, now_ns));
+        if let Some(settling) = &mut self.settling {
+            if settling.is_over(now_ns, copying_bytes, Pace::HOLD) {
+                self.settling = None;
             }
             return false;
-        };
+        }
+        self.measured_ns += passed_ns;
         self.slices[self.ticks % SLICES].add(guest);
         self.ticks += 1;
-        let age_ns = now_ns.saturating_sub(since_ns);
         let enough = self.purpose == Purpose::Glance || self.all().count() >= PROBE_REQUESTS;
-        age_ns >= if enough { self.purpose.long_ns() } else { PROBE_MAX_NS }
+        self.measured_ns >= if enough { self.purpose.long_ns() } else { PROBE_MAX_NS }
+    }
+
+    /// The guest was idle meanwhile, and the copiers were not. What was seen before still counts, unless it is long ago.
+    #[must_use]
+    pub(super) fn resumed(self, now_ns: u64) -> Option<Self> {
+        let idle_ns = now_ns.saturating_sub(self.last_ns);
+        let begun_ns = self.begun_ns.saturating_add(idle_ns);
+        let settling = Some(Settling::new(now_ns, false));
+        (idle_ns < STALE_NS).then_some(Self { begun_ns, settling, last_ns: now_ns, ..self })
+    }
+
+    /// How long the copiers have held still for it.
+    pub(super) fn held_ns(&self) -> u64 {
+        self.last_ns.saturating_sub(self.begun_ns)
+    }
+
+    /// How long it has measured.
+    pub(super) fn measured_ns(&self) -> u64 {
+        self.measured_ns
     }
 
     /// All that was seen.
@@ -149,15 +164,15 @@ impl Probe {
 
     /// All that was seen, but for slices that stand out.
     pub(super) fn steady(&self) -> GuestLatency {
+        let slices = &self.slices[..self.ticks.min(SLICES)];
         let mut p99s_ns = self.slices.map(|slice| slice.quantile_ns(0.99));
+        let p99s_ns = &mut p99s_ns[..slices.len()];
         p99s_ns.sort_unstable();
-        let few = self.slices.iter().any(|slice| slice.count() < SLICE_REQUESTS);
-        let most_ns = if few { u64::MAX } else { p99s_ns[SLICES / 2].saturating_mul(STANDS_OUT) };
+        let few = slices.iter().any(|slice| slice.count() < SLICE_REQUESTS);
+        let middle_ns = p99s_ns.get(slices.len() / 2).filter(|_| !few);
+        let most_ns = middle_ns.map_or(u64::MAX, |p99_ns| p99_ns.saturating_mul(STANDS_OUT));
         let mut seen = GuestLatency::new();
-        self.slices
-            .iter()
-            .filter(|slice| slice.quantile_ns(0.99) <= most_ns)
-            .for_each(|slice| seen.add(slice));
+        slices.iter().filter(|slice| slice.quantile_ns(0.99) <= most_ns).for_each(|slice| seen.add(slice));
         seen
     }
 }
@@ -199,5 +214,24 @@ mod tests {
             });
             assert_eq!(end.map(|n| n * 10), Some(ends_after));
         }
+    }
+    /// Bursts shorter than a probe would hold the copiers in every one of them, and never know anything.
+    #[test]
+    fn a_probe_goes_on_in_the_next_burst() {
+        let ms = 1_000_000;
+        let mut probe = Probe::new(0, Purpose::Probe);
+        let mut now_ms = 0;
+        for burst in 0.. {
+            if (0..20).any(|_| {
+                now_ms += 10;
+                probe.tick(now_ms * ms, &spread(100, 10), 0)
+            }) {
+                assert_eq!(burst, 2, "500 ms are in three of them");
+                break;
+            }
+            now_ms += 50;
+            probe = probe.resumed(now_ms * ms).unwrap();
+        }
+        assert!(probe.resumed((now_ms + 2000) * ms).is_none(), "that is long ago");
     }
 }

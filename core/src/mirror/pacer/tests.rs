@@ -1,6 +1,7 @@
 //! The pacer with a disk and a guest, closed loop, in virtual time. Every figure is set against the same model with the
 //! pace held fixed: the guest alone, the copy alone, and the best rung that a guess could have chosen.
 
+use super::guest::spread;
 use super::ladder::Rung;
 use super::model::{Control, Disk, MS, Model};
 use super::{Budget, GuestLatency, Pace, Pacer, Tick};
@@ -287,6 +288,63 @@ fn a_machine_that_stalls_all_the_time_has_its_stalls_told_from_the_copiers() {
             let p99 = to_f64(model.p99(5000, 20_000)) / base;
             let rate = to_f64(model.rate(5000, 20_000)) / full;
             assert!(p99 <= 1.5 && rate >= 0.25, "{stalls_ms:?}, seed {seed}: {p99:.2}, {rate:.2}");
+            // A look that took the load for another, or came too often, would hold the copiers for much of the time.
+            let held = model.paces.iter().filter(|(_, pace)| *pace == Pace::HOLD).count();
+            assert!(
+                held * 5 <= model.paces.len(),
+                "{stalls_ms:?}, seed {seed}: {held} of {}",
+                model.paces.len()
+            );
         }
     }
+}
+
+/// Ticks of 10 ms in which such a guest's requests end, until `n` are over; the paces.
+fn ticks(pacer: &mut Pacer, from: u64, n: u64, guest: &GuestLatency) -> Vec<Pace> {
+    let tick = |n| Tick { now_ns: n * 10 * MS, guest, guest_waits: true, copying_bytes: 0 };
+    (from..from + n).map(|n| pacer.tick(&tick(n))).collect()
+}
+
+/// The job would stand still for as long as the guest's disk does, and with it forget what it knows.
+#[test]
+fn a_guest_whose_requests_all_hang_does_not_hold_a_relative_budget_for_ever() {
+    for known in [0, 300] {
+        let mut pacer = Pacer::new(Budget::Baseline(2.0));
+        ticks(&mut pacer, 0, known, &spread(100, 300));
+        let limit_ns = pacer.limit_ns();
+        let paces = ticks(&mut pacer, known, 3000, &GuestLatency::new());
+        let held = paces.iter().filter(|&&pace| pace == Pace::HOLD).count();
+        assert!(held < 900, "{held} of 3000");
+        assert_eq!(pacer.limit_ns(), limit_ns);
+    }
+}
+
+/// What one pace did, counted under the next, would take the copiers down twice.
+#[test]
+fn a_look_after_a_pace_that_failed_does_not_fail_the_next_one() {
+    let mut pacer = Pacer::new(Budget::Baseline(2.0));
+    ticks(&mut pacer, 0, 60, &spread(100, 300));
+    let mut slow = spread(100, 260);
+    slow.add(&spread(5000, 40));
+    let mut pace = Pace::FULL;
+    let fell = (60..200).find(|&n| {
+        let guest = if pace == Pace::HOLD { spread(100, 300) } else { slow };
+        pace = ticks(&mut pacer, n, 1, &guest)[0];
+        pacer.doubted.is_some()
+    });
+    let (rung, fell) = (pacer.rung, fell.unwrap());
+    // A look is due, while it has not shown yet what the new pace does.
+    (pacer.looked_ns, pacer.glance_soon_ns) = (0, 0);
+    ticks(&mut pacer, fell + 1, 15, &spread(100, 300));
+    assert!(pacer.rung >= rung && pacer.doubted.is_none(), "{:?} after {rung:?}", pacer.rung);
+}
+
+/// A guest that missed an absolute budget by itself for a while would have none from then on.
+#[test]
+fn an_absolute_budget_that_was_lifted_comes_back() {
+    let mut pacer = Pacer::new(Budget::AbsoluteNs(300_000));
+    ticks(&mut pacer, 0, 3000, &spread(5000, 300));
+    assert!(pacer.limit_ns() > Some(5_000_000));
+    ticks(&mut pacer, 3000, 3000, &spread(100, 300));
+    assert_eq!(pacer.limit_ns(), Some(300_000));
 }
