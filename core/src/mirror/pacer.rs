@@ -57,6 +57,8 @@ const PROBE_SOON_NS: u64 = 1_000_000_000;
 const GLANCE_EVERY_NS: u64 = 400_000_000;
 /// But so many times as long as the last one took at least.
 const GLANCE_REST: u64 = 6;
+/// So soon after a fall the next one needs half as long a look.
+const FALL_NS: u64 = 200_000_000;
 /// With a larger share of the requests over the limit it may not come from the copiers.
 const DOUBT_SHARE: f64 = 0.04;
 /// How long a rung that failed is not tried again, the first time.
@@ -155,6 +157,8 @@ pub struct Pacer {
     probe_soon_ns: u64,
     /// What calls for one.
     wanted: Option<Wanted>,
+    /// When it was slowed down last.
+    fell_ns: Option<u64>,
     /// The rung that was left for what may be the machine's doing, until a glance tells.
     doubted: Option<Rung>,
 }
@@ -181,6 +185,7 @@ impl Pacer {
             glance_every_ns: GLANCE_EVERY_NS,
             probe_soon_ns: PROBE_SOON_NS,
             wanted: None,
+            fell_ns: None,
             doubted: None,
         }
     }
@@ -345,9 +350,17 @@ impl Pacer {
         };
         match finding {
             Finding::Unclear => {}
+            Finding::TooMuch(_) if self.may_be_the_last_fall(now_ns) => {}
             Finding::TooMuch(share) => self.slow_down(now_ns, share),
             Finding::Room => self.speed_up(now_ns),
         }
+    }
+
+    /// Whether what is late now may still come from what the copiers fell for: a stall that lasts some ticks must not take them down
+    /// once for every two of these.
+    fn may_be_the_last_fall(&self, now_ns: u64) -> bool {
+        let fell_lately = self.fell_ns.is_some_and(|then| now_ns.saturating_sub(then) < FALL_NS);
+        fell_lately && self.evidence.age_ns(now_ns) < FALL_NS / 2
     }
 
     /// The rung failed: so large a share of the requests was over the limit.
@@ -361,6 +374,7 @@ impl Pacer {
         if share > DOUBT_SHARE && !self.noise.is_loud() {
             self.doubted = self.doubted.max(Some(self.rung));
         }
+        self.fell_ns = Some(now_ns);
         let failed = self.rung;
         // In noise a rung may have failed by chance.
         let again = self.ceiling.filter(|c| c.rung == failed && !self.noise.is_loud());

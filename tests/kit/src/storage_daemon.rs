@@ -58,10 +58,17 @@ impl StorageDaemon {
         Ok(this)
     }
 
-    /// Asked politely, it writes back what it holds and takes its files away. Whether it has ended.
-    fn ends(&mut self) -> bool {
+    /// Asked politely, it writes back what it holds and takes its files away.
+    fn ask(&mut self) -> bool {
         let Ok(pid) = i32::try_from(self.child.id()) else { return false };
-        let end = Instant::now() + POLITE_FOR;
+        self.ends_within(POLITE_FOR, || {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        })
+    }
+
+    /// Whether it ends in this time, with something done at the beginning and now and then.
+    fn ends_within(&mut self, time: Duration, act: impl Fn()) -> bool {
+        let end = Instant::now() + time;
         for look in 0.. {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return true;
@@ -70,7 +77,7 @@ impl StorageDaemon {
                 break;
             }
             if look % LOOKS_PER_SIGNAL == 0 {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+                act();
             }
             thread::sleep(LOOK);
         }
@@ -80,12 +87,14 @@ impl StorageDaemon {
 
 impl Drop for StorageDaemon {
     fn drop(&mut self) {
-        if !self.ends() {
+        if !self.ask() {
             let _ = self.child.kill();
-            let _ = self.child.wait();
-            for path in &self.shown {
-                let _ = umount2(path, MntFlags::MNT_DETACH);
-            }
+            // One that is stuck in the kernel does not even hear that.
+            let _ = self.ends_within(POLITE_FOR, || {});
+        }
+        // It has done so unless it was killed or fell over.
+        for path in &self.shown {
+            let _ = umount2(path, MntFlags::MNT_DETACH);
         }
     }
 }

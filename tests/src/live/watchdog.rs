@@ -14,6 +14,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// Many times what the longest test takes on a slow machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -29,32 +32,50 @@ impl Watchdog {
     pub(super) fn new() -> Self {
         let (leash, leashed) = channel();
         let name = thread::current().name().unwrap_or("a test").to_owned();
-        let _ = thread::spawn(move || watch(&leashed, &name));
+        let _ = thread::spawn(move || watch(&leashed, LIMIT, || bark(&name)));
         Self { _leash: leash }
     }
 }
 
-/// Waits, and ends the process if nobody takes the leash away in time.
-fn watch(leashed: &Receiver<()>, name: &str) {
-    if leashed.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
-        let text = format!("\n{name} hangs: over {LIMIT:?}\n{}", everybody());
-        // Past the harness, which keeps what a test prints until it ends.
-        let _ = std::io::stderr().write_all(text.as_bytes());
-        process::abort();
+/// Waits, and barks if nobody takes the leash away in time.
+fn watch(leashed: &Receiver<()>, limit: Duration, bark: impl FnOnce()) {
+    if leashed.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+        bark();
     }
+}
+
+/// Tells where everybody is, and ends the process with its children.
+fn bark(name: &str) {
+    // Looking may hang, too: some of what the kernel tells of a process waits for that process.
+    let _ = thread::spawn(|| {
+        thread::sleep(Duration::from_secs(10));
+        process::abort();
+    });
+    let text = format!("\n{name} hangs: over {LIMIT:?}\n{}", everybody());
+    // Past the harness, which keeps what a test prints until it ends.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    for child in family().into_iter().filter(|&child| child != process::id()) {
+        let _ = i32::try_from(child).map(|child| kill(Pid::from_raw(child), Signal::SIGKILL));
+    }
+    process::abort();
+}
+
+/// This process and its children.
+fn family() -> Vec<u32> {
+    let mut all = numbered(Path::new("/proc"));
+    all.retain(|&one| one == process::id() || parent_of(one) == Some(process::id()));
+    all
 }
 
 /// What every thread of this process and of its children does.
 fn everybody() -> String {
     let mut text = String::new();
-    for process in numbered(Path::new("/proc")) {
+    for process in family() {
         let dir = Path::new("/proc").join(process.to_string());
-        if process == process::id() || parent_of(&dir) == Some(process::id()) {
-            let command = fs::read(dir.join("cmdline")).unwrap_or_default();
-            let _ = writeln!(text, "{process}: {}", String::from_utf8_lossy(&command).replace('\0', " "));
-            for thread in numbered(&dir.join("task")) {
-                text += &describe(&dir.join("task").join(thread.to_string()));
-            }
+        let command = fs::read(dir.join("cmdline")).unwrap_or_default();
+        let _ = writeln!(text, "{process}: {}", String::from_utf8_lossy(&command).replace('\0', " "));
+        for thread in numbered(&dir.join("task")) {
+            text += &describe(&dir.join("task").join(thread.to_string()));
         }
     }
     text
@@ -78,8 +99,8 @@ fn numbered(dir: &Path) -> Vec<u32> {
 }
 
 /// The process that started this one.
-fn parent_of(dir: &Path) -> Option<u32> {
-    let status = fs::read_to_string(dir.join("status")).ok()?;
+fn parent_of(process: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
@@ -98,7 +119,20 @@ mod tests {
         let _ = child.wait().unwrap();
         drop(leash);
         let _ = waiting.join().unwrap();
-        assert!(text.contains("who-hangs: system call 2"), "{text}");
+        assert!(text.contains("who-hangs: system call"), "{text}");
         assert!(text.contains("sleep 1000"), "{text}");
+    }
+
+    /// A watchdog that never barks, or barks at a test that is over, would be worse than none.
+    #[test]
+    fn it_barks_after_its_time_unless_the_leash_is_dropped() {
+        for in_time in [true, false] {
+            let (leash, leashed) = channel();
+            let mut barked = false;
+            let held = (!in_time).then_some(leash);
+            watch(&leashed, Duration::from_millis(20), || barked = true);
+            assert_eq!(barked, !in_time);
+            drop(held);
+        }
     }
 }
