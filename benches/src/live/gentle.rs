@@ -18,6 +18,7 @@ use super::options::Options;
 use super::plain::PlainCopy;
 use super::report::Part;
 use super::stage::{self, Disks, TICK, gib_per_s, micros};
+use super::standstill::Standstill;
 use crate::error::{Context, Failure, Result};
 use crate::stats::Spread;
 use crate::targets::Bound;
@@ -94,32 +95,42 @@ impl Sample {
 pub fn measure(options: &Options) -> Result<Part> {
     let disks = Disks::new(if options.quick { 512 * MIB } else { 4 * GIB })?;
     let engine = Engine::start(EngineOptions::default()).context(|| "engine")?;
-    let mut calm = Calm::default();
+    let (mut calm, mut still) = (Calm::default(), Standstill::watch());
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); Beside::ALL.len()];
     for round in 0..options.rounds() {
         let mut turns: Vec<usize> = (0..Beside::ALL.len()).collect();
         turns.rotate_left(round as usize % Beside::ALL.len());
         for turn in turns {
-            let sample = run(&disks, &engine, &mut calm, Beside::ALL[turn], options.rate)?;
+            let beside = Beside::ALL[turn];
+            let sample =
+                still.without(|still| run(&disks, &engine, &mut calm, still, beside, options.rate))?;
             let Sample { p99_us, copy_gib_per_s, .. } = sample;
-            let name = Beside::ALL[turn].name();
+            let name = beside.name();
             eprintln!("  round {} {name:24} p99 {p99_us:.0} us, {copy_gib_per_s:.2} GiB/s", round + 1);
             samples[turn].push(sample);
         }
     }
     let mut part = part(options, &disks, &samples);
-    part.notes.extend(calm.note());
+    part.notes.extend(calm.note().into_iter().chain(still.note()));
     part.samples = serde_json::to_value(&samples).context(|| "live.json")?;
     Ok(part)
 }
 
-/// One run, once the guest alone sees what it usually sees.
-fn run(disks: &Disks, engine: &Engine, calm: &mut Calm, beside: Beside, rate: u64) -> Result<Sample> {
+/// One run, once the guest alone sees what it usually sees, and the share of it that the machine stood still for.
+fn run(
+    disks: &Disks,
+    engine: &Engine,
+    calm: &mut Calm,
+    still: &mut Standstill,
+    beside: Beside,
+    rate: u64,
+) -> Result<(Sample, f64)> {
     let drive = disks.drive()?;
     let plan = Plan { arrival: Arrival::Open { per_s: rate }, depth: 128, ..Plan::default() };
     let guest = stage::guest(&drive, plan, None)?;
     calm.wait(|| Ok::<_, Failure>(micros(guest.watch(calm::SLICE).latency().p99)))?;
     guest.cut();
+    still.begin();
     let budget = |latency_budget| MirrorOptions {
         latency_budget,
         copy_mode: CopyModeChoice::Background,
@@ -138,8 +149,9 @@ fn run(disks: &Disks, engine: &Engine, calm: &mut Calm, beside: Beside, rate: u6
             Sample::new(&seen, bytes, time)
         }
     };
+    let share = still.share();
     guest.stop().context(|| "guest")?;
-    Ok(sample)
+    Ok((sample, share))
 }
 
 /// The first pass of a job, or as much of it as there is time for: `most`.

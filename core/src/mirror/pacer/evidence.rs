@@ -131,9 +131,7 @@ impl Evidence {
         let little = self.over <= ROOM * allowed && sigmas(self.over + 0.5, allowed) <= -ROOM_SIGMAS;
         if little && age_ns >= ROOM_NS { Finding::Room } else { Finding::Unclear }
     }
-}
 
-impl Evidence {
     /// The same where stalls that are not ours put whole bursts of requests over the limit. No stall is left out, for none was
     /// left out of the share that is allowed; but a burst is one event, whatever it holds. That share is an estimate from
     /// `alone` requests, and no better than these. The paces that are left to choose from in noise are ones that most guests do
