@@ -17,9 +17,9 @@
 //!   are unlike the rest.
 //! - A machine that stalls its guest, copies or not, puts requests over the budget that no pace can help. How many those
 //!   are is seen while the copiers hold still (`noise`), and so many more are allowed; where they are more than a few, the
-//!   copiers look by a glance twice a second, as no single moment says much about stalls, and go no faster than most
-//!   guests can bear. A pace that was far too fast is left at once; if the next look shows that it was the machine, it
-//!   comes back.
+//!   copiers look by a glance twice a second, as no single moment says much about stalls, and go faster than most guests can
+//!   bear only where that shows to be right. A pace that was far too fast is left at once; if the next look shows that it was
+//!   the machine, it comes back, up to that.
 //! - A glance also takes a baseline back that was measured in a bad moment.
 //! - A budget that the guest misses by itself cannot be kept by any pace. Then a quarter more than the baseline holds.
 #![forbid(unsafe_code)]
@@ -278,7 +278,7 @@ impl Pacer {
         }
         // A pace that was left for what was the machine's doing comes back.
         let doubted = self.doubted.take().filter(|_| self.noise.is_loud()).unwrap_or(Rung::BOTTOM);
-        let rung = self.rung.max(doubted).min(self.highest());
+        let rung = self.rung.max(doubted.min(Rung::IN_NOISE));
         // If the pace is what it was before, what was counted under it still counts; unless it was about to be forgotten.
         let keeps = rung == self.rung && !is_other && self.settling.is_none_or(|settling| settling.keeps());
         self.rung = rung;
@@ -331,11 +331,6 @@ impl Pacer {
         (is_needed && looked_ns >= every_ns).then_some(Purpose::Glance)
     }
 
-    /// No rung above this: where it does not show what a pace does to the guest, none is tried that most guests would feel.
-    fn highest(&self) -> Rung {
-        if self.noise.is_loud() { Rung::IN_NOISE } else { Rung::TOP }
-    }
-
     /// Weighs the requests of a tick, and goes up or down.
     fn weigh(&mut self, now_ns: u64, guest: &GuestLatency, copying_bytes: u64) {
         let Some(limit_ns) = self.limit_ns() else { return };
@@ -345,7 +340,10 @@ impl Pacer {
         self.evidence.count(guest.count(), guest.over(limit_ns));
         let share = self.noise.allowed_share(limit_ns);
         let finding = match self.noise.is_loud() {
-            true => self.evidence.finding_in_noise(now_ns, share, self.noise.requests()),
+            true => {
+                let harmless = self.rung < Rung::IN_NOISE;
+                self.evidence.finding_in_noise(now_ns, share, self.noise.requests(), harmless)
+            }
             false => self.evidence.finding(now_ns, share),
         };
         match finding {
@@ -402,7 +400,6 @@ impl Pacer {
             Some(c) => next.min(c.rung),
             None => next,
         };
-        let next = next.min(self.highest());
         if next > self.rung {
             self.change(now_ns, next);
         }
