@@ -12,7 +12,7 @@ use blkmirror_core::buffer::AlignedBuf;
 use blkmirror_core::device::{Device, TargetOptions};
 use blkmirror_core::drive::{Admission, Drive, IoKind, Tracker};
 use blkmirror_core::engine::{
-    Cancel, Completion, End, Engine, EngineOptions, EventKind, Job, JobStatus, MirrorOptions,
+    Cancel, Completion, End, Engine, EngineOptions, EventKind, Job, JobStatus, LatencyBudget, MirrorOptions,
 };
 use blkmirror_core::units::{ByteRange, MIB};
 
@@ -89,6 +89,12 @@ fn until(job: &Job, status: JobStatus) {
     }
 }
 
+/// The defaults but for the latency budget: beside guests that write without rest, on a busy machine, it makes a copy as slow as
+/// they are, and these tests are about the switch-over.
+fn options() -> MirrorOptions {
+    MirrorOptions { latency_budget: LatencyBudget::Off, ..MirrorOptions::default() }
+}
+
 /// Opens a file as a guest's VMM does.
 fn direct(path: &Path) -> File {
     File::options().read(true).write(true).custom_flags(0x4000).open(path).unwrap()
@@ -108,7 +114,7 @@ fn mirror_under_writes(dir: &Path, completion: Completion, rest: Duration) -> [s
             s.spawn(move || guest(disks, &tracker, stop, seed, rest))
         });
         let end = Stop(&stop);
-        let job = engine.mirror(&drive, target, MirrorOptions::default()).unwrap();
+        let job = engine.mirror(&drive, target, options()).unwrap();
         until(&job, JobStatus::Ready);
         std::thread::sleep(Duration::from_millis(200));
         job.complete(completion).unwrap();
