@@ -36,10 +36,10 @@ impl Baseline {
         self.seen.count() < POOR_REQUESTS
     }
 
-    /// Whether a probe saw requests of another kind: their median is another.
+    /// Whether a probe saw requests of another kind: their median is another. Where none ended there is none.
     pub(super) fn is_of_others(&self, probe: &GuestLatency) -> bool {
         let (a, b) = (self.seen.quantile_ns(0.5), probe.quantile_ns(0.5));
-        a.max(b) * 100 > a.min(b) * AGREE
+        probe.count() > 0 && a.max(b) * 100 > a.min(b) * AGREE
     }
 
     /// Takes in what a probe saw under the same load as before, or another; whether it is another baseline now. A probe in which
@@ -117,6 +117,7 @@ mod tests {
         assert_eq!(b.p99_ns(), None);
         assert!(b.learn(&spread(100, 3000), false));
         let p99 = b.p99_ns();
+        assert!(!b.is_of_others(&GuestLatency::new()));
         assert!(!b.learn(&GuestLatency::new(), true));
         assert_eq!(b.p99_ns(), p99);
     }
