@@ -57,6 +57,8 @@ const PROBE_SOON_NS: u64 = 1_000_000_000;
 const GLANCE_EVERY_NS: u64 = 400_000_000;
 /// But so many times as long as the last one took at least.
 const GLANCE_REST: u64 = 6;
+/// What is noise is told by a limit of no less than this, in percent of the baseline: near it requests are late by chance.
+const NOISE_PERCENT: u64 = 150;
 /// So soon after a fall the next one needs half as long a look.
 const FALL_NS: u64 = 200_000_000;
 /// With a larger share of the requests over the limit it may not come from the copiers.
@@ -265,7 +267,8 @@ impl Pacer {
             }
             Purpose::First | Purpose::Probe => self.learn(now_ns, &steady),
         };
-        let noise_limit_ns = self.limit_ns().max(self.baseline.p99_ns().map(|p99_ns| p99_ns / 2 * 3));
+        let noise_limit_ns =
+            self.limit_ns().max(self.baseline.p99_ns().map(|p99_ns| p99_ns * NOISE_PERCENT / 100));
         if let Some(limit_ns) = noise_limit_ns {
             self.noise.look(&all, probe.measured_ns(), limit_ns);
         }
