@@ -212,13 +212,6 @@ impl Exports {
     }
 }
 
-impl Drop for Exports {
-    fn drop(&mut self) {
-        // The next ones in this directory must not be taken for ready by it.
-        let _ = fs::remove_file(self.dir.join("daemon.pid"));
-    }
-}
-
 /// With its backing file present the target fills the rest of a cluster itself, from the right layer.
 #[test]
 fn an_overlay_on_its_backing_file_reads_as_the_source_and_holds_no_more_than_its_layer() {

@@ -41,12 +41,17 @@ impl StorageDaemon {
     /// # Errors
     /// When it cannot be started, or is not ready in ten seconds.
     pub fn start(arguments: &[String], ready: &Path, shown: Vec<PathBuf>) -> io::Result<Self> {
+        // One that was here before must not be taken for this one.
+        let _ = fs::remove_file(ready);
         let mut command = Command::new("qemu-storage-daemon");
         let child = command.arg("--pidfile").arg(ready).args(arguments).spawn()?;
-        let this = Self { child, shown };
+        let mut this = Self { child, shown };
         let end = Instant::now() + READY_WITHIN;
         // It says its process id when everything is exported.
         while !fs::read_to_string(ready).is_ok_and(|text| text.ends_with('\n')) {
+            if let Some(status) = this.child.try_wait()? {
+                return Err(io::Error::other(format!("qemu-storage-daemon has ended: {status}")));
+            }
             if Instant::now() >= end {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
@@ -58,7 +63,7 @@ impl StorageDaemon {
         Ok(this)
     }
 
-    /// Asked politely, it writes back what it holds and takes its files away.
+    /// Asked politely, it writes back what it holds and takes its files away; whether it has.
     fn ask(&mut self) -> bool {
         let Ok(pid) = i32::try_from(self.child.id()) else { return false };
         self.ends_within(POLITE_FOR, || {
