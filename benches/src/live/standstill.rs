@@ -29,6 +29,8 @@ const TRIES: u32 = 4;
 pub struct Standstill {
     /// Ends the threads.
     stop: Arc<AtomicBool>,
+    /// A processor cannot be watched.
+    blind: Arc<AtomicBool>,
     /// How long each processor has stood still, in nanoseconds.
     lost_ns: Vec<Arc<AtomicU64>>,
     /// The threads.
@@ -45,16 +47,23 @@ impl Standstill {
     /// Begins to watch the processors that this process may use.
     #[must_use]
     pub fn watch() -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, blind) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
         let processors = (0..CpuSet::count()).filter(|&at| allowed.is_set(at).unwrap_or(false));
         let (mut lost_ns, mut threads) = (Vec::new(), Vec::new());
         for processor in processors {
             let (lost, over) = (Arc::new(AtomicU64::new(0)), Arc::clone(&stop));
             lost_ns.push(Arc::clone(&lost));
-            threads.push(thread::spawn(move || look(processor, &lost, &over)));
+            let blind = Arc::clone(&blind);
+            threads.push(thread::spawn(move || {
+                if come_first(processor) {
+                    look(&lost, &over);
+                } else {
+                    blind.store(true, Ordering::Relaxed);
+                }
+            }));
         }
-        Self { stop, lost_ns, threads, since: Instant::now(), repeated: 0, in_vain: 0 }
+        Self { stop, blind, lost_ns, threads, since: Instant::now(), repeated: 0, in_vain: 0 }
     }
 
     /// Begins to count: what is measured begins now.
@@ -88,6 +97,9 @@ impl Standstill {
     /// What to say of it, if anything.
     #[must_use]
     pub fn note(&self) -> Option<String> {
+        if self.blind.load(Ordering::Relaxed) {
+            return Some("Whether the machine stood still could not be seen: that takes `chrt` and real-time priority.".to_owned());
+        }
         let Self { repeated, in_vain, .. } = self;
         (*repeated > 0).then(|| {
             format!(
@@ -108,15 +120,16 @@ impl Drop for Standstill {
     }
 }
 
-/// A thread: looks until it is told to end.
-fn look(processor: usize, lost_ns: &AtomicU64, over: &AtomicBool) {
+/// Puts the calling thread on this processor, before all others; whether that worked. Otherwise its lateness says nothing.
+fn come_first(processor: usize) -> bool {
     let mut only = CpuSet::new();
     let pinned = only.set(processor).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
     let first = Command::new("chrt").args(["--fifo", "--pid", "50", &gettid().to_string()]).status();
-    if pinned.is_err() || !first.is_ok_and(|status| status.success()) {
-        // Its lateness would say nothing.
-        return;
-    }
+    pinned.is_ok() && first.is_ok_and(|status| status.success())
+}
+
+/// A thread: looks until it is told to end.
+fn look(lost_ns: &AtomicU64, over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         let begun = Instant::now();
         thread::sleep(STEP);
@@ -135,7 +148,15 @@ mod tests {
     /// A watch that nobody keeps, for its arithmetic.
     fn unwatched() -> Standstill {
         let (stop, since) = (Arc::default(), Instant::now());
-        Standstill { stop, lost_ns: Vec::new(), threads: Vec::new(), since, repeated: 0, in_vain: 0 }
+        Standstill {
+            stop,
+            blind: Arc::default(),
+            lost_ns: Vec::new(),
+            threads: Vec::new(),
+            since,
+            repeated: 0,
+            in_vain: 0,
+        }
     }
 
     /// What these runs come to: the one that is taken, and what is said.
@@ -166,5 +187,13 @@ mod tests {
         assert!((0.005..=0.01).contains(&still.share()), "{}", still.share());
         still.begin();
         assert!(still.share() < 1e-9);
+    }
+
+    /// Silence would be taken for a machine that never stood still.
+    #[test]
+    fn a_machine_that_cannot_be_watched_is_told_of() {
+        let still = unwatched();
+        still.blind.store(true, Ordering::Relaxed);
+        assert!(still.note().unwrap().contains("could not be seen"));
     }
 }
