@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use blkmirror_core::device::{Device, TargetOptions};
 use blkmirror_core::drive::Drive;
 use blkmirror_core::engine::{
-    Cancel, Completion, Engine, EngineOptions, EventKind, Job, Outcome as JobOutcome,
+    Cancel, Completion, Engine, EngineOptions, Escalation, EventKind, Job, Outcome as JobOutcome,
 };
 use blkmirror_core::mirror::{CopyMode, CopyModeChoice, MirrorOptions};
 use blkmirror_load::{Arrival, DirectFile, Ledger, Load, Period, Plan, QueueDisk, Untouched};
 
 use crate::cpu::as_f64;
 use crate::exit::{Failure, Outcome};
-use crate::live_report::{LiveReport, PhaseReport};
+use crate::live_report::{LiveReport, PhaseReport, step_note};
 use crate::signals::Interrupts;
 
 /// How often the job and the user are looked at.
@@ -241,7 +241,10 @@ impl Run<'_> {
     fn hear(&mut self, job: &Job) {
         while let Some(event) = job.next_event() {
             match event.what {
-                EventKind::Escalated { .. } => self.report.escalated = true,
+                EventKind::Escalated { step: Escalation::WriteBlocking, .. } => self.report.escalated = true,
+                EventKind::Escalated { step, .. } => {
+                    self.report.notes.extend(step_note(step).map(str::to_owned));
+                }
                 EventKind::SwitchOverMissed { held_ns, .. } => {
                     self.missed.push(Duration::from_nanos(held_ns));
                 }

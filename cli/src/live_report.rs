@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use blkmirror_core::engine::{BudgetLevel, Escalation};
 use blkmirror_core::units::format_size;
 use blkmirror_load::Period;
 use serde::Serialize;
@@ -108,6 +109,21 @@ fn time(us: f64) -> String {
         us if us < 1000.0 => format!("{us:.0} us"),
         us if us < 1e6 => format!("{:.2} ms", us / 1e3),
         us => format!("{:.2} s", us / 1e6),
+    }
+}
+
+/// What there is to say of a step that the job took because its remainder did not shrink; `None` = the report says it elsewhere, or
+/// has said it with the step before.
+pub(crate) fn step_note(step: Escalation) -> Option<&'static str> {
+    match step {
+        Escalation::LatencyBudget(BudgetLevel::FourTimes) => Some(
+            "keeping p99 below twice what it was would have let the guest write faster than the job copies, so the job gave way \
+             to the guest less",
+        ),
+        Escalation::Braking => Some(
+            "the guest wrote faster than the job could copy, so guest writes were held now and then, for --max-pause at most",
+        ),
+        _ => None,
     }
 }
 

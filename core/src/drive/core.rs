@@ -250,6 +250,11 @@ impl<D> DriveCore<D> {
         wakers.push(Arc::downgrade(waker));
     }
 
+    /// Whether there is a queue now.
+    pub(crate) fn has_queues(&self) -> bool {
+        self.lock().iter().any(|waker| waker.strong_count() > 0)
+    }
+
     // ---- the gate ----
 
     /// Closes the gate: requests wait outside from now on.

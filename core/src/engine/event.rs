@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::{Error, Result};
-use crate::mirror::{CopyMode, ErrorAction, Escalation, JobStatus, Notice, Reason, Share, Side};
+use crate::mirror::{BudgetLevel, CopyMode, ErrorAction, Escalation, JobStatus, Notice, Reason, Share, Side};
 use crate::ring::monotonic_ns;
 use crate::units::ByteRange;
 
@@ -63,7 +63,8 @@ pub enum EventKind {
     },
     /// The way in which guest writes are followed was changed by the host.
     CopyMode(CopyMode),
-    /// Copy mode auto: the remainder stopped shrinking.
+    /// The remainder stopped shrinking, and something is done about it: by copy mode auto, or about a latency budget that held the
+    /// copiers back, whatever the copy mode.
     #[non_exhaustive]
     Escalated {
         /// What is done about it.
@@ -73,6 +74,8 @@ pub enum EventKind {
         /// Bytes that were left.
         left_bytes: u64,
     },
+    /// A latency budget that was loosened has come back to this, for a switch-over has fitted for some time.
+    BudgetRestored(BudgetLevel),
     /// A switch-over did not fit into its time; the gate is open again, and it will be tried again.
     #[non_exhaustive]
     SwitchOverMissed {
@@ -286,6 +289,7 @@ impl Told {
             Notice::Escalated { step, reason, left_bytes } => {
                 self.emit(EventKind::Escalated { step, reason, left_bytes });
             }
+            Notice::BudgetRestored(level) => self.emit(EventKind::BudgetRestored(level)),
             Notice::SwitchOverMissed { held_ns, left_bytes } => {
                 self.emit(EventKind::SwitchOverMissed { held_ns, left_bytes });
             }

@@ -69,7 +69,9 @@ impl<D> Home<D> {
             return;
         }
         let guest = self.look_at_guest();
-        let faster = self.follow.tick(&core.share, self.coordinator.missed(), guest.as_ref(), now_ns);
+        let missed = self.coordinator.missed();
+        let has_queues = || self.drive.has_queues();
+        let faster = self.follow.tick(&core.share, missed, guest.as_ref(), &has_queues, now_ns);
         if faster || core.share.dirty.dirty_bytes() > HELP_BYTES {
             core.wake_all();
         }

@@ -37,8 +37,8 @@ pub use query::JobInfo;
 pub use verbs::{Cancel, Completion};
 
 pub use crate::mirror::{
-    CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, Escalation, ExtentMap, JobStatus, LatencyBudget,
-    MirrorOptions, OnCopied, Progress, Reason as EscalationReason, Side, SyncMode, Verb,
+    BudgetLevel, CopyMode, CopyModeChoice, End, ErrorAction, ErrorPolicy, Escalation, ExtentMap, JobStatus,
+    LatencyBudget, MirrorOptions, OnCopied, Progress, Reason as EscalationReason, Side, SyncMode, Verb,
 };
 
 use self::worker::Mail;

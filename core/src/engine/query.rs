@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::event::{IoStatus, LastError};
 use super::job::Job;
 use super::latencies::GuestLatencies;
-use crate::mirror::{CopyMode, JobStatus, Progress, RateMeter};
+use crate::mirror::{BudgetLevel, CopyMode, JobStatus, Progress, RateMeter};
 use crate::ring::monotonic_ns;
 
 /// Where a job stands.
@@ -38,6 +38,8 @@ pub struct JobInfo {
     pub speed_bytes_per_s: u64,
     /// How guest writes are followed now.
     pub copy_mode: CopyMode,
+    /// How much of the latency budget is in force: a remainder that does not shrink loosens it.
+    pub budget_level: BudgetLevel,
     /// Whether copy mode auto holds guest requests now and then, because nothing else has helped.
     pub braking: bool,
     /// Write-blocking, and nothing is dirty or in any worker's hand: what the guest is told is written through queues is on both
@@ -80,6 +82,7 @@ impl Job {
             fits_now: share.fits_now(self.core().max_pause),
             speed_bytes_per_s: share.limiter.speed(),
             copy_mode,
+            budget_level: share.figures.budget_level(),
             braking: share.is_braking(),
             actively_synced: copy_mode == CopyMode::WriteBlocking && share.is_finished(),
             missed: share.figures.missed(),

@@ -5,6 +5,9 @@
 //! shrink adds to a score, every one in which it did takes from it, and so does a missed switch-over add; so a burst or
 //! one odd window decides nothing, and a writer that is faster than the copy is found out within one to two seconds.
 //!
+//! A remainder that goes up and down so much that no line fits decides nothing by that. So the lowest window is kept as well: if
+//! none was lower for [`STALE_NS`], by as much as progress asks for, the remainder does not shrink, whatever it looks like.
+//!
 //! "Does not shrink" means: by less than 1/64 of what is copied. A remainder that shrinks more slowly than that would be
 //! copied more than 64 times over before it is gone; a working set that a few hot chunks keep alive looks like this too.
 //! A remainder that is small enough for the pause is fine whatever it does, until switch-overs are missed with it.
@@ -22,6 +25,8 @@ const NEWEST: usize = 4;
 const ENOUGH: u32 = 10;
 /// The first decision is about a whole second, so it counts for more than one window.
 const FIRST: u32 = 6;
+/// Without a window that was lower than all before for so long, it does not shrink.
+const STALE_NS: u64 = 5_000_000_000;
 /// What a missed switch-over adds to the score.
 const MISS: u32 = 3;
 /// After so many misses a remainder that looks small enough is no excuse: the prediction is not to be trusted.
@@ -100,6 +105,8 @@ pub struct Convergence {
     last_ns: Option<u64>,
     /// Windows without progress, less those with; `None` = not judged yet.
     score: Option<u32>,
+    /// The lowest window, and when it was; `None` = not judged yet.
+    lowest: Option<(f64, u64)>,
     /// Misses before the watch began anew.
     forgiven: u32,
     /// Misses at the last sample.
@@ -159,9 +166,10 @@ impl Convergence {
         (self.sum, self.samples, self.small) = (0.0, 0, false);
         if small {
             // A chance to switch over: whatever comes next is to be judged by itself.
-            (self.full, self.score) = (0, None);
+            (self.full, self.score, self.lowest) = (0, None, None);
             return Verdict::Fine;
         }
+        let is_stale = self.is_stale(o, mean);
         if self.full == WINDOWS {
             self.means.rotate_left(1);
             self.full -= 1;
@@ -185,7 +193,7 @@ impl Convergence {
             before
         };
         self.score = Some(score);
-        if score > 0 && score + MISS * missed >= ENOUGH {
+        if is_stale || (score > 0 && score + MISS * missed >= ENOUGH) {
             return Verdict::Escalate(Reason::NotShrinking {
                 left_bytes: to_u64(mean),
                 growth_bytes_per_s: to_u64(line.slope),
@@ -194,6 +202,21 @@ impl Convergence {
             });
         }
         Verdict::Fine
+    }
+
+    /// Takes in a window; whether none was lower for long.
+    fn is_stale(&mut self, o: &Observation, mean: f64) -> bool {
+        let Some((lowest, since_ns)) = self.lowest else {
+            self.lowest = Some((mean, o.now_ns));
+            return false;
+        };
+        let passed_ns = o.now_ns.saturating_sub(since_ns);
+        let least = LEAST_SHARE * to_f64(o.copy_rate_bytes_per_s) * to_f64(passed_ns) / 1e9;
+        if mean < lowest - least {
+            self.lowest = Some((mean, o.now_ns));
+            return false;
+        }
+        passed_ns >= STALE_NS
     }
 }
 
@@ -304,6 +327,33 @@ mod tests {
         }
         let slower = Scene { left: 20_000 * MB, dirty: |_| 970 * MB, ..SCENE };
         assert_eq!(slower.run(1, 600_000), None);
+    }
+
+    /// As beside a pacer that stops the copy now and then to look at the guest: the remainder falls and rises again.
+    #[test]
+    fn a_remainder_that_goes_up_and_down_without_end_is_found_out_too() {
+        for (period, up) in [(1000, 500), (2000, 700), (3000, 1000), (4000, 1500)] {
+            let mut c = Convergence::new();
+            let mut escalated = None;
+            for at in (0..20_000).step_by(5) {
+                let phase = at % period;
+                let swing =
+                    if phase < up { phase * 1000 / up } else { (period - phase) * 1000 / (period - up) };
+                let verdict = c.observe(&Observation {
+                    now_ns: at * 1_000_000,
+                    left_bytes: 2000 * MB + swing * MB,
+                    copy_rate_bytes_per_s: 1000 * MB,
+                    dirty_rate_bytes_per_s: 1000 * MB,
+                    first_pass_over: true,
+                    is_small_enough: false,
+                    missed: 0,
+                });
+                if verdict != Verdict::Fine {
+                    escalated = escalated.or(Some(at));
+                }
+            }
+            assert!(escalated.is_some_and(|at| at <= 9000), "period {period} ms: {escalated:?}");
+        }
     }
 
     #[test]

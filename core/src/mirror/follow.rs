@@ -1,4 +1,4 @@
-//! How the job's home follows the guest: when it looks, what it expects, when it escalates.
+//! How the job's home follows the guest: when it looks, and what it expects.
 //!
 //! While there is work, the home takes stock every [`TICK_NS`]: rates, the forecast of a switch-over, whether the remainder
 //! still shrinks, how much the copiers may have in flight. When everything is copied it looks for dirty chunks every
@@ -6,18 +6,15 @@
 //! [`QUIET_NS`], it sleeps, and the next guest write that dirties a chunk wakes it (see `doorbell`): a
 //! guest pays for that at most a few times a second, and an idle disk costs nothing.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
-
-use super::active::CopyMode;
-use super::convergence::{Convergence, Observation, Verdict};
-use super::coordinator::{Sight, within_ns};
+use super::coordinator::Sight;
+use super::escalate::{Escalator, Stock};
 use super::estimate::{Attempt, Effort, Estimate, Sample};
-use super::options::{CopyModeChoice, LatencyBudget, MirrorOptions};
+use super::figures::to_ns;
+use super::options::{LatencyBudget, MirrorOptions};
 use super::pace::Pace;
 use super::pacer::{Budget, GuestLatency, Pacer, Tick};
 use super::progress::Progress;
-use super::share::{Escalation, Notice, Share};
+use super::share::Share;
 
 /// How often stock is taken while there is work.
 const TICK_NS: u64 = 10_000_000;
@@ -29,97 +26,6 @@ const QUIET_NS: u64 = 100_000_000;
 const LONGEST_SLEEP_NS: u64 = 500_000_000;
 /// After so long without a flush, or an attempt to switch over, the next one is expected to take half as long as the last.
 const FADES_NS: u64 = 1_000_000_000;
-/// A figure that is not known.
-const UNKNOWN: u64 = u64::MAX;
-
-/// What a host may read of the home's view; atomics, for any thread reads them.
-#[derive(Debug)]
-pub struct Figures {
-    /// Bytes copied per second.
-    copy_rate_bytes_per_s: AtomicU64,
-    /// Bytes made dirty per second.
-    dirty_rate_bytes_per_s: AtomicU64,
-    /// The forecast of a switch-over.
-    predicted_pause_ns: AtomicU64,
-    /// Time until nothing is left.
-    eta_ns: AtomicU64,
-    /// Switch-overs that were missed.
-    missed: AtomicU32,
-}
-
-impl Default for Figures {
-    fn default() -> Self {
-        Self {
-            copy_rate_bytes_per_s: AtomicU64::new(0),
-            dirty_rate_bytes_per_s: AtomicU64::new(0),
-            predicted_pause_ns: AtomicU64::new(UNKNOWN),
-            eta_ns: AtomicU64::new(UNKNOWN),
-            missed: AtomicU32::new(0),
-        }
-    }
-}
-
-/// A time as a word.
-fn to_ns(time: Option<Duration>) -> u64 {
-    time.map_or(UNKNOWN, |t| u64::try_from(t.as_nanos()).unwrap_or(UNKNOWN - 1))
-}
-
-/// A word as a time.
-fn from_ns(word: &AtomicU64) -> Option<Duration> {
-    Some(word.load(Ordering::Relaxed)).filter(|&ns| ns != UNKNOWN).map(Duration::from_nanos)
-}
-
-impl Figures {
-    /// Bytes copied per second now.
-    #[must_use]
-    pub fn copy_rate_bytes_per_s(&self) -> u64 {
-        self.copy_rate_bytes_per_s.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that the guest makes dirty per second now.
-    #[must_use]
-    pub fn dirty_rate_bytes_per_s(&self) -> u64 {
-        self.dirty_rate_bytes_per_s.load(Ordering::Relaxed)
-    }
-
-    /// How long a switch-over begun now would hold guest requests; `None` = not known.
-    #[must_use]
-    pub fn predicted_pause(&self) -> Option<Duration> {
-        from_ns(&self.predicted_pause_ns)
-    }
-
-    /// Time until nothing is left; `None` = not in sight.
-    #[must_use]
-    pub fn eta(&self) -> Option<Duration> {
-        from_ns(&self.eta_ns)
-    }
-
-    /// Switch-overs that were missed so far.
-    #[must_use]
-    pub fn missed(&self) -> u32 {
-        self.missed.load(Ordering::Relaxed)
-    }
-
-    /// Another was. Comes before the notice of it: who hears of that and asks must find it counted.
-    pub(super) fn set_missed(&self, missed: u32) {
-        self.missed.store(missed, Ordering::Relaxed);
-    }
-
-    /// A job is about to be called ready by this forecast. Who hears of it and asks must not be told an older one that
-    /// contradicts it.
-    pub(super) fn foresee(&self, predicted_pause_ns: Option<u64>) {
-        self.predicted_pause_ns.store(predicted_pause_ns.unwrap_or(UNKNOWN), Ordering::Relaxed);
-    }
-
-    /// Takes over what the home has worked out.
-    fn publish(&self, estimate: &Estimate) {
-        self.copy_rate_bytes_per_s.store(estimate.copy_rate_bytes_per_s(), Ordering::Relaxed);
-        self.dirty_rate_bytes_per_s.store(estimate.dirty_rate_bytes_per_s(), Ordering::Relaxed);
-        self.predicted_pause_ns.store(to_ns(estimate.predicted_pause()), Ordering::Relaxed);
-        self.eta_ns.store(to_ns(estimate.eta()), Ordering::Relaxed);
-    }
-}
-
 /// What the home knows of the guest's requests when it takes stock.
 #[derive(Clone, Copy, Debug)]
 pub struct Guest {
@@ -167,14 +73,10 @@ impl Fading {
 pub struct Follow {
     /// Rates and forecasts.
     estimate: Estimate,
-    /// Whether the remainder shrinks.
-    convergence: Convergence,
+    /// What is done when the remainder does not shrink.
+    escalator: Escalator,
     /// How fast the copiers may go for the guest's sake; `None` = as fast as they can.
     pacer: Option<Pacer>,
-    /// Copy mode auto, and there is a step left to take.
-    may_escalate: bool,
-    /// How long guest requests may be held.
-    max_pause: Option<Duration>,
     /// When stock is taken next.
     tick_at_ns: u64,
     /// When the flush that is under way was sent.
@@ -185,8 +87,6 @@ pub struct Follow {
     attempting: Option<Attempting>,
     /// How long the last one waited for guest requests.
     overhead: Fading,
-    /// Ready only when nothing is dirty, however little it is.
-    strict_ready: bool,
     /// Since when nothing was dirty.
     clean_since_ns: Option<u64>,
 }
@@ -203,15 +103,12 @@ impl Follow {
         Self {
             pacer: budget.map(Pacer::new),
             estimate: Estimate::new(),
-            convergence: Convergence::new(),
-            may_escalate: options.copy_mode == CopyModeChoice::Auto,
-            max_pause: options.max_pause,
+            escalator: Escalator::new(options),
             tick_at_ns: 0,
             flush_sent_ns: None,
             flush: Fading::default(),
             attempting: None,
             overhead: Fading::default(),
-            strict_ready: options.strict_ready,
             clean_since_ns: None,
         }
     }
@@ -239,10 +136,17 @@ impl Follow {
         self.pacer.is_some()
     }
 
-    /// Takes stock; `guest` is there if [`Self::makes_room`]. `true` when the copiers may go faster than before, so that
-    /// those who sleep must be woken.
+    /// Takes stock; `guest` is there if [`Self::makes_room`], `has_queues` says whether the drive has any. `true` when the copiers
+    /// may go faster than before, so that those who sleep must be woken.
     #[must_use]
-    pub fn tick(&mut self, share: &Share, missed: u32, guest: Option<&Guest>, now_ns: u64) -> bool {
+    pub fn tick(
+        &mut self,
+        share: &Share,
+        missed: u32,
+        guest: Option<&Guest>,
+        has_queues: &dyn Fn() -> bool,
+        now_ns: u64,
+    ) -> bool {
         self.tick_at_ns = now_ns + TICK_NS;
         self.fade_flushes(now_ns);
         self.fade_overhead(now_ns);
@@ -256,7 +160,8 @@ impl Follow {
             effort: Self::effort(share),
         });
         share.figures.publish(&self.estimate);
-        self.converge(share, missed, left_bytes, now_ns);
+        let stock = Stock { now_ns, left_bytes, missed, estimate: &self.estimate, has_queues };
+        self.escalator.look(share, &stock, self.pacer.as_mut());
         self.set_pace(share, guest, &progress, now_ns)
     }
 
@@ -284,39 +189,6 @@ impl Follow {
             _ if share.is_urgent() => Effort::Full,
             pace if pace == Pace::FULL && share.limiter.speed() == 0 => Effort::Full,
             _ => Effort::Paced,
-        }
-    }
-
-    /// Copy mode auto: turns to write-blocking when the remainder stops shrinking, and to braking when it still does not.
-    fn converge(&mut self, share: &Share, missed: u32, left_bytes: u64, now_ns: u64) {
-        let chosen = share.mode_is_chosen.load(Ordering::Acquire);
-        // While copiers wait for the next round of an ignored error, the remainder says nothing of who is faster.
-        let says_nothing = share.is_held() || share.is_urgent() || share.awaits_round();
-        if !self.may_escalate || chosen || says_nothing {
-            return;
-        }
-        let small = |(predicted, max)| to_ns(Some(predicted)) <= within_ns(to_ns(Some(max)));
-        let small = self.estimate.predicted_pause().zip(self.max_pause).is_some_and(small);
-        let verdict = self.convergence.observe(&Observation {
-            now_ns,
-            left_bytes,
-            copy_rate_bytes_per_s: self.estimate.copy_rate_bytes_per_s(),
-            dirty_rate_bytes_per_s: self.estimate.dirty_rate_bytes_per_s(),
-            first_pass_over: share.sweep_is_claimed(),
-            is_small_enough: (small && !self.strict_ready) || self.max_pause.is_none(),
-            missed,
-        });
-        if let Verdict::Escalate(reason) = verdict {
-            let step = if share.set_copy_mode(CopyMode::WriteBlocking) {
-                // What was observed so far says nothing about how it goes from here.
-                self.convergence.restart();
-                Escalation::WriteBlocking
-            } else {
-                self.may_escalate = false;
-                share.braking.store(true, Ordering::Release);
-                Escalation::Braking
-            };
-            share.post(Notice::Escalated { step, reason, left_bytes });
         }
     }
 

@@ -17,7 +17,9 @@
 //! | `sweep` | the cursor of the first pass, taken in order by all workers |
 //! | `copier` | one worker's part of a job as a state machine |
 //! | `coordinator` | the job's course: ready, switch-over, end |
-//! | `follow` | when the home looks, what it expects, when it escalates |
+//! | `follow` | when the home looks, what it expects |
+//! | `escalate`, `relief` | what is done when the remainder does not shrink; how much of the latency budget is in force |
+//! | `figures` | what a host may read of it |
 //! | `doorbell` | how a guest write wakes a home that sleeps |
 //! | `limiter` | the speed limit, smooth |
 //! | `pace` | how much copiers may have in flight |
@@ -36,8 +38,10 @@ mod convergence;
 mod coordinator;
 mod copier;
 mod doorbell;
+mod escalate;
 mod estimate;
 mod extents;
+mod figures;
 mod follow;
 mod geometry;
 mod limiter;
@@ -48,6 +52,7 @@ mod pace;
 mod pacer;
 mod policy;
 mod progress;
+mod relief;
 mod share;
 mod states;
 mod sweep;
@@ -61,7 +66,8 @@ pub use copier::{Copier, SEAT_BYTES, Step, spare_bytes};
 pub use doorbell::Doorbell;
 pub use estimate::{Attempt, Effort, Estimate, Sample};
 pub use extents::ExtentMap;
-pub use follow::{Figures, Follow, Guest};
+pub use figures::Figures;
+pub use follow::{Follow, Guest};
 pub use geometry::{DeviceShape, Geometry};
 pub use limiter::Limiter;
 pub use marks::Marks;
@@ -72,6 +78,7 @@ pub use pacer::{Budget, GuestLatency, Pacer, Tick};
 pub(crate) use policy::transient_backoff_ns;
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
+pub use relief::BudgetLevel;
 pub use share::{Bitmaps, Escalation, Failure, FailureCause, Notice, Rest, Share};
 pub use states::{JobStatus, Turn, Verb};
 pub use sweep::Sweep;

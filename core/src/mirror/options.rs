@@ -33,10 +33,10 @@ pub enum CopyModeChoice {
     /// writes until the job fails or is cancelled by force: there is no time limit, so a host that wants one cancels
     /// (`Cancel::Force`), or uses `Background`.
     WriteBlocking,
-    /// Background, and write-blocking when the remainder stops shrinking. If that does not help (it never does with trackers),
-    /// *braking*: guest requests are held for up to `max_pause` at a time, with 5 to 100 ms in between, also before `complete` is
-    /// asked and whatever the latency budget says, until the job is ready or can switch over. `EventKind::Escalated` tells of each
-    /// step; choosing a mode with `Job::set_copy_mode` ends both.
+    /// Background, and write-blocking when the remainder stops shrinking. If that does not help (it never does with trackers), the
+    /// latency budget is loosened, and if that does not either, *braking*: guest requests are held for up to `max_pause` at a time,
+    /// with 5 to 100 ms in between, also before `complete` is asked, until the job is ready or can switch over.
+    /// `EventKind::Escalated` tells of each step; choosing a mode with `Job::set_copy_mode` ends write-blocking and braking.
     #[default]
     Auto,
 }
@@ -46,6 +46,10 @@ pub enum CopyModeChoice {
 /// It is a goal that the copiers keep by their pace, and they never stop for it altogether: a guest that misses it without the job
 /// gets a quarter more than its own p99 instead, and less than 1.1 times counts as 1.1. All kinds of requests count. It does not
 /// hold for requests that a switch-over or braking holds, nor for what write-blocking adds to a write.
+///
+/// Nor may it keep a job from its end. If the remainder does not shrink for a second or two once everything was copied, the budget is
+/// loosened: to four times of what was chosen, and then altogether (`EventKind::Escalated`, `JobInfo::budget_level`). It comes back when
+/// a switch-over has fitted into `max_pause` for ten seconds (`EventKind::BudgetRestored`); later each time that this was too early.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum LatencyBudget {
     /// No bound: the job copies at full speed.

@@ -40,6 +40,7 @@ pub use guest::GuestLatency;
 
 use super::estimate::{to_f64, to_u64};
 use super::pace::Pace;
+use super::relief::BudgetLevel;
 use activity::{Activity, Load};
 use baseline::Baseline;
 use evidence::{Evidence, Finding};
@@ -127,6 +128,8 @@ enum Wanted {
 pub struct Pacer {
     /// What is to be kept.
     budget: Budget,
+    /// How much of that is in force.
+    level: BudgetLevel,
     /// The pace while the guest is at work.
     rung: Rung,
     /// What the guest has without copying.
@@ -171,6 +174,7 @@ impl Pacer {
     pub fn new(budget: Budget) -> Self {
         Self {
             budget,
+            level: BudgetLevel::Chosen,
             rung: Rung::FIRST,
             baseline: Baseline::default(),
             noise: Noise::default(),
@@ -192,10 +196,28 @@ impl Pacer {
         }
     }
 
+    /// Another part of the budget is in force from now on. What was found out about paces was by the other.
+    pub fn set_level(&mut self, level: BudgetLevel) {
+        self.level = level;
+        (self.ceiling, self.doubted, self.fell_ns, self.probe) = (None, None, None, None);
+        // As after an idle time: nothing that is counted from here on may come from the pace before.
+        self.was_idle = true;
+    }
+
+    /// What is to be kept now.
+    fn in_force(&self) -> Budget {
+        match (self.level, self.budget) {
+            (BudgetLevel::Lifted, _) => Budget::Off,
+            (BudgetLevel::FourTimes, Budget::AbsoluteNs(ns)) => Budget::AbsoluteNs(ns.saturating_mul(4)),
+            (BudgetLevel::FourTimes, Budget::Baseline(times)) => Budget::Baseline(times * 4.0),
+            (BudgetLevel::Chosen, budget) | (_, budget @ Budget::Off) => budget,
+        }
+    }
+
     /// Takes in what happened since the last tick, and says how it goes on.
     pub fn tick(&mut self, tick: &Tick<'_>) -> Pace {
         let Tick { now_ns, guest, guest_waits, copying_bytes } = *tick;
-        if self.budget == Budget::Off {
+        if self.in_force() == Budget::Off {
             return Pace::FULL;
         }
         self.activity.note(now_ns, guest.count(), guest_waits);
@@ -230,7 +252,7 @@ impl Pacer {
     #[must_use]
     pub fn limit_ns(&self) -> Option<u64> {
         let baseline = self.baseline.p99_ns().map(to_f64);
-        let limit = match self.budget {
+        let limit = match self.in_force() {
             Budget::Off => return None,
             Budget::AbsoluteNs(ns) => to_f64(ns).max(baseline.unwrap_or(0.0) * LEAST_OVER_BASELINE),
             Budget::Baseline(multiple) => baseline? * (1.0 + (multiple.max(LEAST_MULTIPLE) - 1.0) * AIM),
@@ -241,12 +263,12 @@ impl Pacer {
     /// Whether the guest holds the copiers back now, so that their rate is not what they are able to.
     #[must_use]
     pub fn is_holding_back(&self) -> bool {
-        self.budget != Budget::Off && !self.was_idle && (self.probe.is_some() || self.rung < Rung::TOP)
+        self.in_force() != Budget::Off && !self.was_idle && (self.probe.is_some() || self.rung < Rung::TOP)
     }
 
     /// Whether the baseline decides what the limit is.
     fn baseline_counts(&self) -> bool {
-        match self.budget {
+        match self.in_force() {
             Budget::Off => false,
             Budget::Baseline(_) => true,
             Budget::AbsoluteNs(ns) => self.limit_ns().is_some_and(|limit_ns| limit_ns > ns),
@@ -319,7 +341,7 @@ impl Pacer {
             return None;
         }
         let age_ns = self.probed_ns.map_or(u64::MAX, |then| now_ns.saturating_sub(then));
-        let is_absolute = matches!(self.budget, Budget::AbsoluteNs(_));
+        let is_absolute = matches!(self.in_force(), Budget::AbsoluteNs(_));
         let is_first = self.baseline.p99_ns().is_none() && !is_absolute;
         let is_soon = (is_first || self.wanted.is_some()) && age_ns >= self.probe_soon_ns;
         let every_ns = if self.baseline.is_poor() { PROBE_POOR_NS } else { PROBE_EVERY_NS };

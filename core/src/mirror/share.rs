@@ -13,7 +13,7 @@ use crossbeam_queue::ArrayQueue;
 
 use super::activity::Activity;
 use super::doorbell::Doorbell;
-use super::follow::Figures;
+use super::figures::Figures;
 use super::geometry::Geometry;
 use super::limiter::Limiter;
 use super::marks::Marks;
@@ -307,7 +307,7 @@ impl Share {
 
     /// How much copiers may have in flight now.
     #[must_use]
-    pub(super) fn pace(&self) -> Pace {
+    pub(crate) fn pace(&self) -> Pace {
         if self.is_urgent() {
             return Pace::FULL;
         }

@@ -9,6 +9,7 @@ mod follows;
 mod guests;
 mod order;
 mod query;
+mod relief;
 mod rounds;
 mod verbs;
 mod windows;

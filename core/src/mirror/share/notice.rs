@@ -3,6 +3,7 @@
 use crate::mirror::active::CopyMode;
 use crate::mirror::convergence::Reason;
 use crate::mirror::policy::{ErrorAction, Side};
+use crate::mirror::relief::BudgetLevel;
 use crate::mirror::states::JobStatus;
 use crate::units::ByteRange;
 
@@ -38,14 +39,17 @@ pub struct Failure {
     pub cause: FailureCause,
 }
 
-/// What copy mode auto does when the remainder stops shrinking, one after the other.
+/// What is done when the remainder stops shrinking, one after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Escalation {
-    /// Guest writes through queues go to both sides.
+    /// Copy mode auto: guest writes through queues go to both sides.
     WriteBlocking,
-    /// That was not enough, as with hosts that do their own I/O: guest requests are held again and again, for `max_pause` at
-    /// most each time, until the remainder fits into one pause.
+    /// The latency budget is loosened, because it held the copiers back. It comes back when a switch-over has fitted into
+    /// `max_pause` for 10 s or more, with `EventKind::BudgetRestored`.
+    LatencyBudget(BudgetLevel),
+    /// Copy mode auto: that was not enough. Guest requests are held again and again, for `max_pause` at most each time, until
+    /// the remainder fits into one pause.
     Braking,
 }
 
@@ -72,7 +76,7 @@ pub enum Notice {
     },
     /// The way in which guest writes are followed has changed.
     CopyMode(CopyMode),
-    /// Copy mode auto: the remainder stopped shrinking.
+    /// The remainder stopped shrinking.
     Escalated {
         /// What is done about it.
         step: Escalation,
@@ -81,6 +85,8 @@ pub enum Notice {
         /// Bytes that were left.
         left_bytes: u64,
     },
+    /// A latency budget that was loosened has come back, so far.
+    BudgetRestored(BudgetLevel),
     /// A switch-over did not fit into its time; the gate is open again, and it will be tried again.
     SwitchOverMissed {
         /// How long guest requests were held.
