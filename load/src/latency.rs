@@ -39,7 +39,10 @@ pub struct Period {
 
 impl Period {
     /// Nothing seen.
-    pub(crate) fn new() -> Result<Self> {
+    ///
+    /// # Errors
+    /// Never, with the bounds that the histograms have.
+    pub fn new() -> Result<Self> {
         Ok(Self {
             time: Duration::ZERO,
             writes: histogram()?,
@@ -49,20 +52,6 @@ impl Period {
             errors: 0,
             first_error: None,
         })
-    }
-
-    /// Takes what was seen and leaves nothing.
-    pub(crate) fn take(&mut self) -> Self {
-        let empty = Self {
-            time: Duration::ZERO,
-            writes: Histogram::new_from(&self.writes),
-            reads: Histogram::new_from(&self.reads),
-            lateness: Histogram::new_from(&self.lateness),
-            written_bytes: 0,
-            errors: 0,
-            first_error: None,
-        };
-        std::mem::replace(self, empty)
     }
 
     /// Adds what somebody else saw in the same time.
@@ -154,9 +143,9 @@ mod tests {
             period.writes.saturating_record(latency_us * 1000);
             period.written_bytes += 4096;
         }
-        let mut taken = period.take();
+        let mut taken = std::mem::replace(&mut period, Period::new().unwrap());
         assert_eq!((taken.writes.len(), period.writes.len(), period.written_bytes), (1000, 0, 0));
-        taken.add(&period.take());
+        taken.add(&std::mem::replace(&mut period, Period::new().unwrap()));
         taken.time = Duration::from_secs(2);
         let latency = taken.latency();
         assert!(latency.p99.as_micros().abs_diff(990) <= 1, "{latency}");

@@ -103,7 +103,9 @@ impl Load {
         let time = now.duration_since(std::mem::replace(&mut *since, now));
         let mut all = Period { time, ..self.empty.clone() };
         for shared in &self.shared {
-            let seen = shared.seen().take();
+            // Made before the lock is taken: a writer that waits for it sends late.
+            let empty = self.empty.clone();
+            let seen = std::mem::replace(&mut *shared.seen(), empty);
             all.add(&seen);
         }
         all

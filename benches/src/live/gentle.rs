@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use blkmirror_core::engine::{Engine, EngineOptions};
 use blkmirror_core::mirror::{CopyModeChoice, LatencyBudget, MirrorOptions};
-use blkmirror_load::{Arrival, Load, Period, Plan};
+use blkmirror_load::{Arrival, Load, Plan};
 use blkmirror_testkit::{GIB, MIB};
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +17,8 @@ use super::calm::{self, Calm};
 use super::options::Options;
 use super::plain::PlainCopy;
 use super::report::Part;
-use super::stage::{self, Disks, TICK, gib_per_s, micros};
-use super::standstill::Standstill;
+use super::stage::{self, Disks, gib_per_s, micros};
+use super::standstill::{Kept, SLICE, Standstill};
 use crate::error::{Context, Failure, Result};
 use crate::stats::Spread;
 use crate::targets::Bound;
@@ -78,16 +78,17 @@ struct Sample {
 
 impl Sample {
     /// What the guest saw, and what was copied in that time.
-    fn new(seen: &Period, copied_bytes: u64, time: Duration) -> Self {
+    fn new(kept: &Kept) -> Result<Self> {
+        let seen = kept.seen.as_ref().ok_or_else(|| Failure::new("the machine stands still all the time"))?;
         let latency = seen.latency();
-        Self {
+        Ok(Self {
             p50_us: micros(latency.p50),
             p99_us: micros(latency.p99),
             p999_us: micros(latency.p999),
             lateness_p50_us: micros(Duration::from_nanos(seen.lateness.value_at_quantile(0.5))),
             writes_per_s: seen.writes_per_s(),
-            copy_gib_per_s: gib_per_s(copied_bytes, time),
-        }
+            copy_gib_per_s: gib_per_s(kept.copied_bytes, kept.time),
+        })
     }
 }
 
@@ -102,8 +103,8 @@ pub fn measure(options: &Options) -> Result<Part> {
         turns.rotate_left(round as usize % Beside::ALL.len());
         for turn in turns {
             let beside = Beside::ALL[turn];
-            let sample =
-                still.without(|still| run(&disks, &engine, &mut calm, still, beside, options.rate))?;
+            let kept = still.without(|still| run(&disks, &engine, &mut calm, still, beside, options.rate))?;
+            let sample = Sample::new(&kept)?;
             let Sample { p99_us, copy_gib_per_s, .. } = sample;
             let name = beside.name();
             eprintln!("  round {} {name:24} p99 {p99_us:.0} us, {copy_gib_per_s:.2} GiB/s", round + 1);
@@ -116,7 +117,7 @@ pub fn measure(options: &Options) -> Result<Part> {
     Ok(part)
 }
 
-/// One run, once the guest alone sees what it usually sees, and the share of it that the machine stood still for.
+/// One run, once the guest alone sees what it usually sees.
 fn run(
     disks: &Disks,
     engine: &Engine,
@@ -124,56 +125,61 @@ fn run(
     still: &mut Standstill,
     beside: Beside,
     rate: u64,
-) -> Result<(Sample, f64)> {
+) -> Result<Kept> {
     let drive = disks.drive()?;
     let plan = Plan { arrival: Arrival::Open { per_s: rate }, depth: 128, ..Plan::default() };
     let guest = stage::guest(&drive, plan, None)?;
     calm.wait(|| Ok::<_, Failure>(micros(guest.watch(calm::SLICE).latency().p99)))?;
-    guest.cut();
-    still.begin();
-    let budget = |latency_budget| MirrorOptions {
+    let options = |latency_budget| MirrorOptions {
         latency_budget,
         copy_mode: CopyModeChoice::Background,
         ..MirrorOptions::default()
     };
-    let sample = match beside {
-        Beside::Nothing => Sample::new(&guest.watch(MOST), 0, MOST),
-        Beside::Gentle => {
-            with_job(disks, engine, &drive, &guest, budget(LatencyBudget::Baseline(BUDGET)), MOST)?
-        }
-        Beside::FullSpeed => with_job(disks, engine, &drive, &guest, budget(LatencyBudget::Off), FULL_SPEED)?,
+    let mut with_job = |budget, most| {
+        let job = engine.mirror(&drive, disks.target()?, options(budget)).context(|| "job")?;
+        let kept = watch(&guest, still, most, || {
+            let progress = job.query().progress;
+            // The first pass is what is measured.
+            (stage::first_pass_bytes(&progress) < disks.bytes).then_some(progress.copied_bytes)
+        });
+        stage::end(&job)?;
+        Ok::<_, Failure>(kept)
+    };
+    let kept = match beside {
+        Beside::Nothing => watch(&guest, still, MOST, || Some(0)),
+        Beside::Gentle => with_job(LatencyBudget::Baseline(BUDGET), MOST)?,
+        Beside::FullSpeed => with_job(LatencyBudget::Off, FULL_SPEED)?,
         Beside::PlainLoop => {
             let copy = PlainCopy::start(disks.source_to_read()?, disks.target()?)?;
-            let seen = guest.watch(FULL_SPEED);
-            let (bytes, time) = copy.stop()?;
-            Sample::new(&seen, bytes, time)
+            let kept = watch(&guest, still, FULL_SPEED, || Some(copy.bytes()));
+            copy.stop()?;
+            kept
         }
     };
-    let share = still.share();
     guest.stop().context(|| "guest")?;
-    Ok((sample, share))
+    Ok(kept)
 }
 
-/// The first pass of a job, or as much of it as there is time for: `most`.
-fn with_job(
-    disks: &Disks,
-    engine: &Engine,
-    drive: &blkmirror_core::drive::Drive,
+/// Watches the guest from now on, slice by slice, for `most` or until `copied_bytes` says that it is over.
+fn watch(
     guest: &Load,
-    options: MirrorOptions,
+    still: &mut Standstill,
     most: Duration,
-) -> Result<Sample> {
-    let job = engine.mirror(drive, disks.target()?, options).context(|| "job")?;
+    mut copied_bytes: impl FnMut() -> Option<u64>,
+) -> Kept {
+    let (mut kept, mut before) = (Kept::default(), copied_bytes().unwrap_or(0));
     guest.cut();
+    still.begin();
     let start = Instant::now();
-    let mut info = job.query();
-    while start.elapsed() < most && stage::first_pass_bytes(&info.progress) < disks.bytes {
-        std::thread::sleep(TICK);
-        info = job.query();
+    let mut slice_ends = SLICE;
+    while slice_ends <= most {
+        std::thread::sleep(slice_ends.saturating_sub(start.elapsed()));
+        let Some(now) = copied_bytes() else { break };
+        still.slice(&mut kept, &guest.cut(), now - before);
+        before = now;
+        slice_ends = start.elapsed() + SLICE;
     }
-    let (seen, time) = (guest.cut(), start.elapsed());
-    stage::end(&job)?;
-    Ok(Sample::new(&seen, info.progress.copied_bytes, time))
+    kept
 }
 
 /// Medians, table and promises.

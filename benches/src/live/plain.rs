@@ -60,6 +60,12 @@ impl PlainCopy {
         Ok(Self { stop, bytes, thread, since: Instant::now() })
     }
 
+    /// Bytes that it wrote so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     /// Ends it; returns the bytes that it wrote, and in what time.
     pub fn stop(self) -> Result<(u64, Duration)> {
         let (bytes, time) = (self.bytes.load(Ordering::Relaxed), self.since.elapsed());

@@ -1,9 +1,11 @@
-//! How long the machine stood still while something was measured.
+//! Which parts of a run the machine stood still in.
 //!
 //! The host of a virtual machine takes its processors away at times, for milliseconds on end, and a guest's p99 is made of that
 //! then, whatever runs beside it. So on each processor a thread that comes before all others (`SCHED_FIFO`) sleeps for a
 //! millisecond at a time and looks how much later it wakes up: nothing in this machine keeps it waiting, so what does is
-//! beneath it. A run in which that adds up is done again, with every contender alike; how often that was in vain is told.
+//! beneath it. A run is cut into slices of [`SLICE`]; one in which that adds up is left out, and so is the next, in which what has
+//! piled up is worked off. That is done to every contender alike. A run of which less than half is left is done again, a few
+//! times; how much was left out, and how often that was in vain, is told.
 #![forbid(unsafe_code)]
 
 use std::process::Command;
@@ -12,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use blkmirror_load::Period;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
 
@@ -19,10 +22,16 @@ use nix::unistd::{Pid, gettid};
 const STEP: Duration = Duration::from_millis(1);
 /// Timers are late by this without anybody's doing.
 const TIMELY: Duration = Duration::from_micros(200);
-/// The part of a run that a processor may stand still for: a third of what could make a p99.
+/// How long a slice is.
+pub const SLICE: Duration = Duration::from_millis(100);
+/// The part of a slice that a processor may stand still for: a third of what could make a p99.
 const MOST_SHARE: f64 = 1.0 / 300.0;
+/// The part of a run's slices that must be left.
+const LEAST_KEPT: f64 = 0.5;
 /// A run is done so many times at most.
-const TRIES: u32 = 4;
+const TRIES: u32 = 3;
+/// But so many where nothing at all was left.
+const TRIES_AT_ALL: u32 = 10;
 
 /// Watches every processor.
 #[derive(Debug)]
@@ -37,10 +46,54 @@ pub struct Standstill {
     threads: Vec<JoinHandle<()>>,
     /// When counting began.
     since: Instant,
+    /// Slices so far, and how many of them were kept.
+    slices: [u32; 2],
     /// Runs that were done again.
     repeated: u32,
     /// Runs that were taken as they were.
     in_vain: u32,
+}
+
+/// What was seen in the slices of a run that were kept.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// What the guest saw; `None` = nothing was kept.
+    pub seen: Option<Period>,
+    /// Bytes copied then.
+    pub copied_bytes: u64,
+    /// How long that was.
+    pub time: Duration,
+    /// Slices of the run, and how many of them were kept.
+    slices: [u32; 2],
+    /// The machine stood still in the last one.
+    was_disturbed: bool,
+}
+
+impl Kept {
+    /// The part of the run that was kept.
+    fn share(&self) -> f64 {
+        f64::from(self.slices[1]) / f64::from(self.slices[0].max(1))
+    }
+
+    /// Takes in a slice.
+    fn add(&mut self, seen: &Period, copied_bytes: u64, is_disturbed: bool) {
+        let was_disturbed = std::mem::replace(&mut self.was_disturbed, is_disturbed);
+        self.slices[0] += 1;
+        if is_disturbed || was_disturbed {
+            return;
+        }
+        self.slices[1] += 1;
+        self.copied_bytes += copied_bytes;
+        self.time += seen.time;
+        let all = match self.seen.take() {
+            None => seen.clone(),
+            Some(mut all) => {
+                all.add(seen);
+                all
+            }
+        };
+        self.seen = Some(Period { time: self.time, ..all });
+    }
 }
 
 impl Standstill {
@@ -63,7 +116,7 @@ impl Standstill {
                 }
             }));
         }
-        Self { stop, blind, lost_ns, threads, since: Instant::now(), repeated: 0, in_vain: 0 }
+        Self { stop, blind, lost_ns, threads, since: Instant::now(), slices: [0; 2], repeated: 0, in_vain: 0 }
     }
 
     /// Begins to count: what is measured begins now.
@@ -79,19 +132,25 @@ impl Standstill {
         Duration::from_nanos(most_ns).as_secs_f64() / self.since.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// Does `run` until the machine stood still for next to nothing of it, or for as long as there is patience. It calls
-    /// [`Self::begin`] where measuring begins, and returns the share where it ends.
-    pub fn without<T, E>(&mut self, mut run: impl FnMut(&mut Self) -> Result<(T, f64), E>) -> Result<T, E> {
-        for _ in 1..TRIES {
-            let (result, share) = run(self)?;
-            if share <= MOST_SHARE {
-                return Ok(result);
+    /// Ends a slice in which the guest saw this and so much was copied, and begins the next.
+    pub fn slice(&mut self, kept: &mut Kept, seen: &Period, copied_bytes: u64) {
+        kept.add(seen, copied_bytes, self.share() > MOST_SHARE);
+        self.begin();
+    }
+
+    /// Does `run` until enough of it was kept, or for as long as there is patience. It calls [`Self::begin`] where measuring begins.
+    pub fn without<E>(&mut self, mut run: impl FnMut(&mut Self) -> Result<Kept, E>) -> Result<Kept, E> {
+        for attempt in 1.. {
+            let kept = run(self)?;
+            let is_enough = kept.share() >= LEAST_KEPT;
+            if is_enough || (attempt >= TRIES && kept.seen.is_some()) || attempt >= TRIES_AT_ALL {
+                (0..2).for_each(|n| self.slices[n] += kept.slices[n]);
+                self.in_vain += u32::from(!is_enough);
+                return Ok(kept);
             }
             self.repeated += 1;
         }
-        let (result, share) = run(self)?;
-        self.in_vain += u32::from(share > MOST_SHARE);
-        Ok(result)
+        unreachable!("there are no more attempts than TRIES_AT_ALL")
     }
 
     /// What to say of it, if anything.
@@ -100,13 +159,20 @@ impl Standstill {
         if self.blind.load(Ordering::Relaxed) {
             return Some("Whether the machine stood still could not be seen: that takes `chrt` and real-time priority.".to_owned());
         }
-        let Self { repeated, in_vain, .. } = self;
-        (*repeated > 0).then(|| {
-            format!(
-                "{repeated} times a run was done again because a processor stood still for more than {:.1} % of it; {in_vain} runs \
-                 were taken all the same in the end.",
-                MOST_SHARE * 100.0
-            )
+        let Self { slices: [all, kept], repeated, in_vain, .. } = self;
+        (kept < all || *repeated > 0).then(|| {
+            let (percent, ms) = (MOST_SHARE * 100.0, SLICE.as_millis());
+            let left_out = all - kept;
+            let mut note = format!(
+                "{left_out} of {all} slices of {ms} ms were left out: a processor stood still for more than {percent:.1} % of them, or \
+                 of the one before."
+            );
+            if *repeated > 0 {
+                note += &format!(
+                    " {repeated} times a run was done again because less than half of it was left, {in_vain} times in vain."
+                );
+            }
+            note
         })
     }
 }
@@ -154,29 +220,53 @@ mod tests {
             lost_ns: Vec::new(),
             threads: Vec::new(),
             since,
+            slices: [0; 2],
             repeated: 0,
             in_vain: 0,
         }
     }
 
-    /// What these runs come to: the one that is taken, and what is said.
-    fn taken(shares: &[f64]) -> (usize, Option<String>) {
-        let (mut still, mut runs) = (unwatched(), 0);
-        let run = |_: &mut Standstill| {
-            runs += 1;
-            Ok::<_, ()>((runs, shares[runs - 1]))
-        };
-        let taken = still.without(run).unwrap();
-        (taken, still.note())
+    /// What the guest saw in a slice.
+    fn seen() -> Period {
+        let mut seen = Period::new().unwrap();
+        seen.time = SLICE;
+        seen.writes.saturating_record(1000);
+        seen
+    }
+
+    /// A run with a slice for each of these; `true` = the machine stood still in it.
+    fn run(slices: &[bool]) -> Kept {
+        let mut kept = Kept::default();
+        slices.iter().for_each(|&disturbed| kept.add(&seen(), 7, disturbed));
+        kept
     }
 
     #[test]
-    fn a_run_in_which_the_machine_stood_still_is_done_again() {
-        assert_eq!(taken(&[0.0]), (1, None));
-        let (run, note) = taken(&[0.5, 0.01, 0.001]);
-        assert!(run == 3 && note.unwrap().starts_with("2 times a run was done again"));
-        let (run, note) = taken(&[0.5; 4]);
-        assert!(run == 4 && note.unwrap().contains("1 runs were taken all the same"), "patience ends");
+    fn a_slice_in_which_the_machine_stood_still_is_left_out_with_the_next() {
+        let kept = run(&[false, true, false, false, true, true, false, false]);
+        assert_eq!((kept.slices, kept.copied_bytes, kept.time), ([8, 3], 21, 3 * SLICE));
+        let seen = kept.seen.unwrap();
+        assert_eq!((seen.writes.len(), seen.time), (3, 3 * SLICE));
+        assert!(run(&[true]).seen.is_none());
+    }
+
+    #[test]
+    fn a_run_of_which_too_little_is_left_is_done_again() {
+        let taken = |runs: &[&[bool]]| {
+            let (mut still, mut at) = (unwatched(), 0);
+            let kept = still.without(|_| {
+                at += 1;
+                Ok::<_, ()>(run(runs[at.min(runs.len()) - 1]))
+            });
+            (at, kept.unwrap().slices, still.note())
+        };
+        assert_eq!(taken(&[&[false; 4]]), (1, [4, 4], None));
+        let (runs, kept, note) = taken(&[&[true, false, false], &[false, false, true]]);
+        assert_eq!((runs, kept), (2, [3, 2]));
+        assert!(note.is_some_and(|note| note.contains("1 of 3 slices") && note.contains("1 times a run")));
+        let (runs, _, note) = taken(&[&[true, false, false]]);
+        assert!(runs == 3 && note.is_some_and(|note| note.contains("1 times in vain")), "patience ends");
+        assert_eq!(taken(&[&[true; 3]]).0, 10, "nothing at all is no result");
     }
 
     #[test]
