@@ -74,6 +74,8 @@ struct Sample {
     writes_per_s: f64,
     /// What was copied.
     copy_gib_per_s: f64,
+    /// The part of the run that this is about.
+    kept: f64,
 }
 
 impl Sample {
@@ -88,6 +90,7 @@ impl Sample {
             lateness_p50_us: micros(Duration::from_nanos(seen.lateness.value_at_quantile(0.5))),
             writes_per_s: seen.writes_per_s(),
             copy_gib_per_s: gib_per_s(kept.copied_bytes, kept.time),
+            kept: kept.share(),
         })
     }
 }
@@ -135,7 +138,8 @@ fn run(
         copy_mode: CopyModeChoice::Background,
         ..MirrorOptions::default()
     };
-    let mut with_job = |budget, most| {
+    let mut with_job = |budget, most, at_full_speed: bool| {
+        let still = (!at_full_speed).then_some(&mut *still);
         let job = engine.mirror(&drive, disks.target()?, options(budget)).context(|| "job")?;
         let kept = watch(&guest, still, most, || {
             let progress = job.query().progress;
@@ -146,12 +150,12 @@ fn run(
         Ok::<_, Failure>(kept)
     };
     let kept = match beside {
-        Beside::Nothing => watch(&guest, still, MOST, || Some(0)),
-        Beside::Gentle => with_job(LatencyBudget::Baseline(BUDGET), MOST)?,
-        Beside::FullSpeed => with_job(LatencyBudget::Off, FULL_SPEED)?,
+        Beside::Nothing => watch(&guest, Some(still), MOST, || Some(0)),
+        Beside::Gentle => with_job(LatencyBudget::Baseline(BUDGET), MOST, false)?,
+        Beside::FullSpeed => with_job(LatencyBudget::Off, FULL_SPEED, true)?,
         Beside::PlainLoop => {
             let copy = PlainCopy::start(disks.source_to_read()?, disks.target()?)?;
-            let kept = watch(&guest, still, FULL_SPEED, || Some(copy.bytes()));
+            let kept = watch(&guest, None, FULL_SPEED, || Some(copy.bytes()));
             copy.stop()?;
             kept
         }
@@ -160,22 +164,29 @@ fn run(
     Ok(kept)
 }
 
-/// Watches the guest from now on, slice by slice, for `most` or until `copied_bytes` says that it is over.
+/// Watches the guest from now on, slice by slice, for `most` or until `copied_bytes` says that it is over. Without `still`, a slice
+/// counts whatever the machine did in it.
 fn watch(
     guest: &Load,
-    still: &mut Standstill,
+    mut still: Option<&mut Standstill>,
     most: Duration,
     mut copied_bytes: impl FnMut() -> Option<u64>,
 ) -> Kept {
     let (mut kept, mut before) = (Kept::default(), copied_bytes().unwrap_or(0));
     guest.cut();
-    still.begin();
+    if let Some(still) = &mut still {
+        still.begin();
+    }
     let start = Instant::now();
     let mut slice_ends = SLICE;
     while slice_ends <= most {
         std::thread::sleep(slice_ends.saturating_sub(start.elapsed()));
         let Some(now) = copied_bytes() else { break };
-        still.slice(&mut kept, &guest.cut(), now - before);
+        let (seen, copied) = (guest.cut(), now - before);
+        match &mut still {
+            Some(still) => still.slice(&mut kept, &seen, copied),
+            None => kept.add(&seen, copied, false),
+        }
         before = now;
         slice_ends = start.elapsed() + SLICE;
     }
@@ -192,8 +203,16 @@ fn part(options: &Options, disks: &Disks, samples: &[Vec<Sample>]) -> Part {
         disks.limits(),
         options.rounds()
     );
-    let head =
-        ["beside the writers", "p50", "p99 (min to max)", "p99.9", "writes/s", "copy GiB/s", "sent late p50"];
+    let head = [
+        "beside the writers",
+        "p50",
+        "p99 (min to max)",
+        "p99.9",
+        "writes/s",
+        "copy GiB/s",
+        "sent late p50",
+        "of the time",
+    ];
     let mut part = Part::new("gentle", title, &head);
     let median = |which: usize, value: fn(&Sample) -> f64| {
         Spread::of(samples.get(which)?.iter().map(value)).map(|spread| spread.median)
@@ -212,6 +231,7 @@ fn part(options: &Options, disks: &Disks, samples: &[Vec<Sample>]) -> Part {
             number(median(which, |sample| sample.writes_per_s), 0),
             number(median(which, |sample| sample.copy_gib_per_s), 2),
             us(median(which, |sample| sample.lateness_p50_us)),
+            number(median(which, |sample| sample.kept * 100.0), 0) + " %",
         ]);
     }
     let p99 = |which| median(which, |sample| sample.p99_us);

@@ -6,6 +6,9 @@
 //! beneath it. A run is cut into slices of [`SLICE`]; one in which that adds up is left out, and so is the next, in which what has
 //! piled up is worked off. That is done to every contender alike. A run of which less than half is left is done again, a few
 //! times; how much was left out, and how often that was in vain, is told.
+//!
+//! Beside a copy at full speed nothing can be left out: a kernel that does not preempt itself keeps even these threads waiting for
+//! what it copies, and that must count.
 #![forbid(unsafe_code)]
 
 use std::process::Command;
@@ -71,12 +74,13 @@ pub struct Kept {
 
 impl Kept {
     /// The part of the run that was kept.
-    fn share(&self) -> f64 {
+    #[must_use]
+    pub fn share(&self) -> f64 {
         f64::from(self.slices[1]) / f64::from(self.slices[0].max(1))
     }
 
     /// Takes in a slice.
-    fn add(&mut self, seen: &Period, copied_bytes: u64, is_disturbed: bool) {
+    pub fn add(&mut self, seen: &Period, copied_bytes: u64, is_disturbed: bool) {
         let was_disturbed = std::mem::replace(&mut self.was_disturbed, is_disturbed);
         self.slices[0] += 1;
         if is_disturbed || was_disturbed {

@@ -8,7 +8,8 @@
 //!   long as the pace stays the same, and the count decides (`evidence`), not the p99 of a few requests.
 //! - Too many: down, by more rungs the worse it is. The rung that failed is not tried again for a while, twice as long
 //!   every time, so that a steady load gets a steady pace instead of a saw tooth.
-//! - Few enough: up by one, or by two when there was next to none.
+//! - Few enough: up by one, or by two when there was next to none. What a guest sees is a p99 over seconds, so beyond a pace that
+//!   hardly anybody feels that takes few enough in the last seconds, too, under whichever pace (`account`).
 //! - A guest that sends nothing (`activity`) has no latency: full speed. When it comes back, the last pace that it had is
 //!   where it goes on; that is why it is kept.
 //! - The baseline (`baseline`) is what the guest has while the copiers hold still in a probe (`probe`): before the first copy if
@@ -24,6 +25,7 @@
 //! - A budget that the guest misses by itself cannot be kept by any pace. Then a quarter more than the baseline holds.
 #![forbid(unsafe_code)]
 
+mod account;
 mod activity;
 mod baseline;
 mod evidence;
@@ -41,6 +43,7 @@ pub use guest::GuestLatency;
 use super::estimate::{to_f64, to_u64};
 use super::pace::Pace;
 use super::relief::BudgetLevel;
+use account::Account;
 use activity::{Activity, Load};
 use baseline::Baseline;
 use evidence::{Evidence, Finding};
@@ -144,6 +147,8 @@ pub struct Pacer {
     load: Load,
     /// Requests counted under this rung.
     evidence: Evidence,
+    /// Those of the last seconds, under whichever.
+    account: Account,
     /// The last change of pace, while it has not shown.
     settling: Option<Settling>,
     /// A rung not to be tried.
@@ -182,6 +187,7 @@ impl Pacer {
             was_idle: true,
             load: Load::default(),
             evidence: Evidence::default(),
+            account: Account::default(),
             settling: None,
             ceiling: None,
             probe: None,
@@ -200,6 +206,7 @@ impl Pacer {
     pub fn set_level(&mut self, level: BudgetLevel) {
         self.level = level;
         (self.ceiling, self.doubted, self.fell_ns, self.probe) = (None, None, None, None);
+        self.account = Account::default();
         // As after an idle time: nothing that is counted from here on may come from the pace before.
         self.was_idle = true;
     }
@@ -300,6 +307,7 @@ impl Pacer {
         };
         if is_other {
             self.ceiling = None;
+            self.account = Account::default();
         }
         // A pace that was left for what was the machine's doing comes back.
         let doubted = self.doubted.take().filter(|_| self.noise.is_loud()).unwrap_or(Rung::BOTTOM);
@@ -314,6 +322,7 @@ impl Pacer {
     fn learn(&mut self, now_ns: u64, steady: &GuestLatency) -> bool {
         self.probed_ns = Some(now_ns);
         self.load.measured();
+        let was_unknown = self.baseline.p99_ns().is_none();
         let wanted = self.wanted.take();
         let other_load = wanted == Some(Wanted::OtherLoad);
         if other_load || self.baseline.is_of_others(steady) {
@@ -329,7 +338,8 @@ impl Pacer {
             // Probes that find nothing new cost copying for nothing, so they become rarer.
             self.probe_soon_ns = (self.probe_soon_ns * 2).min(PROBE_EVERY_NS);
         }
-        if is_other || other_load {
+        // In noise, and after the first, glances tell whether it was odd.
+        if (is_other || other_load) && !was_unknown && !self.noise.is_loud() {
             self.wanted = Some(Wanted::Again);
         }
         is_other
@@ -359,10 +369,12 @@ impl Pacer {
     /// Weighs the requests of a tick, and goes up or down.
     fn weigh(&mut self, now_ns: u64, guest: &GuestLatency, copying_bytes: u64) {
         let Some(limit_ns) = self.limit_ns() else { return };
+        let over = guest.over(limit_ns);
+        self.account.count(now_ns, guest.count(), over);
         if !self.has_settled(now_ns, copying_bytes) {
             return;
         }
-        self.evidence.count(guest.count(), guest.over(limit_ns));
+        self.evidence.count(guest.count(), over);
         let share = self.noise.allowed_share(limit_ns);
         let finding = match self.noise.is_loud() {
             true => {
@@ -375,7 +387,7 @@ impl Pacer {
             Finding::Unclear => {}
             Finding::TooMuch(_) if self.may_be_the_last_fall(now_ns) => {}
             Finding::TooMuch(share) => self.slow_down(now_ns, share),
-            Finding::Room => self.speed_up(now_ns),
+            Finding::Room => self.speed_up(now_ns, self.account.has_room(share)),
         }
     }
 
@@ -413,8 +425,8 @@ impl Pacer {
         self.change(now_ns, failed.down(rungs));
     }
 
-    /// There is room: a faster rung, unless it failed lately.
-    fn speed_up(&mut self, now_ns: u64) {
+    /// There is room: a faster rung, unless it failed lately. One that most guests can feel only if there was room for seconds.
+    fn speed_up(&mut self, now_ns: u64, had_room: bool) {
         self.doubted = None;
         if self.ceiling.is_some_and(|c| self.rung >= c.rung) {
             self.ceiling = None;
@@ -425,6 +437,7 @@ impl Pacer {
             Some(c) => next.min(c.rung),
             None => next,
         };
+        let next = if had_room { next } else { next.min(Rung::HARMLESS) };
         if next > self.rung {
             self.change(now_ns, next);
         }

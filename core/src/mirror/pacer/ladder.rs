@@ -35,6 +35,8 @@ impl Rung {
     /// Where a job begins: one request of 192 KiB, which most guests hardly notice.
     pub(super) const FIRST: Self = Self(RESTS.len() + 2);
 
+    /// Up to this hardly any guest feels anything: one request of 128 KiB.
+    pub(super) const HARMLESS: Self = Self(RESTS.len() + 1);
     /// Up to this most guests feel nothing of it: one request of 256 KiB. While a machine's stalls hide what the copiers do, it is
     /// gone beyond only for a reason.
     pub(super) const IN_NOISE: Self = Self(RESTS.len() + 3);

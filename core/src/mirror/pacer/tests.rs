@@ -348,3 +348,27 @@ fn an_absolute_budget_that_was_lifted_comes_back() {
     ticks(&mut pacer, 3000, 3000, &spread(100, 300));
     assert_eq!(pacer.limit_ns(), Some(300_000));
 }
+
+/// A guest's p99 is over seconds: a pace that was too fast uses up what is allowed for more than a moment.
+#[test]
+fn after_a_pace_that_was_too_fast_the_next_try_waits_until_the_guests_p99_has_recovered() {
+    let mut pacer = Pacer::new(Budget::Baseline(1.5));
+    let fine = spread(100, 300);
+    let mut late = spread(100, 270);
+    late.add(&spread(1000, 30));
+    let is_fast = |pace: Pace| pace.in_flight_bytes > Rung::FIRST.pace().in_flight_bytes;
+    let (mut pace, mut fell_ms, mut waits_ms) = (Pace::HOLD, None, Vec::new());
+    for ms in (0..20_000).step_by(10) {
+        let guest = if is_fast(pace) { &late } else { &fine };
+        let copying_bytes = pace.in_flight_bytes.min(16 << 20);
+        let next = pacer.tick(&Tick { now_ns: ms * MS, guest, guest_waits: true, copying_bytes });
+        match (is_fast(pace), is_fast(next)) {
+            (true, false) => fell_ms = Some(ms),
+            (false, true) => waits_ms.extend(fell_ms.map(|fell_ms| ms - fell_ms)),
+            _ => {}
+        }
+        pace = next;
+    }
+    assert!(waits_ms.len() >= 2, "it tries again: {waits_ms:?}");
+    assert!(waits_ms.iter().all(|&ms| ms >= 300), "{waits_ms:?}");
+}
