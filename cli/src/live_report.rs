@@ -112,14 +112,14 @@ fn time(us: f64) -> String {
     }
 }
 
-/// What there is to say of a step that the job took because its remainder did not shrink; `None` = the report says it elsewhere, or
-/// has said it with the step before.
+/// What there is to say of a step that the job took because its remainder did not shrink; `None` = the report says it elsewhere.
 pub(crate) fn step_note(step: Escalation) -> Option<&'static str> {
     match step {
-        Escalation::LatencyBudget(BudgetLevel::FourTimes) => Some(
-            "keeping p99 below twice what it was would have let the guest write faster than the job copies, so the job gave way \
-             to the guest less",
+        Escalation::BudgetLoosened(BudgetLevel::FourTimes) => Some(
+            "with the latency budget in force the guest would have written faster than the job copied, so the job allowed four \
+             times as much",
         ),
+        Escalation::BudgetLoosened(_) => Some("... and even so, so the job copied at full speed"),
         Escalation::Braking => Some(
             "the guest wrote faster than the job could copy, so guest writes were held now and then, for --max-pause at most",
         ),

@@ -16,8 +16,8 @@ const ONE_IN: u64 = 8;
 const ONE_IN_FAST: u64 = 64;
 /// See [`ONE_IN_FAST`].
 const FAST_NS: u64 = 2_000;
-/// How fast they come is judged by so many at least: two that come at once are no stream.
-const JUDGED: u64 = 128;
+/// How fast they come is judged by so many at least: a batch that comes at once is no stream.
+const JUDGED: u64 = 512;
 /// The step of a linear congruential generator with the period 2^64 (Knuth's MMIX).
 const STEP: (u64, u64) = (6_364_136_223_846_793_005, 1_442_695_040_888_963_407);
 

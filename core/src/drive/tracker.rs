@@ -4,7 +4,7 @@
 //! begin -> Go(token)    send the request, to the device that the drive stands on
 //!                       ... it completes, well or not ...
 //!                       end(token)    now tell the guest
-//!       -> Held         the gate is closed for a switch-over: wait until it is open, then begin again
+//!       -> Held         the gate is closed: wait until it is open, then begin again
 //! ```
 //!
 //! It may assume that `begin` comes before the request is sent and `end` after it completed and before the guest
@@ -100,7 +100,8 @@ impl Token {
 pub enum Admission {
     /// Send it, and end the token when it has completed.
     Go(Token),
-    /// Do not send it yet: a switch-over is under way. Begin again when the gate is open.
+    /// Do not send it yet: the gate is closed, for a switch-over, or because copy mode auto brakes, which it may before `complete` is
+    /// asked (`JobInfo::braking`; never with `CopyModeChoice::Background`). Begin again when the gate is open.
     Held,
 }
 

@@ -63,8 +63,9 @@ pub enum EventKind {
     },
     /// The way in which guest writes are followed was changed by the host.
     CopyMode(CopyMode),
-    /// The remainder stopped shrinking, and something is done about it: by copy mode auto, or about a latency budget that held the
-    /// copiers back, whatever the copy mode.
+    /// The remainder stopped shrinking, or three switch-overs were missed (see `reason`; then also look for tokens that are never
+    /// ended), and something is done about it: by copy mode auto, or about a latency budget that held the copiers back, whatever
+    /// the copy mode. Nothing is asked of the host.
     #[non_exhaustive]
     Escalated {
         /// What is done about it.
@@ -74,9 +75,13 @@ pub enum EventKind {
         /// Bytes that were left.
         left_bytes: u64,
     },
-    /// A latency budget that was loosened has come back to this, for a switch-over has fitted for some time.
-    BudgetRestored(BudgetLevel),
-    /// A switch-over did not fit into its time; the gate is open again, and it will be tried again.
+    /// A latency budget that was loosened has come back to this level; all of it is in force only with [`BudgetLevel::Chosen`]. When
+    /// that is, see [`LatencyBudget`](crate::mirror::LatencyBudget).
+    BudgetTightened(BudgetLevel),
+    /// Copy mode auto does not brake any more, for a switch-over has fitted for 10 s or more; also see `JobInfo::braking`.
+    BrakingEnded,
+    /// A switch-over did not fit into its time; the gate is open again, and it will be tried again. While copy mode auto brakes, each
+    /// time that it has held the guest is one, too.
     #[non_exhaustive]
     SwitchOverMissed {
         /// How long guest requests were held.
@@ -289,7 +294,8 @@ impl Told {
             Notice::Escalated { step, reason, left_bytes } => {
                 self.emit(EventKind::Escalated { step, reason, left_bytes });
             }
-            Notice::BudgetRestored(level) => self.emit(EventKind::BudgetRestored(level)),
+            Notice::BudgetTightened(level) => self.emit(EventKind::BudgetTightened(level)),
+            Notice::BrakingEnded => self.emit(EventKind::BrakingEnded),
             Notice::SwitchOverMissed { held_ns, left_bytes } => {
                 self.emit(EventKind::SwitchOverMissed { held_ns, left_bytes });
             }

@@ -38,9 +38,11 @@ pub struct JobInfo {
     pub speed_bytes_per_s: u64,
     /// How guest writes are followed now.
     pub copy_mode: CopyMode,
-    /// How much of the latency budget is in force: a remainder that does not shrink loosens it.
+    /// How much of the latency budget is in force, `Chosen` also without one: a remainder that does not shrink loosens it, see
+    /// [`LatencyBudget`](crate::mirror::LatencyBudget).
     pub budget_level: BudgetLevel,
-    /// Whether copy mode auto holds guest requests now and then, because nothing else has helped.
+    /// Whether copy mode auto holds guest requests now and then, because nothing else has helped: before the job is ready, and once
+    /// its end is wanted.
     pub braking: bool,
     /// Write-blocking, and nothing is dirty or in any worker's hand: what the guest is told is written through queues is on both
     /// sides.

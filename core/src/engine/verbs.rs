@@ -101,7 +101,7 @@ impl Job {
     /// Asks for the switch-over: as soon as it fits into the job's `max_pause`, guest requests are held, the rest is copied,
     /// the target is flushed, and with [`Completion::Pivot`] the drive moves to the target. Returns at once;
     /// [`Self::wait`] and the events tell the end. While the job is paused or stopped, this waits for [`Self::resume`]; there is no
-    /// limit to the attempts.
+    /// limit to the attempts. It may never fit, above all in copy mode background; a host that cannot wait cancels.
     ///
     /// # Errors
     /// [`ErrorKind::WrongState`] naming the state (wait for [`EventKind::Ready`](super::EventKind)), or when the end was asked for

@@ -45,34 +45,51 @@ pub struct ActiveWrite {
     cleared: ChunkRange,
 }
 
+/// Bits of the word that says how guest writes are followed.
+pub(super) mod mode {
+    /// They go to both sides.
+    pub(in crate::mirror) const WRITE_BLOCKING: u8 = 1;
+    /// Guest requests are held from time to time, so that the copiers gain on them.
+    pub(in crate::mirror) const BRAKING: u8 = 2;
+    /// The host has chosen while the job ran.
+    pub(in crate::mirror) const CHOSEN: u8 = 4;
+}
+
 impl Share {
     /// How guest writes are followed now; read once for each request.
     #[must_use]
     pub fn copy_mode(&self) -> CopyMode {
-        if self.write_blocking.load(Ordering::Acquire) {
+        if self.mode.load(Ordering::Acquire) & mode::WRITE_BLOCKING != 0 {
             CopyMode::WriteBlocking
         } else {
             CopyMode::Background
         }
     }
 
-    /// Changes how guest writes are followed, from the next request on; whether that was a change.
-    pub(super) fn set_copy_mode(&self, mode: CopyMode) -> bool {
-        let write_blocking = mode == CopyMode::WriteBlocking;
-        self.write_blocking.swap(write_blocking, Ordering::AcqRel) != write_blocking
+    /// Copy mode auto takes a step, from the next request on; whether that was a change. Where the host has chosen, nothing is changed:
+    /// one word says both, so a step never overrules a host that chooses in the same moment.
+    pub(super) fn step_up(&self, bit: u8) -> bool {
+        let step = |word| (word & (mode::CHOSEN | bit) == 0).then_some(word | bit);
+        self.mode.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).is_ok()
     }
 
-    /// The same by the host's word, which copy mode auto does not overrule any more.
-    pub fn choose_copy_mode(&self, mode: CopyMode) -> bool {
-        self.mode_is_chosen.store(true, Ordering::Release);
-        self.braking.store(false, Ordering::Release);
-        self.set_copy_mode(mode)
+    /// Changes how guest writes are followed by the host's word, which copy mode auto does not overrule any more; whether that was a
+    /// change.
+    pub fn choose_copy_mode(&self, chosen: CopyMode) -> bool {
+        let bit = if chosen == CopyMode::WriteBlocking { mode::WRITE_BLOCKING } else { 0 };
+        let before = self.mode.swap(mode::CHOSEN | bit, Ordering::AcqRel);
+        before & mode::WRITE_BLOCKING != bit
     }
 
-    /// Whether copy mode auto holds guest requests now and then.
+    /// Whether copy mode auto holds guest requests while the next step of the job is out of reach.
     #[must_use]
     pub fn is_braking(&self) -> bool {
-        self.braking.load(Ordering::Acquire)
+        self.mode.load(Ordering::Acquire) & mode::BRAKING != 0
+    }
+
+    /// It does not any more; whether it did.
+    pub(super) fn release_brake(&self) -> bool {
+        self.mode.fetch_and(!mode::BRAKING, Ordering::AcqRel) & mode::BRAKING != 0
     }
 
     /// A guest write to the source has ended, well or not: its chunks are dirty. `true` when the job's home sleeps and must

@@ -187,13 +187,13 @@ impl Convergence {
         let score = if shrinks(line) {
             before.saturating_sub(2)
         } else if line.slope > -least && !shrinks(newest) {
-            before + step
+            (before + step).min(ENOUGH)
         } else {
             // It seems to shrink, or does so again, but noise might explain that as well: wait for more.
             before
         };
         self.score = Some(score);
-        if is_stale || (score > 0 && score + MISS * missed >= ENOUGH) {
+        if (is_stale && !shrinks(line)) || (score > 0 && score + MISS * missed >= ENOUGH) {
             return Verdict::Escalate(Reason::NotShrinking {
                 left_bytes: to_u64(mean),
                 growth_bytes_per_s: to_u64(line.slope),
@@ -210,6 +210,11 @@ impl Convergence {
             self.lowest = Some((mean, o.now_ns));
             return false;
         };
+        if o.copy_rate_bytes_per_s == 0 {
+            // A disk that hangs: nothing that could be done would help.
+            self.lowest = Some((mean, o.now_ns));
+            return false;
+        }
         let passed_ns = o.now_ns.saturating_sub(since_ns);
         let least = LEAST_SHARE * to_f64(o.copy_rate_bytes_per_s) * to_f64(passed_ns) / 1e9;
         if mean < lowest - least {

@@ -27,7 +27,8 @@
 //! When copy mode auto has found that the remainder does not shrink whatever is done, the gate is closed now and then just to
 //! gain on the guest (*braking*): guest requests are held for at most `max_pause`, everything is copied that fits in, and the
 //! gate is opened again. The times in between become shorter until the remainder fits into one pause. So completion is bounded
-//! for every write rate, also of hosts that do their own I/O, if a flush of the target fits into three quarters of `max_pause`.
+//! for every write rate, also of hosts that do their own I/O, if what the guest makes dirty in [`BRAKE_GAP_MIN_NS`] and a flush of the
+//! target fit into three quarters of `max_pause`.
 //!
 //! The pause is bounded: the coordinator closes the gate only when the forecast fits into `max_pause`, and opens it again,
 //! with the job as it was, when it does not come true. It then waits longer each time before it tries again.

@@ -4,8 +4,8 @@
 //! step                | when                                   | what it costs the guest
 //! --------------------+----------------------------------------+-------------------------------------------------
 //! WriteBlocking       | copy mode auto                         | each write through a queue waits for both sides
-//! LatencyBudget(4 x)  | a budget holds the copiers back        | its requests take longer
-//! LatencyBudget(none) | the same                               | and longer
+//! BudgetLoosened(4 x) | a budget holds the copiers back        | its requests take longer
+//! BudgetLoosened(off) | the same                               | and longer
 //! Braking             | copy mode auto                         | it is held again and again, for `max_pause` at most
 //! ```
 //!
@@ -15,18 +15,21 @@
 //! that can never be ready is none.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::active::CopyMode;
+use super::active::mode;
 use super::convergence::{Convergence, Observation, Reason, Verdict};
 use super::coordinator::within_ns;
 use super::estimate::Estimate;
 use super::figures::to_ns;
-use super::options::{CopyModeChoice, MirrorOptions};
+use super::options::{CopyModeChoice, MirrorOptions, OnCopied};
 use super::pacer::Pacer;
 use super::relief::{BudgetLevel, Relief};
 use super::share::{Escalation, Notice, Share};
+use super::states::JobStatus;
+
+/// The budget counts as what holds the copiers back for so long after it did: a guest that sends bursts has no latency in between.
+const HELD_BACK_NS: u64 = 1_000_000_000;
 
 /// What the home sees when it takes stock.
 #[derive(Clone, Copy)]
@@ -50,12 +53,16 @@ pub(super) struct Escalator {
     convergence: Convergence,
     /// How much of the budget is in force.
     relief: Relief,
+    /// When the budget last held the copiers back.
+    held_back_ns: Option<u64>,
     /// Copy mode auto.
     is_auto: bool,
     /// How long guest requests may be held.
     max_pause: Option<Duration>,
     /// Ready only when nothing is dirty, however little it is.
     strict_ready: bool,
+    /// It ends as soon as it can.
+    completes_itself: bool,
 }
 
 impl Escalator {
@@ -64,27 +71,32 @@ impl Escalator {
         Self {
             convergence: Convergence::new(),
             relief: Relief::default(),
+            held_back_ns: None,
             is_auto: options.copy_mode == CopyModeChoice::Auto,
             max_pause: options.max_pause,
             strict_ready: options.strict_ready,
+            completes_itself: options.on_copied == OnCopied::Complete,
         }
     }
 
     /// Looks whether the remainder shrinks, and takes a step if it does not; or one back if a switch-over has fitted for long.
     pub(super) fn look(&mut self, share: &Share, stock: &Stock<'_>, mut pacer: Option<&mut Pacer>) {
-        // While copiers wait for the next round of an ignored error, the remainder says nothing of who is faster.
-        let says_nothing = share.is_held() || share.is_urgent() || share.awaits_round();
-        if says_nothing || !(self.is_auto || pacer.is_some()) {
+        if !(self.is_auto || pacer.is_some()) {
             return;
         }
-        let small = |(predicted, max)| to_ns(Some(predicted)) <= within_ns(to_ns(Some(max)));
-        let small = stock.estimate.predicted_pause().zip(self.max_pause).is_some_and(small);
-        let is_small_enough = (small && !self.strict_ready) || self.max_pause.is_none();
-        let first_pass_over = share.sweep_is_claimed();
-        if let Some(pacer) = &mut pacer {
-            let fits = first_pass_over && (is_small_enough || stock.left_bytes == 0);
-            self.restore(share, fits && !share.is_braking(), stock.now_ns, pacer);
+        // While copiers wait for the next round of an ignored error, the remainder says nothing of who is faster.
+        let is_over = share.is_ending() || share.status().is_over();
+        if is_over || share.is_held() || share.is_urgent() || share.awaits_round() {
+            self.relief.has_fitted(false, stock.now_ns);
+            return;
         }
+        if pacer.as_ref().is_some_and(|pacer| pacer.is_holding_back()) {
+            self.held_back_ns = Some(stock.now_ns);
+        }
+        let first_pass_over = share.sweep_is_claimed();
+        let is_small_enough = self.is_small_enough(share, stock.estimate.predicted_pause());
+        let fits = first_pass_over && (is_small_enough || stock.left_bytes == 0);
+        self.step_back(share, fits, stock.now_ns, pacer.as_deref_mut());
         let verdict = self.convergence.observe(&Observation {
             now_ns: stock.now_ns,
             left_bytes: stock.left_bytes,
@@ -99,43 +111,72 @@ impl Escalator {
         }
     }
 
-    /// Takes the budget back into force, unless the end is wanted: it comes sooner without.
-    fn restore(&mut self, share: &Share, fits: bool, now_ns: u64, pacer: &mut Pacer) {
-        if let Some(level) = self.relief.fits(fits && !share.wants_completion(), now_ns) {
+    /// Whether the next step of the job is in reach if it takes so long.
+    fn is_small_enough(&self, share: &Share, predicted: Option<Duration>) -> bool {
+        // A strict job that is ready once switches over as any other.
+        let must_be_clean = self.strict_ready && share.status() != JobStatus::Ready;
+        !must_be_clean
+            && (self.max_pause.is_none() || predicted.is_some_and(|pause| self.within_pause(pause)))
+    }
+
+    /// Whether so long a pause is allowed.
+    fn within_pause(&self, pause: Duration) -> bool {
+        self.max_pause.is_none_or(|max| to_ns(Some(pause)) <= within_ns(to_ns(Some(max))))
+    }
+
+    /// Takes a step back where a switch-over has fitted for long, unless the end is wanted: it comes sooner without.
+    fn step_back(&mut self, share: &Share, fits: bool, now_ns: u64, pacer: Option<&mut Pacer>) {
+        let ends = share.wants_completion() || self.completes_itself;
+        // Braking makes it fit.
+        let brakes = share.is_braking() && share.status() != JobStatus::Ready;
+        if !self.relief.has_fitted(fits && !ends && !brakes, now_ns) {
+            return;
+        }
+        if share.release_brake() {
+            share.post(Notice::BrakingEnded);
+        } else if let Some((level, pacer)) = self.relief.tighten().zip(pacer) {
             pacer.set_level(level);
             share.figures.set_budget_level(level);
-            share.post(Notice::BudgetRestored(level));
+            share.post(Notice::BudgetTightened(level));
         }
     }
 
     /// Takes the next step.
     fn escalate(&mut self, share: &Share, stock: &Stock<'_>, pacer: Option<&mut Pacer>, reason: Reason) {
         let tell = |step| share.post(Notice::Escalated { step, reason, left_bytes: stock.left_bytes });
-        let may_choose = self.is_auto && !share.mode_is_chosen.load(Ordering::Acquire);
-        let mut stepped = false;
-        if may_choose && share.set_copy_mode(CopyMode::WriteBlocking) {
+        let mut stepped = self.is_auto && share.step_up(mode::WRITE_BLOCKING);
+        if stepped {
             tell(Escalation::WriteBlocking);
-            stepped = true;
         }
         if !stepped || !(stock.has_queues)() {
-            if let Some(level) = self.loosen(pacer) {
+            if let Some(level) = self.loosen(share, stock, pacer) {
                 share.figures.set_budget_level(level);
-                tell(Escalation::LatencyBudget(level));
+                tell(Escalation::BudgetLoosened(level));
                 stepped = true;
-            } else if !stepped && may_choose && !share.braking.swap(true, Ordering::AcqRel) {
+            } else if !stepped && self.is_auto && share.step_up(mode::BRAKING) {
                 tell(Escalation::Braking);
                 stepped = true;
             }
         }
         if stepped {
+            self.relief.stepped_up(stock.now_ns);
             // What was observed so far says nothing about how it goes from here.
             self.convergence.restart();
         }
     }
 
-    /// Loosens the budget, if it is what holds the copiers back.
-    fn loosen(&mut self, pacer: Option<&mut Pacer>) -> Option<BudgetLevel> {
-        let pacer = pacer.filter(|pacer| pacer.is_holding_back())?;
+    /// Loosens the budget, if it is what holds the copiers back, and they are what is in the way.
+    fn loosen(&mut self, share: &Share, stock: &Stock<'_>, pacer: Option<&mut Pacer>) -> Option<BudgetLevel> {
+        let held_back = |then| stock.now_ns.saturating_sub(then) <= HELD_BACK_NS;
+        let pacer = pacer.filter(|_| self.held_back_ns.is_some_and(held_back))?;
+        let speed = share.limiter.speed();
+        let is_at_limit = speed > 0 && stock.estimate.copy_rate_bytes_per_s() >= speed / 8 * 7;
+        let slow_flush = Duration::from_nanos(stock.estimate.slow_flush_ns());
+        let waits_for_flush = |pause: Duration| self.within_pause(pause.saturating_sub(slow_flush));
+        let waits_for_flush = stock.estimate.predicted_pause().is_some_and(waits_for_flush);
+        if is_at_limit || (waits_for_flush && !self.strict_ready) {
+            return None;
+        }
         let level = self.relief.loosen()?;
         pacer.set_level(level);
         Some(level)

@@ -18,8 +18,8 @@
 //!   are unlike the rest.
 //! - A machine that stalls its guest, copies or not, puts requests over the budget that no pace can help. How many those
 //!   are is seen while the copiers hold still (`noise`), and so many more are allowed; where they are more than a few, the
-//!   copiers look by a glance twice a second, as no single moment says much about stalls, and go faster than most guests can
-//!   bear only where that shows to be right. A pace that was far too fast is left at once; if the next look shows that it was
+//!   copiers look by a glance twice a second, as no single moment says much about stalls, and go no faster than most guests can
+//!   bear, for nobody could tell what else they do to this one. A pace that was far too fast is left at once; if the next look shows that it was
 //!   the machine, it comes back, up to that.
 //! - A glance also takes a baseline back that was measured in a bad moment.
 //! - A budget that the guest misses by itself cannot be kept by any pace. Then a quarter more than the baseline holds.
@@ -204,8 +204,12 @@ impl Pacer {
 
     /// Another part of the budget is in force from now on. What was found out about paces was by the other.
     pub fn set_level(&mut self, level: BudgetLevel) {
+        // From where the copiers are: full speed, or what the tighter budget has left of a pace that most guests bear.
+        self.rung = if self.level == BudgetLevel::Lifted { Rung::TOP } else { self.rung.max(Rung::FIRST) };
         self.level = level;
-        (self.ceiling, self.doubted, self.fell_ns, self.probe) = (None, None, None, None);
+        (self.ceiling, self.doubted, self.fell_ns) = (None, None, None);
+        // At full speed nobody holds still for it.
+        self.probe = self.probe.filter(|_| level != BudgetLevel::Lifted);
         self.account = Account::default();
         // As after an idle time: nothing that is counted from here on may come from the pace before.
         self.was_idle = true;
@@ -312,6 +316,7 @@ impl Pacer {
         // A pace that was left for what was the machine's doing comes back.
         let doubted = self.doubted.take().filter(|_| self.noise.is_loud()).unwrap_or(Rung::BOTTOM);
         let rung = self.rung.max(doubted.min(Rung::IN_NOISE));
+        let rung = if self.noise.is_loud() { rung.min(Rung::IN_NOISE) } else { rung };
         // If the pace is what it was before, what was counted under it still counts; unless it was about to be forgotten.
         let keeps = rung == self.rung && !is_other && self.settling.is_none_or(|settling| settling.keeps());
         self.rung = rung;
@@ -438,6 +443,7 @@ impl Pacer {
             None => next,
         };
         let next = if had_room { next } else { next.min(Rung::HARMLESS) };
+        let next = if self.noise.is_loud() { next.min(Rung::IN_NOISE) } else { next };
         if next > self.rung {
             self.change(now_ns, next);
         }

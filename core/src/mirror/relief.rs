@@ -4,19 +4,22 @@
 //! than it writes: the remainder stands still, and the job would never be ready. So a remainder that does not shrink loosens the
 //! budget, first to four times what was chosen, then altogether; two steps, because each takes a second or two to be judged.
 //!
-//! A burst must not cost the guest its budget for good. Once a switch-over has fitted for [`RESTORE_NS`] the budget comes back, a
-//! step at a time. Where it had to be loosened again after that, it comes back twice as late every time: a steady load gets a
-//! steady budget.
+//! A burst must not cost the guest its budget for good. Once a switch-over has fitted for [`RESTORE_NS`] a step is taken back: braking
+//! ends, then the budget comes back, one level at a time. Where a step had to be taken again soon after that, the next one back comes
+//! twice as late: a steady load gets a steady budget.
 #![forbid(unsafe_code)]
 
-/// How long a switch-over must have fitted before the budget comes back, the first time.
+/// How long a switch-over must have fitted before a step is taken back, the first time.
 const RESTORE_NS: u64 = 10_000_000_000;
 /// In between it need not fit for so long: after each burst of writes it may take a moment.
 const GAP_NS: u64 = 250_000_000;
+/// A step is taken again soon if it is within so many times what was waited for.
+const SOON: u64 = 4;
 /// How long at most.
 const RESTORE_MAX_NS: u64 = 300_000_000_000;
 
-/// How much of the latency budget that was chosen is in force.
+/// How much of the latency budget that was chosen is in force; when that changes, see
+/// [`LatencyBudget`](crate::mirror::LatencyBudget).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 #[non_exhaustive]
 #[repr(u8)]
@@ -24,9 +27,9 @@ pub enum BudgetLevel {
     /// All of it; also where none was chosen.
     #[default]
     Chosen,
-    /// The guest's requests may take four times as long as was chosen.
+    /// The bound on the guest's p99 is four times what was chosen: 4 ms for `Absolute` of 1 ms, 8 times its own for `Baseline(2.0)`.
     FourTimes,
-    /// Nothing: the job copies at full speed.
+    /// Nothing of it: the job copies at full speed.
     Lifted,
 }
 
@@ -59,22 +62,22 @@ impl BudgetLevel {
     }
 }
 
-/// Decides how much of a budget is in force.
+/// Decides how much of a budget is in force, and when a step is taken back.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Relief {
     /// What is.
     level: BudgetLevel,
     /// Since when a switch-over has fitted, but for short gaps, and when it did last.
     fitted_ns: Option<(u64, u64)>,
-    /// How long it must, before the budget comes back.
+    /// How long it must, before a step is taken back.
     wait_ns: u64,
-    /// Whether it has come back since it was loosened last.
-    has_come_back: bool,
+    /// When the last was.
+    back_ns: Option<u64>,
 }
 
 impl Default for Relief {
     fn default() -> Self {
-        Self { level: BudgetLevel::Chosen, fitted_ns: None, wait_ns: RESTORE_NS, has_come_back: false }
+        Self { level: BudgetLevel::Chosen, fitted_ns: None, wait_ns: RESTORE_NS, back_ns: None }
     }
 }
 
@@ -82,27 +85,37 @@ impl Relief {
     /// The remainder does not shrink: the level that is in force now, `None` = nothing is left to be loosened.
     pub(super) fn loosen(&mut self) -> Option<BudgetLevel> {
         self.level = self.level.looser()?;
-        self.fitted_ns = None;
-        if std::mem::take(&mut self.has_come_back) {
-            self.wait_ns = (self.wait_ns * 2).min(RESTORE_MAX_NS);
-        }
         Some(self.level)
     }
 
-    /// Whether a switch-over fits now; the level that the budget has come back to, if it has.
-    pub(super) fn fits(&mut self, fits: bool, now_ns: u64) -> Option<BudgetLevel> {
-        let tighter = self.level.tighter()?;
+    /// A step was taken, this one or another.
+    pub(super) fn stepped_up(&mut self, now_ns: u64) {
+        self.fitted_ns = None;
+        if let Some(back_ns) = self.back_ns.take() {
+            let is_soon = now_ns.saturating_sub(back_ns) <= SOON * self.wait_ns;
+            self.wait_ns = if is_soon { (self.wait_ns * 2).min(RESTORE_MAX_NS) } else { RESTORE_NS };
+        }
+    }
+
+    /// Whether a switch-over fits now; `true` when it has for so long that a step is to be taken back.
+    pub(super) fn has_fitted(&mut self, fits: bool, now_ns: u64) -> bool {
         if !fits {
             self.fitted_ns = self.fitted_ns.filter(|(_, last_ns)| now_ns.saturating_sub(*last_ns) <= GAP_NS);
-            return None;
+            return false;
         }
         let since_ns = self.fitted_ns.map_or(now_ns, |(since_ns, _)| since_ns);
         self.fitted_ns = Some((since_ns, now_ns));
         if now_ns.saturating_sub(since_ns) < self.wait_ns {
-            return None;
+            return false;
         }
-        (self.level, self.fitted_ns, self.has_come_back) = (tighter, None, true);
-        Some(tighter)
+        (self.fitted_ns, self.back_ns) = (None, Some(now_ns));
+        true
+    }
+
+    /// Takes a level back; the one that is in force now, `None` = all of it was.
+    pub(super) fn tighten(&mut self) -> Option<BudgetLevel> {
+        self.level = self.level.tighter()?;
+        Some(self.level)
     }
 }
 
@@ -116,29 +129,37 @@ mod tests {
     #[test]
     fn a_budget_is_loosened_in_two_steps_and_comes_back_in_two() {
         let mut relief = Relief::default();
-        assert_eq!(relief.fits(true, 0), None, "all of it is in force");
+        assert_eq!(relief.tighten(), None, "all of it is in force");
         assert_eq!(relief.loosen(), Some(BudgetLevel::FourTimes));
         assert_eq!(relief.loosen(), Some(BudgetLevel::Lifted));
         assert_eq!(relief.loosen(), None);
+        assert_eq!(relief.tighten(), Some(BudgetLevel::FourTimes));
+        assert_eq!(relief.tighten(), Some(BudgetLevel::Chosen));
+    }
+
+    #[test]
+    fn a_step_back_waits_for_ten_seconds_without_a_gap() {
+        let mut relief = Relief::default();
         // It fits from 0 to 9 s, then not for a whole second, then but for a tenth of each.
         let fits = |tenths: u64| tenths < 90 || (tenths >= 100 && !tenths.is_multiple_of(10));
-        let back = |tenths| relief.fits(fits(tenths), tenths * S / 10).map(|level| (tenths, level));
-        let back: Vec<_> = (0..1000).filter_map(back).collect();
-        assert_eq!(back, [(201, BudgetLevel::FourTimes), (302, BudgetLevel::Chosen)]);
+        let back: Vec<_> =
+            (0..1000).filter(|&tenths| relief.has_fitted(fits(tenths), tenths * S / 10)).collect();
+        assert_eq!(back[..2], [201, 302]);
     }
 
     /// Otherwise a steady load would be met by a job that is ready and not ready in turns, for ever.
     #[test]
-    fn a_budget_that_had_to_be_loosened_again_comes_back_later_each_time() {
+    fn a_step_that_had_to_be_taken_again_soon_is_taken_back_later_each_time() {
         let (mut relief, mut now_ns, mut waits) = (Relief::default(), 0, Vec::new());
-        for _ in 0..8 {
-            assert_eq!(relief.loosen(), Some(BudgetLevel::FourTimes));
+        for quiet_s in [0, 0, 0, 0, 0, 0, 0, 2000, 0] {
+            now_ns += quiet_s * S;
+            relief.stepped_up(now_ns);
             let from_ns = now_ns;
-            while relief.fits(true, now_ns).is_none() {
+            while !relief.has_fitted(true, now_ns) {
                 now_ns += S;
             }
             waits.push((now_ns - from_ns) / S);
         }
-        assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300, 300]);
+        assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300, 10, 20], "what held for long was not too early");
     }
 }

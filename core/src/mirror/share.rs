@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use crossbeam_queue::ArrayQueue;
 
+use super::active::mode;
 use super::activity::Activity;
 use super::doorbell::Doorbell;
 use super::figures::Figures;
@@ -121,12 +122,8 @@ pub struct Share {
     command: AtomicU32,
     /// Where the job stands, a [`JobStatus`]; written by its home only.
     status: AtomicU8,
-    /// Guest writes go to both sides.
-    pub(super) write_blocking: AtomicBool,
-    /// Guest requests are held from time to time, so that the copiers gain on them.
-    pub(super) braking: AtomicBool,
-    /// The host has chosen the copy mode while the job ran.
-    pub(super) mode_is_chosen: AtomicBool,
+    /// How guest writes are followed, and who says so; bits in [`active::mode`](super::active::mode).
+    pub(super) mode: AtomicU8,
     /// The home sleeps until a chunk turns dirty.
     pub doorbell: Doorbell,
     /// How much copiers may have in flight.
@@ -212,9 +209,10 @@ impl Share {
             zero_by_writing: AtomicBool::new(false),
             command: AtomicU32::new(0),
             status: AtomicU8::new(JobStatus::Created as u8),
-            write_blocking: AtomicBool::new(options.copy_mode == CopyModeChoice::WriteBlocking),
-            braking: AtomicBool::new(false),
-            mode_is_chosen: AtomicBool::new(false),
+            mode: AtomicU8::new(match options.copy_mode {
+                CopyModeChoice::WriteBlocking => mode::WRITE_BLOCKING,
+                CopyModeChoice::Background | CopyModeChoice::Auto => 0,
+            }),
             doorbell: Doorbell::default(),
             pace: AtomicU64::new(first_pace(options).pack()),
             turn: AtomicUsize::new(0),

@@ -104,3 +104,28 @@ fn a_host_that_chooses_a_mode_ends_the_braking() {
     assert!(!job.query().braking);
     assert_eq!(held_in(&mut crew, 20_000), 0, "{:?}", job.query());
 }
+
+/// One hour with many writes must not leave a guest with a job that holds it again at the next, for months.
+#[test]
+fn a_guest_that_calms_down_is_braked_no_more() {
+    let Outrun { world, drive, mut crew, job, share } = Outrun::with_pause_of(10);
+    for _ in 0..60_000 {
+        if share.sweep_is_claimed() {
+            write(&drive);
+        }
+        turn_all(&mut crew, &world, 1);
+        if job.query().braking && job.status() == JobStatus::Ready {
+            break;
+        }
+    }
+    assert!(job.query().braking && job.status() == JobStatus::Ready, "{:?}", job.query());
+    let calm_ns = world.now_ns();
+    while job.query().braking && world.now_ns() < calm_ns + 60_000_000_000 {
+        turn_all(&mut crew, &world, 1);
+    }
+    let calm_s = (world.now_ns() - calm_ns) / 1_000_000_000;
+    // What was left is copied under the speed limit first.
+    assert!((10..30).contains(&calm_s), "{calm_s} s");
+    let ended = std::iter::from_fn(|| job.next_event()).filter(|event| event.what == EventKind::BrakingEnded);
+    assert_eq!(ended.count(), 1);
+}

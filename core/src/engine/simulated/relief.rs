@@ -99,7 +99,7 @@ fn steps_until_ready(copy_mode: CopyModeChoice, budget: LatencyBudget) -> Vec<Es
 /// A budget is a goal; a job that keeps it and is never ready is of no use to anybody.
 #[test]
 fn a_budget_that_would_keep_the_job_from_ready_for_ever_is_loosened_in_the_open() {
-    use Escalation::{LatencyBudget as Loosened, WriteBlocking};
+    use Escalation::{BudgetLoosened as Loosened, WriteBlocking};
     let loosened = [Loosened(BudgetLevel::FourTimes), Loosened(BudgetLevel::Lifted)];
     for budget in [LatencyBudget::Baseline(2.0), LatencyBudget::Absolute(Duration::from_micros(200))] {
         assert_eq!(steps_until_ready(CopyModeChoice::Background, budget), loosened);
@@ -118,8 +118,8 @@ fn a_loosened_budget_comes_back_once_the_job_keeps_up() {
     assert!(scene.run(60_000, 1, |job| job.status() == JobStatus::Ready).is_some());
     let calm_ms = scene.run(60_000, 100, |job| job.query().budget_level == BudgetLevel::Chosen);
     assert!(calm_ms.is_some_and(|ms| ms >= 20_000), "{calm_ms:?} {:?}", scene.job.query());
-    let restored = |what: &&EventKind| matches!(what, EventKind::BudgetRestored(_));
+    let restored = |what: &&EventKind| matches!(what, EventKind::BudgetTightened(_));
     let restored: Vec<EventKind> = scene.events.iter().filter(restored).copied().collect();
-    let back = [BudgetLevel::FourTimes, BudgetLevel::Chosen].map(EventKind::BudgetRestored);
+    let back = [BudgetLevel::FourTimes, BudgetLevel::Chosen].map(EventKind::BudgetTightened);
     assert_eq!(restored, back);
 }

@@ -38,7 +38,7 @@ impl Rung {
     /// Up to this hardly any guest feels anything: one request of 128 KiB.
     pub(super) const HARMLESS: Self = Self(RESTS.len() + 1);
     /// Up to this most guests feel nothing of it: one request of 256 KiB. While a machine's stalls hide what the copiers do, it is
-    /// gone beyond only for a reason.
+    /// not gone beyond.
     pub(super) const IN_NOISE: Self = Self(RESTS.len() + 3);
 
     /// So many rungs higher.

@@ -282,12 +282,14 @@ fn a_machine_that_stalls_all_the_time_has_its_stalls_told_from_the_copiers() {
     for stalls_ms in [(60, 3), (30, 1), (25, 2)] {
         let disk = Disk { stalls_ns: (stalls_ms.0 * MS, stalls_ms.1 * MS), ..LOOP };
         let (base, full) = (fixed(disk, disk.load, None, 600_000).0, full_rate(LOOP));
+        let mut p99s = Vec::new();
         for seed in 0..10 {
             let mut model = paced(disk, Budget::Baseline(1.5), seed);
             model.run(20_000, disk.load);
             let p99 = to_f64(model.p99(5000, 20_000)) / base;
             let rate = to_f64(model.rate(5000, 20_000)) / full;
-            assert!(p99 <= 1.5 && rate >= 0.25, "{stalls_ms:?}, seed {seed}: {p99:.2}, {rate:.2}");
+            assert!(p99 <= 1.6 && rate >= 0.25, "{stalls_ms:?}, seed {seed}: {p99:.2}, {rate:.2}");
+            p99s.push(p99);
             // A look that took the load for another, or came too often, would hold the copiers for much of the time.
             let held = model.paces.iter().filter(|(_, pace)| *pace == Pace::HOLD).count();
             assert!(
@@ -296,6 +298,9 @@ fn a_machine_that_stalls_all_the_time_has_its_stalls_told_from_the_copiers() {
                 model.paces.len()
             );
         }
+        // How many stalls a run of some seconds meets is chance, with copies or without.
+        p99s.sort_by(f64::total_cmp);
+        assert!(p99s[7] <= 1.3, "{stalls_ms:?}: {p99s:.2?}");
     }
 }
 

@@ -45,11 +45,11 @@ pub struct Failure {
 pub enum Escalation {
     /// Copy mode auto: guest writes through queues go to both sides.
     WriteBlocking,
-    /// The latency budget is loosened, because it held the copiers back. It comes back when a switch-over has fitted into
-    /// `max_pause` for 10 s or more, with `EventKind::BudgetRestored`.
-    LatencyBudget(BudgetLevel),
+    /// The latency budget is loosened to this, because it held the copiers back, in any copy mode. It comes back with
+    /// `EventKind::BudgetTightened`; see [`LatencyBudget`](crate::mirror::LatencyBudget).
+    BudgetLoosened(BudgetLevel),
     /// Copy mode auto: that was not enough. Guest requests are held again and again, for `max_pause` at most each time, until
-    /// the remainder fits into one pause.
+    /// the remainder fits into one pause; and again whenever it does not, until `EventKind::BrakingEnded`.
     Braking,
 }
 
@@ -86,7 +86,9 @@ pub enum Notice {
         left_bytes: u64,
     },
     /// A latency budget that was loosened has come back, so far.
-    BudgetRestored(BudgetLevel),
+    BudgetTightened(BudgetLevel),
+    /// Copy mode auto holds guest requests no more.
+    BrakingEnded,
     /// A switch-over did not fit into its time; the gate is open again, and it will be tried again.
     SwitchOverMissed {
         /// How long guest requests were held.
