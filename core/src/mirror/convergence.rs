@@ -5,6 +5,8 @@
 //! shrink adds to a score, every one in which it did takes from it, and so does a missed switch-over add; so a burst or
 //! one odd window decides nothing, and a writer that is faster than the copy is found out within one to two seconds.
 //!
+//! Windows in which nothing at all was copied tell who hangs, not who is faster, and are left out.
+//!
 //! A remainder that goes up and down so much that no line fits decides nothing by that. So the lowest window is kept as well: if
 //! none was lower for [`STALE_NS`], by as much as progress asks for, the remainder does not shrink, whatever it looks like.
 //!
@@ -27,6 +29,8 @@ const ENOUGH: u32 = 10;
 const FIRST: u32 = 6;
 /// Without a window that was lower than all before for so long, it does not shrink.
 const STALE_NS: u64 = 5_000_000_000;
+/// Who copies nothing at all for so long is held up by a disk; what was before that says nothing about what comes after.
+const HANGS_NS: u64 = 1_000_000_000;
 /// What a missed switch-over adds to the score.
 const MISS: u32 = 3;
 /// After so many misses a remainder that looks small enough is no excuse: the prediction is not to be trusted.
@@ -43,6 +47,8 @@ pub struct Observation {
     pub now_ns: u64,
     /// Bytes still to copy.
     pub left_bytes: u64,
+    /// Bytes copied since the job began.
+    pub copied_bytes: u64,
     /// Bytes copied per second.
     pub copy_rate_bytes_per_s: u64,
     /// Bytes made dirty per second.
@@ -107,6 +113,10 @@ pub struct Convergence {
     score: Option<u32>,
     /// The lowest window, and when it was; `None` = not judged yet.
     lowest: Option<(f64, u64)>,
+    /// Bytes copied when the last window was closed.
+    copied_bytes: u64,
+    /// Since when nothing has been copied.
+    idle_since_ns: Option<u64>,
     /// Misses before the watch began anew.
     forgiven: u32,
     /// Misses at the last sample.
@@ -169,6 +179,16 @@ impl Convergence {
             (self.full, self.score, self.lowest) = (0, None, None);
             return Verdict::Fine;
         }
+        let last_bytes = std::mem::replace(&mut self.copied_bytes, o.copied_bytes);
+        if o.copied_bytes == last_bytes {
+            // A disk that hangs, for which nothing that could be done would help; or the copiers hold still for a moment.
+            let idle_since_ns = *self.idle_since_ns.get_or_insert(self.begun_ns);
+            if o.now_ns.saturating_sub(idle_since_ns) >= HANGS_NS {
+                (self.full, self.score, self.lowest) = (0, None, None);
+            }
+            return Verdict::Fine;
+        }
+        self.idle_since_ns = None;
         let is_stale = self.is_stale(o, mean);
         if self.full == WINDOWS {
             self.means.rotate_left(1);
@@ -210,11 +230,6 @@ impl Convergence {
             self.lowest = Some((mean, o.now_ns));
             return false;
         };
-        if o.copy_rate_bytes_per_s == 0 {
-            // A disk that hangs: nothing that could be done would help.
-            self.lowest = Some((mean, o.now_ns));
-            return false;
-        }
         let passed_ns = o.now_ns.saturating_sub(since_ns);
         let least = LEAST_SHARE * to_f64(o.copy_rate_bytes_per_s) * to_f64(passed_ns) / 1e9;
         if mean < lowest - least {
@@ -270,6 +285,8 @@ mod tests {
         noise: u64,
         /// Remainder that is small enough.
         small: u64,
+        /// From this time in ms on nothing is copied.
+        hangs_from_ms: u64,
         /// One miss for each time in ms.
         misses: &'static [u64],
     }
@@ -278,13 +295,17 @@ mod tests {
         /// Runs until it escalates or `ms` passed; the time of the escalation and its reason.
         fn run(&self, seed: u64, ms: u64) -> Option<(u64, Reason)> {
             let (mut noise, mut c, mut left) = (Noise(seed * 77 + 1), Convergence::new(), self.left);
+            let mut copied_bytes = 0;
             let mut vary =
                 |rate: u64| rate * (100 - self.noise) / 100 + noise.next(rate * 2 * self.noise / 100 + 1);
             for at in (0..ms).step_by(5) {
-                left = (left + vary((self.dirty)(at)) / 200).saturating_sub(vary(self.copy) / 200);
+                let copied = if at < self.hangs_from_ms { vary(self.copy) / 200 } else { 0 };
+                (left, copied_bytes) =
+                    ((left + vary((self.dirty)(at)) / 200).saturating_sub(copied), copied_bytes + copied);
                 let verdict = c.observe(&Observation {
                     now_ns: at * 1_000_000,
                     left_bytes: left,
+                    copied_bytes,
                     copy_rate_bytes_per_s: self.copy,
                     dirty_rate_bytes_per_s: (self.dirty)(at),
                     first_pass_over: true,
@@ -300,8 +321,15 @@ mod tests {
     }
 
     /// What most scenes have in common.
-    const SCENE: Scene =
-        Scene { left: 2000 * MB, copy: 1000 * MB, dirty: |_| 0, noise: 0, small: 20 * MB, misses: &[] };
+    const SCENE: Scene = Scene {
+        left: 2000 * MB,
+        copy: 1000 * MB,
+        dirty: |_| 0,
+        noise: 0,
+        small: 20 * MB,
+        hangs_from_ms: u64::MAX,
+        misses: &[],
+    };
 
     #[test]
     fn writers_faster_than_the_copy_are_found_out_in_one_to_two_seconds() {
@@ -347,6 +375,7 @@ mod tests {
                 let verdict = c.observe(&Observation {
                     now_ns: at * 1_000_000,
                     left_bytes: 2000 * MB + swing * MB,
+                    copied_bytes: at * MB,
                     copy_rate_bytes_per_s: 1000 * MB,
                     dirty_rate_bytes_per_s: 1000 * MB,
                     first_pass_over: true,
@@ -377,6 +406,15 @@ mod tests {
         assert_eq!(missing.run(3, 60_000), Some((3000, Reason::Missed { missed: 3 })));
     }
 
+    /// Nothing that could be done helps a disk that hangs, and a guest that waits for both sides would hang with it.
+    #[test]
+    fn a_copy_that_hangs_is_no_reason() {
+        for hangs_from_ms in [0, 2000] {
+            let scene = Scene { dirty: |_| 300 * MB, hangs_from_ms, ..SCENE };
+            assert_eq!(scene.run(7, 30_000), None, "from {hangs_from_ms} ms on");
+        }
+    }
+
     #[test]
     fn each_miss_brings_the_escalation_closer() {
         let scene = |misses| Scene { dirty: |_| 1050 * MB, misses, ..SCENE }.run(5, 9000).unwrap().0;
@@ -391,6 +429,7 @@ mod tests {
             c.observe(&Observation {
                 now_ns: ms * 1_000_000,
                 left_bytes: 1000 * MB + ms * MB,
+                copied_bytes: ms * MB,
                 copy_rate_bytes_per_s: 1000 * MB,
                 dirty_rate_bytes_per_s: 2000 * MB,
                 first_pass_over,

@@ -26,9 +26,9 @@
 //!
 //! When copy mode auto has found that the remainder does not shrink whatever is done, the gate is closed now and then just to
 //! gain on the guest (*braking*): guest requests are held for at most `max_pause`, everything is copied that fits in, and the
-//! gate is opened again. The times in between become shorter until the remainder fits into one pause. So completion is bounded
-//! for every write rate, also of hosts that do their own I/O, if what the guest makes dirty in [`BRAKE_GAP_MIN_NS`] and a flush of the
-//! target fit into three quarters of `max_pause`.
+//! gate is opened again. If that was all, and it could be flushed, too, the job is ready. The times in between become shorter until
+//! the remainder fits into one pause. So completion is bounded for every write rate, also of hosts that do their own I/O, if what the
+//! guest makes dirty in [`BRAKE_GAP_MIN_NS`] and a flush of the target fit into three quarters of `max_pause`.
 //!
 //! The pause is bounded: the coordinator closes the gate only when the forecast fits into `max_pause`, and opens it again,
 //! with the job as it was, when it does not come true. It then waits longer each time before it tries again.
@@ -275,6 +275,9 @@ impl Coordinator {
             return self.flush(share, Purpose::BeforeGate);
         }
         self.preflushed = false;
+        if !share.is_braking() {
+            self.braked = 0;
+        }
         if !ready && !self.completes_itself && self.could_be_ready(share, sight) {
             return self.flush(share, Purpose::ToBeReady);
         }
@@ -282,7 +285,7 @@ impl Coordinator {
             return self.flush(share, if ready { Purpose::BeforeGate } else { Purpose::ToBeReady });
         }
         // What failed and is tried again later would only hold the guest for nothing.
-        if self.must_brake(ready, share) && !share.awaits_round() {
+        if self.must_brake(ready, share, sight) && !share.awaits_round() {
             return self.close_gate(share, sight.now_ns);
         }
         Act::Rest
@@ -311,9 +314,11 @@ impl Coordinator {
 
     /// Whether guest requests are held so that the copiers gain on them: nothing else has helped, and the next step, to be
     /// ready or to switch over, has not come into reach.
-    fn must_brake(&self, ready: bool, share: &Share) -> bool {
+    fn must_brake(&self, ready: bool, share: &Share, sight: &Sight) -> bool {
         let waits = !ready || share.wants_completion();
-        waits && share.is_braking() && share.sweep_is_claimed()
+        // Where the flush alone takes too long, nothing is gained by holding anybody; it is measured again from time to time.
+        let flush_fits = self.max_pause_ns.is_none_or(|max| sight.slow_flush_ns <= within_ns(max));
+        waits && flush_fits && share.is_braking() && share.sweep_is_claimed()
     }
 
     /// Tells the host when the job is held, once nothing is under way, and when it goes on; whether it runs.
@@ -383,7 +388,8 @@ impl Coordinator {
         if self.stage != Stage::Final || !share.is_finished() {
             return Act::Rest;
         }
-        if !share.wants_completion() && !self.completes_itself {
+        let only_gains = !share.wants_completion() && !self.completes_itself;
+        if only_gains && share.status() == JobStatus::Ready {
             // All is copied, which is what the gate was closed for.
             return self.miss(share, sight.now_ns);
         }
@@ -395,6 +401,12 @@ impl Coordinator {
             } else {
                 self.flush(share, Purpose::BehindGate)
             };
+        }
+        if only_gains {
+            // With the gate open the guest may write more than fits during any flush. But a switch-over would fit into this very pause.
+            share.figures.foresee(sight.predicted_pause_ns);
+            share.turn(Turn::BecomeReady);
+            return self.miss(share, sight.now_ns);
         }
         if share.close_if_finished() {
             share.turn(Turn::Seal);
@@ -422,7 +434,7 @@ impl Coordinator {
         let held_ns = now_ns.saturating_sub(self.closed_at_ns.take().unwrap_or(now_ns));
         share.set_urgent(false);
         self.stage = Stage::Copying;
-        if share.wants_completion() {
+        if share.wants_completion() || self.completes_itself {
             self.missed = self.missed.saturating_add(1);
             share.figures.set_missed(self.missed);
             share.post(Notice::SwitchOverMissed { held_ns, left_bytes: share.left_bytes() });

@@ -38,6 +38,8 @@ pub(super) struct Stock<'a> {
     pub(super) now_ns: u64,
     /// Bytes still to copy.
     pub(super) left_bytes: u64,
+    /// Bytes copied since the job began.
+    pub(super) copied_bytes: u64,
     /// Switch-overs missed since the job began.
     pub(super) missed: u32,
     /// Rates and forecasts.
@@ -102,6 +104,7 @@ impl Escalator {
             left_bytes: stock.left_bytes,
             copy_rate_bytes_per_s: stock.estimate.copy_rate_bytes_per_s(),
             dirty_rate_bytes_per_s: stock.estimate.dirty_rate_bytes_per_s(),
+            copied_bytes: stock.copied_bytes,
             first_pass_over,
             is_small_enough,
             missed: stock.missed,
@@ -117,6 +120,11 @@ impl Escalator {
         let must_be_clean = self.strict_ready && share.status() != JobStatus::Ready;
         !must_be_clean
             && (self.max_pause.is_none() || predicted.is_some_and(|pause| self.within_pause(pause)))
+    }
+
+    /// Whether a switch-over would fit if nothing at all were left: else it is the target's flush, or the gate, that is in the way.
+    fn could_fit(&self, estimate: &Estimate) -> bool {
+        estimate.predicted_pause_with(0).is_none_or(|pause| self.within_pause(pause))
     }
 
     /// Whether so long a pause is allowed.
@@ -138,7 +146,10 @@ impl Escalator {
             pacer.set_level(level);
             share.figures.set_budget_level(level);
             share.post(Notice::BudgetTightened(level));
+        } else {
+            return;
         }
+        self.relief.stepped_back(now_ns);
     }
 
     /// Takes the next step.
@@ -153,7 +164,11 @@ impl Escalator {
                 share.figures.set_budget_level(level);
                 tell(Escalation::BudgetLoosened(level));
                 stepped = true;
-            } else if !stepped && self.is_auto && share.step_up(mode::BRAKING) {
+            } else if !stepped
+                && self.is_auto
+                && self.could_fit(stock.estimate)
+                && share.step_up(mode::BRAKING)
+            {
                 tell(Escalation::Braking);
                 stepped = true;
             }
@@ -171,10 +186,7 @@ impl Escalator {
         let pacer = pacer.filter(|_| self.held_back_ns.is_some_and(held_back))?;
         let speed = share.limiter.speed();
         let is_at_limit = speed > 0 && stock.estimate.copy_rate_bytes_per_s() >= speed / 8 * 7;
-        let slow_flush = Duration::from_nanos(stock.estimate.slow_flush_ns());
-        let waits_for_flush = |pause: Duration| self.within_pause(pause.saturating_sub(slow_flush));
-        let waits_for_flush = stock.estimate.predicted_pause().is_some_and(waits_for_flush);
-        if is_at_limit || (waits_for_flush && !self.strict_ready) {
+        if is_at_limit || !self.could_fit(stock.estimate) {
             return None;
         }
         let level = self.relief.loosen()?;

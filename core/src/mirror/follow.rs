@@ -160,7 +160,8 @@ impl Follow {
             effort: Self::effort(share),
         });
         share.figures.publish(&self.estimate);
-        let stock = Stock { now_ns, left_bytes, missed, estimate: &self.estimate, has_queues };
+        let copied_bytes = progress.copied_bytes + progress.zeroed_bytes;
+        let stock = Stock { now_ns, left_bytes, copied_bytes, missed, estimate: &self.estimate, has_queues };
         self.escalator.look(share, &stock, self.pacer.as_mut());
         self.set_pace(share, guest, &progress, now_ns)
     }

@@ -31,17 +31,18 @@ struct Outrun {
 impl Outrun {
     /// It may hold the guest so many ms at a time.
     fn with_pause_of(ms: u64) -> Self {
+        Self::new(MirrorOptions { max_pause: Some(std::time::Duration::from_millis(ms)), ..options() })
+    }
+
+    /// With these options.
+    fn new(options: MirrorOptions) -> Self {
         let world = World::new(1, Faults::default());
         let (source, target) = (SimDisk::new(BYTES), SimDisk::new(BYTES));
         fill(&world, &source, BYTES, 100);
         let drive = DriveCore::new(source, BYTES, 512, true);
         let crew = Crew::new(&world, 1, 2 << 20);
-        let options = MirrorOptions {
-            copy_mode: CopyModeChoice::Auto,
-            speed_bytes_per_s: 2 << 20,
-            max_pause: Some(std::time::Duration::from_millis(ms)),
-            ..options()
-        };
+        let options =
+            MirrorOptions { copy_mode: CopyModeChoice::Auto, speed_bytes_per_s: 2 << 20, ..options };
         let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
         Self { world, drive, crew, job, share }
     }
@@ -128,4 +129,31 @@ fn a_guest_that_calms_down_is_braked_no_more() {
     assert!((10..30).contains(&calm_s), "{calm_s} s");
     let ended = std::iter::from_fn(|| job.next_event()).filter(|event| event.what == EventKind::BrakingEnded);
     assert_eq!(ended.count(), 1);
+}
+
+/// Nothing is ever all clean beside such a guest while the gate is open.
+#[test]
+fn a_strict_job_beside_a_guest_without_rest_is_ready_by_being_clean_behind_the_gate() {
+    let Outrun { world, drive, mut crew, job, share } =
+        Outrun::new(MirrorOptions { strict_ready: true, ..options() });
+    for _ in 0..60_000 {
+        if share.sweep_is_claimed() {
+            write(&drive);
+        }
+        turn_all(&mut crew, &world, 1);
+        if job.status() == JobStatus::Ready {
+            break;
+        }
+    }
+    assert_eq!(job.status(), JobStatus::Ready, "{:?}", job.query());
+    job.complete(Completion::PointInTime).unwrap();
+    for _ in 0..60_000 {
+        write(&drive);
+        turn_all(&mut crew, &world, 1);
+        if Crew::outcome(&job).is_some() {
+            break;
+        }
+    }
+    let outcome = Crew::outcome(&job);
+    assert!(outcome.as_ref().is_some_and(|o| o.end == End::Completed), "{outcome:?} {:?}", job.query());
 }
