@@ -138,8 +138,8 @@ fn run(
         copy_mode: CopyModeChoice::Background,
         ..MirrorOptions::default()
     };
-    let mut with_job = |budget, most, at_full_speed: bool| {
-        let still = (!at_full_speed).then_some(&mut *still);
+    let mut with_job = |budget, most| {
+        let still = (budget != LatencyBudget::Off).then_some(&mut *still);
         let job = engine.mirror(&drive, disks.target()?, options(budget)).context(|| "job")?;
         let kept = watch(&guest, still, most, || {
             let progress = job.query().progress;
@@ -151,8 +151,8 @@ fn run(
     };
     let kept = match beside {
         Beside::Nothing => watch(&guest, Some(still), MOST, || Some(0)),
-        Beside::Gentle => with_job(LatencyBudget::Baseline(BUDGET), MOST, false)?,
-        Beside::FullSpeed => with_job(LatencyBudget::Off, FULL_SPEED, true)?,
+        Beside::Gentle => with_job(LatencyBudget::Baseline(BUDGET), MOST)?,
+        Beside::FullSpeed => with_job(LatencyBudget::Off, FULL_SPEED)?,
         Beside::PlainLoop => {
             let copy = PlainCopy::start(disks.source_to_read()?, disks.target()?)?;
             let kept = watch(&guest, None, FULL_SPEED, || Some(copy.bytes()));

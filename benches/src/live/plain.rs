@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use blkmirror_core::buffer::BufRange;
 use blkmirror_core::device::Device;
@@ -33,8 +32,6 @@ pub struct PlainCopy {
     bytes: Arc<AtomicU64>,
     /// The loop.
     thread: JoinHandle<Result<()>>,
-    /// Since when it runs.
-    since: Instant,
 }
 
 impl PlainCopy {
@@ -57,7 +54,7 @@ impl PlainCopy {
         };
         let thread = std::thread::Builder::new().name("plain-copy".to_owned()).spawn(body);
         let thread = thread.context(|| "plain copy loop")?;
-        Ok(Self { stop, bytes, thread, since: Instant::now() })
+        Ok(Self { stop, bytes, thread })
     }
 
     /// Bytes that it wrote so far.
@@ -66,13 +63,11 @@ impl PlainCopy {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Ends it; returns the bytes that it wrote, and in what time.
-    pub fn stop(self) -> Result<(u64, Duration)> {
-        let (bytes, time) = (self.bytes.load(Ordering::Relaxed), self.since.elapsed());
+    /// Ends it.
+    pub fn stop(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let gone = |_| Failure::new("the plain copy loop panicked");
-        self.thread.join().map_err(gone)??;
-        Ok((bytes, time))
+        self.thread.join().map_err(gone)?
     }
 }
 

@@ -144,7 +144,9 @@ impl Standstill {
 
     /// Does `run` until enough of it was kept, or for as long as there is patience. It calls [`Self::begin`] where measuring begins.
     pub fn without<E>(&mut self, mut run: impl FnMut(&mut Self) -> Result<Kept, E>) -> Result<Kept, E> {
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let kept = run(self)?;
             let is_enough = kept.share() >= LEAST_KEPT;
             if is_enough || (attempt >= TRIES && kept.seen.is_some()) || attempt >= TRIES_AT_ALL {
@@ -154,7 +156,6 @@ impl Standstill {
             }
             self.repeated += 1;
         }
-        unreachable!("there are no more attempts than TRIES_AT_ALL")
     }
 
     /// What to say of it, if anything.
