@@ -175,8 +175,8 @@ impl Convergence {
         let small = self.small;
         (self.sum, self.samples, self.small) = (0.0, 0, false);
         if small {
-            // A chance to switch over: whatever comes next is to be judged by itself.
-            (self.full, self.score, self.lowest) = (0, None, None);
+            // A chance to switch over.
+            self.forget_windows();
             return Verdict::Fine;
         }
         let last_bytes = std::mem::replace(&mut self.copied_bytes, o.copied_bytes);
@@ -184,7 +184,7 @@ impl Convergence {
             // A disk that hangs, for which nothing that could be done would help; or the copiers hold still for a moment.
             let idle_since_ns = *self.idle_since_ns.get_or_insert(self.begun_ns);
             if o.now_ns.saturating_sub(idle_since_ns) >= HANGS_NS {
-                (self.full, self.score, self.lowest) = (0, None, None);
+                self.forget_windows();
             }
             return Verdict::Fine;
         }
@@ -222,6 +222,11 @@ impl Convergence {
             });
         }
         Verdict::Fine
+    }
+
+    /// What comes next is to be judged by itself.
+    fn forget_windows(&mut self) {
+        (self.full, self.score, self.lowest) = (0, None, None);
     }
 
     /// Takes in a window; whether none was lower for long.
@@ -320,6 +325,20 @@ mod tests {
         }
     }
 
+    /// What is seen after so many ms beside a copier of 1000 MB/s that a guest keeps up with.
+    fn seen(ms: u64, left_bytes: u64) -> Observation {
+        Observation {
+            now_ns: ms * 1_000_000,
+            left_bytes,
+            copied_bytes: ms * MB,
+            copy_rate_bytes_per_s: 1000 * MB,
+            dirty_rate_bytes_per_s: 1000 * MB,
+            first_pass_over: true,
+            is_small_enough: false,
+            missed: 0,
+        }
+    }
+
     /// What most scenes have in common.
     const SCENE: Scene = Scene {
         left: 2000 * MB,
@@ -372,17 +391,7 @@ mod tests {
                 let phase = at % period;
                 let swing =
                     if phase < up { phase * 1000 / up } else { (period - phase) * 1000 / (period - up) };
-                let verdict = c.observe(&Observation {
-                    now_ns: at * 1_000_000,
-                    left_bytes: 2000 * MB + swing * MB,
-                    copied_bytes: at * MB,
-                    copy_rate_bytes_per_s: 1000 * MB,
-                    dirty_rate_bytes_per_s: 1000 * MB,
-                    first_pass_over: true,
-                    is_small_enough: false,
-                    missed: 0,
-                });
-                if verdict != Verdict::Fine {
+                if c.observe(&seen(at, 2000 * MB + swing * MB)) != Verdict::Fine {
                     escalated = escalated.or(Some(at));
                 }
             }
@@ -426,16 +435,9 @@ mod tests {
     fn the_first_pass_and_a_pause_of_the_job_decide_nothing() {
         let mut c = Convergence::new();
         let mut observe = |ms: u64, first_pass_over| {
-            c.observe(&Observation {
-                now_ns: ms * 1_000_000,
-                left_bytes: 1000 * MB + ms * MB,
-                copied_bytes: ms * MB,
-                copy_rate_bytes_per_s: 1000 * MB,
-                dirty_rate_bytes_per_s: 2000 * MB,
-                first_pass_over,
-                is_small_enough: false,
-                missed: 0,
-            })
+            let dirty_rate_bytes_per_s = 2000 * MB;
+            let seen = seen(ms, 1000 * MB + ms * MB);
+            c.observe(&Observation { dirty_rate_bytes_per_s, first_pass_over, ..seen })
         };
         assert!((0..9000).step_by(5).all(|ms| observe(ms, false) == Verdict::Fine));
         assert!((9000..10_000).step_by(5).all(|ms| observe(ms, true) == Verdict::Fine));

@@ -36,6 +36,9 @@
 mod ending;
 mod flush;
 
+use std::time::Duration;
+
+use super::figures::to_ns;
 use super::mutation::Mutation;
 use super::options::{MirrorOptions, OnCopied};
 
@@ -158,6 +161,11 @@ const READY_AGAIN_NS: u64 = 20_000_000;
 /// How long a forecast may be for a switch-over that may take `max_pause_ns`.
 pub(super) fn within_ns(max_pause_ns: u64) -> u64 {
     max_pause_ns - max_pause_ns / RESERVE
+}
+
+/// Whether a forecast is short enough for a switch-over that may take `max_pause`; `None` = any is.
+pub(super) fn is_within(forecast: Duration, max_pause: Option<Duration>) -> bool {
+    max_pause.is_none_or(|max| to_ns(Some(forecast)) <= within_ns(to_ns(Some(max))))
 }
 
 /// A flush that alone stands in the way is tried again after so long: it may have been slow that once, as the first one

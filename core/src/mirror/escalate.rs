@@ -19,9 +19,8 @@ use std::time::Duration;
 
 use super::active::mode;
 use super::convergence::{Convergence, Observation, Reason, Verdict};
-use super::coordinator::within_ns;
-use super::estimate::Estimate;
-use super::figures::to_ns;
+use super::coordinator::is_within;
+use super::estimate::{Estimate, Sample};
 use super::options::{CopyModeChoice, MirrorOptions, OnCopied};
 use super::pacer::Pacer;
 use super::relief::{BudgetLevel, Relief};
@@ -34,12 +33,8 @@ const HELD_BACK_NS: u64 = 1_000_000_000;
 /// What the home sees when it takes stock.
 #[derive(Clone, Copy)]
 pub(super) struct Stock<'a> {
-    /// Now.
-    pub(super) now_ns: u64,
-    /// Bytes still to copy.
-    pub(super) left_bytes: u64,
-    /// Bytes copied since the job began.
-    pub(super) copied_bytes: u64,
+    /// The job's counters now.
+    pub(super) sample: Sample,
     /// Switch-overs missed since the job began.
     pub(super) missed: u32,
     /// Rates and forecasts.
@@ -53,7 +48,7 @@ pub(super) struct Stock<'a> {
 pub(super) struct Escalator {
     /// Whether the remainder shrinks.
     convergence: Convergence,
-    /// How much of the budget is in force.
+    /// When a step is taken back.
     relief: Relief,
     /// When the budget last held the copiers back.
     held_back_ns: Option<u64>,
@@ -89,22 +84,22 @@ impl Escalator {
         // While copiers wait for the next round of an ignored error, the remainder says nothing of who is faster.
         let is_over = share.is_ending() || share.status().is_over();
         if is_over || share.is_held() || share.is_urgent() || share.awaits_round() {
-            self.relief.has_fitted(false, stock.now_ns);
+            self.relief.has_fitted(false, stock.sample.now_ns);
             return;
         }
         if pacer.as_ref().is_some_and(|pacer| pacer.is_holding_back()) {
-            self.held_back_ns = Some(stock.now_ns);
+            self.held_back_ns = Some(stock.sample.now_ns);
         }
         let first_pass_over = share.sweep_is_claimed();
         let is_small_enough = self.is_small_enough(share, stock.estimate.predicted_pause());
-        let fits = first_pass_over && (is_small_enough || stock.left_bytes == 0);
-        self.step_back(share, fits, stock.now_ns, pacer.as_deref_mut());
+        let fits = first_pass_over && (is_small_enough || stock.sample.left_bytes == 0);
+        self.step_back(share, fits, stock.sample.now_ns, pacer.as_deref_mut());
         let verdict = self.convergence.observe(&Observation {
-            now_ns: stock.now_ns,
-            left_bytes: stock.left_bytes,
+            now_ns: stock.sample.now_ns,
+            left_bytes: stock.sample.left_bytes,
             copy_rate_bytes_per_s: stock.estimate.copy_rate_bytes_per_s(),
             dirty_rate_bytes_per_s: stock.estimate.dirty_rate_bytes_per_s(),
-            copied_bytes: stock.copied_bytes,
+            copied_bytes: stock.sample.copied_bytes,
             first_pass_over,
             is_small_enough,
             missed: stock.missed,
@@ -119,17 +114,12 @@ impl Escalator {
         // A strict job that is ready once switches over as any other.
         let must_be_clean = self.strict_ready && share.status() != JobStatus::Ready;
         !must_be_clean
-            && (self.max_pause.is_none() || predicted.is_some_and(|pause| self.within_pause(pause)))
+            && (self.max_pause.is_none() || predicted.is_some_and(|pause| is_within(pause, self.max_pause)))
     }
 
     /// Whether a switch-over would fit if nothing at all were left: else it is the target's flush, or the gate, that is in the way.
     fn could_fit(&self, estimate: &Estimate) -> bool {
-        estimate.predicted_pause_with(0).is_none_or(|pause| self.within_pause(pause))
-    }
-
-    /// Whether so long a pause is allowed.
-    fn within_pause(&self, pause: Duration) -> bool {
-        self.max_pause.is_none_or(|max| to_ns(Some(pause)) <= within_ns(to_ns(Some(max))))
+        estimate.predicted_pause_with(0).is_none_or(|pause| is_within(pause, self.max_pause))
     }
 
     /// Takes a step back where a switch-over has fitted for long, unless the end is wanted: it comes sooner without.
@@ -142,9 +132,8 @@ impl Escalator {
         }
         if share.release_brake() {
             share.post(Notice::BrakingEnded);
-        } else if let Some((level, pacer)) = self.relief.tighten().zip(pacer) {
-            pacer.set_level(level);
-            share.figures.set_budget_level(level);
+        } else if let Some((level, pacer)) = pacer.and_then(|pacer| Some((pacer.level().tighter()?, pacer))) {
+            Self::put_in_force(level, share, pacer);
             share.post(Notice::BudgetTightened(level));
         } else {
             return;
@@ -154,43 +143,45 @@ impl Escalator {
 
     /// Takes the next step.
     fn escalate(&mut self, share: &Share, stock: &Stock<'_>, pacer: Option<&mut Pacer>, reason: Reason) {
-        let tell = |step| share.post(Notice::Escalated { step, reason, left_bytes: stock.left_bytes });
-        let mut stepped = self.is_auto && share.step_up(mode::WRITE_BLOCKING);
-        if stepped {
+        let tell = |step| share.post(Notice::Escalated { step, reason, left_bytes: stock.sample.left_bytes });
+        let follows_both = self.is_auto && share.step_up(mode::WRITE_BLOCKING);
+        if follows_both {
             tell(Escalation::WriteBlocking);
         }
-        if !stepped || !(stock.has_queues)() {
-            if let Some(level) = self.loosen(share, stock, pacer) {
-                share.figures.set_budget_level(level);
-                tell(Escalation::BudgetLoosened(level));
-                stepped = true;
-            } else if !stepped
-                && self.is_auto
-                && self.could_fit(stock.estimate)
-                && share.step_up(mode::BRAKING)
-            {
-                tell(Escalation::Braking);
-                stepped = true;
-            }
+        let waits = follows_both && (stock.has_queues)();
+        let loosened = if waits { None } else { self.loosen(share, stock, pacer) };
+        if let Some(level) = loosened {
+            tell(Escalation::BudgetLoosened(level));
+        }
+        let mut stepped = follows_both || loosened.is_some();
+        if !stepped && self.is_auto && self.could_fit(stock.estimate) && share.step_up(mode::BRAKING) {
+            tell(Escalation::Braking);
+            stepped = true;
         }
         if stepped {
-            self.relief.stepped_up(stock.now_ns);
+            self.relief.stepped_up(stock.sample.now_ns);
             // What was observed so far says nothing about how it goes from here.
             self.convergence.restart();
         }
     }
 
     /// Loosens the budget, if it is what holds the copiers back, and they are what is in the way.
-    fn loosen(&mut self, share: &Share, stock: &Stock<'_>, pacer: Option<&mut Pacer>) -> Option<BudgetLevel> {
-        let held_back = |then| stock.now_ns.saturating_sub(then) <= HELD_BACK_NS;
+    fn loosen(&self, share: &Share, stock: &Stock<'_>, pacer: Option<&mut Pacer>) -> Option<BudgetLevel> {
+        let held_back = |then| stock.sample.now_ns.saturating_sub(then) <= HELD_BACK_NS;
         let pacer = pacer.filter(|_| self.held_back_ns.is_some_and(held_back))?;
         let speed = share.limiter.speed();
         let is_at_limit = speed > 0 && stock.estimate.copy_rate_bytes_per_s() >= speed / 8 * 7;
         if is_at_limit || !self.could_fit(stock.estimate) {
             return None;
         }
-        let level = self.relief.loosen()?;
-        pacer.set_level(level);
+        let level = pacer.level().looser()?;
+        Self::put_in_force(level, share, pacer);
         Some(level)
+    }
+
+    /// Puts so much of the budget in force. Whoever hears of it must find it so, so this comes before the notice.
+    fn put_in_force(level: BudgetLevel, share: &Share, pacer: &mut Pacer) {
+        pacer.set_level(level);
+        share.figures.set_budget_level(level);
     }
 }

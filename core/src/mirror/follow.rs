@@ -26,6 +26,7 @@ const QUIET_NS: u64 = 100_000_000;
 const LONGEST_SLEEP_NS: u64 = 500_000_000;
 /// After so long without a flush, or an attempt to switch over, the next one is expected to take half as long as the last.
 const FADES_NS: u64 = 1_000_000_000;
+
 /// What the home knows of the guest's requests when it takes stock.
 #[derive(Clone, Copy, Debug)]
 pub struct Guest {
@@ -151,17 +152,16 @@ impl Follow {
         self.fade_flushes(now_ns);
         self.fade_overhead(now_ns);
         let progress = share.progress();
-        let left_bytes = share.remaining_bytes(&progress);
-        self.estimate.sample(Sample {
+        let sample = Sample {
             now_ns,
             copied_bytes: progress.copied_bytes + progress.zeroed_bytes,
             dirtied_bytes: share.dirty.dirtied_bytes(),
-            left_bytes,
+            left_bytes: share.remaining_bytes(&progress),
             effort: Self::effort(share),
-        });
+        };
+        self.estimate.sample(sample);
         share.figures.publish(&self.estimate);
-        let copied_bytes = progress.copied_bytes + progress.zeroed_bytes;
-        let stock = Stock { now_ns, left_bytes, copied_bytes, missed, estimate: &self.estimate, has_queues };
+        let stock = Stock { sample, missed, estimate: &self.estimate, has_queues };
         self.escalator.look(share, &stock, self.pacer.as_mut());
         self.set_pace(share, guest, &progress, now_ns)
     }

@@ -215,6 +215,12 @@ impl Pacer {
         self.was_idle = true;
     }
 
+    /// How much of the budget is in force.
+    #[must_use]
+    pub fn level(&self) -> BudgetLevel {
+        self.level
+    }
+
     /// What is to be kept now.
     fn in_force(&self) -> Budget {
         match (self.level, self.budget) {
@@ -315,8 +321,7 @@ impl Pacer {
         }
         // A pace that was left for what was the machine's doing comes back.
         let doubted = self.doubted.take().filter(|_| self.noise.is_loud()).unwrap_or(Rung::BOTTOM);
-        let rung = self.rung.max(doubted.min(Rung::IN_NOISE));
-        let rung = if self.noise.is_loud() { rung.min(Rung::IN_NOISE) } else { rung };
+        let rung = self.within_noise(self.rung.max(doubted));
         // If the pace is what it was before, what was counted under it still counts; unless it was about to be forgotten.
         let keeps = rung == self.rung && !is_other && self.settling.is_none_or(|settling| settling.keeps());
         self.rung = rung;
@@ -382,10 +387,7 @@ impl Pacer {
         self.evidence.count(guest.count(), over);
         let share = self.noise.allowed_share(limit_ns);
         let finding = match self.noise.is_loud() {
-            true => {
-                let harmless = self.rung < Rung::IN_NOISE;
-                self.evidence.finding_in_noise(now_ns, share, self.noise.requests(), harmless)
-            }
+            true => self.evidence.finding_in_noise(now_ns, share, self.noise.requests()),
             false => self.evidence.finding(now_ns, share),
         };
         match finding {
@@ -443,10 +445,15 @@ impl Pacer {
             None => next,
         };
         let next = if had_room { next } else { next.min(Rung::HARMLESS) };
-        let next = if self.noise.is_loud() { next.min(Rung::IN_NOISE) } else { next };
+        let next = self.within_noise(next);
         if next > self.rung {
             self.change(now_ns, next);
         }
+    }
+
+    /// This rung, or the fastest in noise.
+    fn within_noise(&self, rung: Rung) -> Rung {
+        if self.noise.is_loud() { rung.min(Rung::IN_NOISE) } else { rung }
     }
 
     /// Goes to another rung.

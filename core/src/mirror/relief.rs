@@ -44,7 +44,7 @@ impl BudgetLevel {
     }
 
     /// The next that leaves the guest less.
-    fn looser(self) -> Option<Self> {
+    pub(super) fn looser(self) -> Option<Self> {
         match self {
             Self::Chosen => Some(Self::FourTimes),
             Self::FourTimes => Some(Self::Lifted),
@@ -53,7 +53,7 @@ impl BudgetLevel {
     }
 
     /// The next that leaves it more.
-    fn tighter(self) -> Option<Self> {
+    pub(super) fn tighter(self) -> Option<Self> {
         match self {
             Self::Chosen => None,
             Self::FourTimes => Some(Self::Chosen),
@@ -62,11 +62,9 @@ impl BudgetLevel {
     }
 }
 
-/// Decides how much of a budget is in force, and when a step is taken back.
+/// Decides when a step is taken back.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Relief {
-    /// What is.
-    level: BudgetLevel,
     /// Since when a switch-over has fitted, but for short gaps, and when it did last.
     fitted_ns: Option<(u64, u64)>,
     /// How long it must, before a step is taken back.
@@ -77,18 +75,12 @@ pub(super) struct Relief {
 
 impl Default for Relief {
     fn default() -> Self {
-        Self { level: BudgetLevel::Chosen, fitted_ns: None, wait_ns: RESTORE_NS, back_ns: None }
+        Self { fitted_ns: None, wait_ns: RESTORE_NS, back_ns: None }
     }
 }
 
 impl Relief {
-    /// The remainder does not shrink: the level that is in force now, `None` = nothing is left to be loosened.
-    pub(super) fn loosen(&mut self) -> Option<BudgetLevel> {
-        self.level = self.level.looser()?;
-        Some(self.level)
-    }
-
-    /// A step was taken, this one or another.
+    /// A step was taken.
     pub(super) fn stepped_up(&mut self, now_ns: u64) {
         self.fitted_ns = None;
         if let Some(back_ns) = self.back_ns.take() {
@@ -116,12 +108,6 @@ impl Relief {
     pub(super) fn stepped_back(&mut self, now_ns: u64) {
         self.back_ns = Some(now_ns);
     }
-
-    /// Takes a level back; the one that is in force now, `None` = all of it was.
-    pub(super) fn tighten(&mut self) -> Option<BudgetLevel> {
-        self.level = self.level.tighter()?;
-        Some(self.level)
-    }
 }
 
 #[cfg(test)]
@@ -133,13 +119,13 @@ mod tests {
 
     #[test]
     fn a_budget_is_loosened_in_two_steps_and_comes_back_in_two() {
-        let mut relief = Relief::default();
-        assert_eq!(relief.tighten(), None, "all of it is in force");
-        assert_eq!(relief.loosen(), Some(BudgetLevel::FourTimes));
-        assert_eq!(relief.loosen(), Some(BudgetLevel::Lifted));
-        assert_eq!(relief.loosen(), None);
-        assert_eq!(relief.tighten(), Some(BudgetLevel::FourTimes));
-        assert_eq!(relief.tighten(), Some(BudgetLevel::Chosen));
+        use BudgetLevel::{Chosen, FourTimes, Lifted};
+        assert_eq!(Chosen.tighter(), None, "all of it is in force");
+        assert_eq!(
+            [Chosen, FourTimes, Lifted].map(BudgetLevel::looser),
+            [Some(FourTimes), Some(Lifted), None]
+        );
+        assert_eq!([Lifted, FourTimes].map(BudgetLevel::tighter), [Some(FourTimes), Some(Chosen)]);
     }
 
     #[test]

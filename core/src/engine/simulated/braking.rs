@@ -46,6 +46,19 @@ impl Outrun {
         let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
         Self { world, drive, crew, job, share }
     }
+
+    /// The guest writes without rest, once the first pass is over, until `done`; it is given up after a minute.
+    fn write_until(&mut self, done: impl Fn(&Job) -> bool) {
+        for _ in 0..60_000 {
+            if self.share.sweep_is_claimed() {
+                write(&self.drive);
+            }
+            turn_all(&mut self.crew, &self.world, 1);
+            if done(&self.job) {
+                break;
+            }
+        }
+    }
 }
 
 /// Without braking such a job would never come to its end, and without the reason its host would not know why its guest is held.
@@ -109,16 +122,9 @@ fn a_host_that_chooses_a_mode_ends_the_braking() {
 /// One hour with many writes must not leave a guest with a job that holds it again at the next, for months.
 #[test]
 fn a_guest_that_calms_down_is_braked_no_more() {
-    let Outrun { world, drive, mut crew, job, share } = Outrun::with_pause_of(10);
-    for _ in 0..60_000 {
-        if share.sweep_is_claimed() {
-            write(&drive);
-        }
-        turn_all(&mut crew, &world, 1);
-        if job.query().braking && job.status() == JobStatus::Ready {
-            break;
-        }
-    }
+    let mut outrun = Outrun::with_pause_of(10);
+    outrun.write_until(|job| job.query().braking && job.status() == JobStatus::Ready);
+    let Outrun { world, mut crew, job, .. } = outrun;
     assert!(job.query().braking && job.status() == JobStatus::Ready, "{:?}", job.query());
     let calm_ns = world.now_ns();
     while job.query().braking && world.now_ns() < calm_ns + 60_000_000_000 {
@@ -134,26 +140,12 @@ fn a_guest_that_calms_down_is_braked_no_more() {
 /// Nothing is ever all clean beside such a guest while the gate is open.
 #[test]
 fn a_strict_job_beside_a_guest_without_rest_is_ready_by_being_clean_behind_the_gate() {
-    let Outrun { world, drive, mut crew, job, share } =
-        Outrun::new(MirrorOptions { strict_ready: true, ..options() });
-    for _ in 0..60_000 {
-        if share.sweep_is_claimed() {
-            write(&drive);
-        }
-        turn_all(&mut crew, &world, 1);
-        if job.status() == JobStatus::Ready {
-            break;
-        }
-    }
-    assert_eq!(job.status(), JobStatus::Ready, "{:?}", job.query());
-    job.complete(Completion::PointInTime).unwrap();
-    for _ in 0..60_000 {
-        write(&drive);
-        turn_all(&mut crew, &world, 1);
-        if Crew::outcome(&job).is_some() {
-            break;
-        }
-    }
-    let outcome = Crew::outcome(&job);
-    assert!(outcome.as_ref().is_some_and(|o| o.end == End::Completed), "{outcome:?} {:?}", job.query());
+    let mut outrun = Outrun::new(MirrorOptions { strict_ready: true, ..options() });
+    outrun.write_until(|job| job.status() == JobStatus::Ready);
+    assert_eq!(outrun.job.status(), JobStatus::Ready, "{:?}", outrun.job.query());
+    outrun.job.complete(Completion::PointInTime).unwrap();
+    outrun.write_until(|job| Crew::outcome(job).is_some());
+    let outcome = Crew::outcome(&outrun.job);
+    let completed = outcome.as_ref().is_some_and(|o| o.end == End::Completed);
+    assert!(completed, "{outcome:?} {:?}", outrun.job.query());
 }

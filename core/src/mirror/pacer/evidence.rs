@@ -41,7 +41,7 @@ const BURST_TICKS: u32 = 6;
 const NOISE_SIGMAS: f64 = 2.0;
 /// Sigmas that speeding up asks for in noise,
 const NOISE_ROOM_SIGMAS: f64 = 0.7;
-/// but after this time, from a harmless pace, that nothing speaks against it.
+/// but after this time that nothing speaks against it: no pace that is tried in noise does harm to most guests.
 const NOISE_PLAIN_NS: u64 = 500_000_000;
 /// When more were counted than this, the old ones weigh half.
 const FORGET_COUNT: f64 = 100_000.0;
@@ -134,9 +134,9 @@ impl Evidence {
 
     /// The same where stalls that are not ours put whole bursts of requests over the limit. No stall is left out, for none was
     /// left out of the share that is allowed; but a burst is one event, whatever it holds. That share is an estimate from
-    /// `alone` requests, and no better than these. From a pace that is `harmless` to most guests it goes on with the next where
-    /// nothing speaks against it.
-    pub(super) fn finding_in_noise(&self, now_ns: u64, share: f64, alone: u64, harmless: bool) -> Finding {
+    /// `alone` requests, and no better than these. It goes on with the next pace, which is harmless in noise, where nothing speaks
+    /// against it.
+    pub(super) fn finding_in_noise(&self, now_ns: u64, share: f64, alone: u64) -> Finding {
         let age_ns = self.age_ns(now_ns);
         if age_ns < NOISE_NS || self.ticks < NOISE_TICKS {
             return Finding::Unclear;
@@ -149,7 +149,7 @@ impl Evidence {
         if sigmas >= NOISE_SIGMAS {
             return Finding::TooMuch(SHARE + self.all_over / self.requests - share);
         }
-        let nothing_against = harmless && age_ns >= NOISE_PLAIN_NS && sigmas <= 0.0;
+        let nothing_against = age_ns >= NOISE_PLAIN_NS && sigmas <= 0.0;
         let room = sigmas <= -NOISE_ROOM_SIGMAS || nothing_against;
         if room { Finding::Room } else { Finding::Unclear }
     }
@@ -233,7 +233,7 @@ mod tests {
     fn in_noise(every: u32, alone: u64) -> Finding {
         let mut e = Evidence::since(0);
         (0..100).for_each(|tick| e.count(300, if tick % every == 0 { 100.0 } else { 0.0 }));
-        e.finding_in_noise(1_000_000_000, 0.1, alone, true)
+        e.finding_in_noise(1_000_000_000, 0.1, alone)
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Share;
-use crate::mirror::coordinator::within_ns;
+use crate::mirror::coordinator::is_within;
 use crate::mirror::progress::{Progress, Tally};
 use crate::mirror::states::JobStatus;
 
@@ -43,11 +43,9 @@ impl Share {
         if !runs || self.is_held() || self.is_ending() || !self.sweep_is_claimed() || self.awaits_round() {
             return false;
         }
-        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        match (max_pause, self.figures.predicted_pause()) {
-            (None, _) => true,
-            (Some(max), Some(predicted)) => ns(predicted) <= within_ns(ns(max)),
-            (Some(_), None) => self.is_finished(),
+        match self.figures.predicted_pause() {
+            Some(predicted) => is_within(predicted, max_pause),
+            None => max_pause.is_none() || self.is_finished(),
         }
     }
 }
