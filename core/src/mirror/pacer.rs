@@ -18,8 +18,8 @@
 //!   are unlike the rest.
 //! - A machine that stalls its guest, copies or not, puts requests over the budget that no pace can help. How many those
 //!   are is seen while the copiers hold still (`noise`), and so many more are allowed; where they are more than a few, the
-//!   copiers look by a glance twice a second, as no single moment says much about stalls, and go no faster than most guests can
-//!   bear, for nobody could tell what else they do to this one. A pace that was far too fast is left at once; if the next look shows that it was
+//!   copiers look by a glance every second, as no single moment says much about stalls, and go no faster than most guests can
+//!   bear, for nobody could tell what else they do to this one; nor slower than hardly any guest feels, without a strong reason. A pace that was far too fast is left at once; if the next look shows that it was
 //!   the machine, it comes back, up to that.
 //! - A glance also takes a baseline back that was measured in a bad moment.
 //! - A budget that the guest misses by itself cannot be kept by any pace. Then a quarter more than the baseline holds.
@@ -57,14 +57,18 @@ const PROBE_EVERY_NS: u64 = 10_000_000_000;
 const PROBE_POOR_NS: u64 = 3_000_000_000;
 /// The least time between probes that something calls for.
 const PROBE_SOON_NS: u64 = 1_000_000_000;
-/// Time until the first glance, and between glances in noise; while they find nothing new they become rarer.
-const GLANCE_EVERY_NS: u64 = 400_000_000;
+/// Time until the first glance, which is early because the baseline may be from a bad moment.
+const FIRST_GLANCE_NS: u64 = 400_000_000;
+/// Time between glances in noise; while they find nothing new they become rarer.
+const GLANCE_EVERY_NS: u64 = 800_000_000;
 /// But so many times as long as the last one took at least.
-const GLANCE_REST: u64 = 6;
+const GLANCE_REST: u64 = 12;
 /// What is noise is told by a limit of no less than this, in percent of the baseline: near it requests are late by chance.
 const NOISE_PERCENT: u64 = 150;
 /// So soon after a fall the next one needs half as long a look.
 const FALL_NS: u64 = 200_000_000;
+/// In noise a pace that is harmless to most is left only for a larger share than this over what is over the limit without copies.
+const HARM_IN_NOISE: f64 = 0.1;
 /// With a larger share of the requests over the limit it may not come from the copiers.
 const DOUBT_SHARE: f64 = 0.04;
 /// How long a rung that failed is not tried again, the first time.
@@ -193,8 +197,8 @@ impl Pacer {
             probe: None,
             probed_ns: None,
             looked_ns: 0,
-            glance_soon_ns: GLANCE_EVERY_NS,
-            glance_every_ns: GLANCE_EVERY_NS,
+            glance_soon_ns: FIRST_GLANCE_NS,
+            glance_every_ns: FIRST_GLANCE_NS,
             probe_soon_ns: PROBE_SOON_NS,
             wanted: None,
             fell_ns: None,
@@ -412,6 +416,10 @@ impl Pacer {
             self.evidence = Evidence::since(now_ns);
             return;
         }
+        if self.noise.is_loud() && self.rung <= Rung::HARMLESS && share < HARM_IN_NOISE {
+            self.evidence = Evidence::since(now_ns);
+            return;
+        }
         // It may be the machine, and not us. A glance tells.
         if share > DOUBT_SHARE && !self.noise.is_loud() {
             self.doubted = self.doubted.max(Some(self.rung));
@@ -422,14 +430,21 @@ impl Pacer {
         let again = self.ceiling.filter(|c| c.rung == failed && !self.noise.is_loud());
         let wait_ns = again.map_or(RETRY_NS, |c| (c.wait_ns * 2).min(RETRY_MAX_NS));
         self.ceiling = Some(Ceiling { rung: failed, until_ns: now_ns.saturating_add(wait_ns), wait_ns });
+        self.change(now_ns, self.below(failed, share));
+    }
+
+    /// Where it goes on when so large a share was over the limit: lower the worse it was, but past a pace that is harmless to most
+    /// only step by step. There a fall takes much of the copy and saves the guest little, and what called for it may have been
+    /// a burst of the guest's own.
+    fn below(&self, failed: Rung, share: f64) -> Rung {
         let rungs = match share {
-            _ if self.noise.is_loud() => 2,
+            _ if self.noise.is_loud() => 1,
             s if s > 0.3 => 6,
             s if s > 0.1 => 4,
             s if s > DOUBT_SHARE => 2,
             _ => 1,
         };
-        self.change(now_ns, failed.down(rungs));
+        failed.down(rungs).max(Rung::HARMLESS).min(failed.down(1))
     }
 
     /// There is room: a faster rung, unless it failed lately. One that most guests can feel only if there was room for seconds.

@@ -377,3 +377,35 @@ fn after_a_pace_that_was_too_fast_the_next_try_waits_until_the_guests_p99_has_re
     assert!(waits_ms.len() >= 2, "it tries again: {waits_ms:?}");
     assert!(waits_ms.iter().all(|&ms| ms >= 300), "{waits_ms:?}");
 }
+
+/// Below it a guest gains little and a job loses most: what a burst of the guest's own does must not take a job there.
+#[test]
+fn one_burst_does_not_take_the_copiers_below_a_pace_that_hardly_any_guest_feels() {
+    let (fine, stalled) = (spread(100, 300), spread(5000, 300));
+    let mut late = spread(100, 270);
+    late.add(&spread(1000, 30));
+    for burst_ticks in 2..8 {
+        // A job that is at its first pace, as the guest feels every faster one.
+        let mut pacer = Pacer::new(Budget::Baseline(1.5));
+        let mut n = 0;
+        let mut go_on = |burst: u64, too_fast: Rung| {
+            let end = n + 100;
+            let mut lowest = Rung::TOP;
+            while n < end {
+                let guest = match pacer.rung >= too_fast && pacer.probe.is_none() {
+                    _ if n + burst >= end => &stalled,
+                    true => &late,
+                    false => &fine,
+                };
+                ticks(&mut pacer, n, 1, guest);
+                (n, lowest) = (n + 1, lowest.min(pacer.rung));
+            }
+            lowest
+        };
+        go_on(0, Rung::FIRST.up(1));
+        let lowest = go_on(burst_ticks, Rung::FIRST.up(1));
+        assert!(lowest >= Rung::HARMLESS, "{burst_ticks} ticks: {lowest:?}");
+        let lowest = go_on(0, Rung::BOTTOM);
+        assert!(lowest < Rung::HARMLESS, "what goes on does: {lowest:?}");
+    }
+}
