@@ -6,7 +6,8 @@
 //!
 //! - The budget is a latency that at most one guest request in a hundred may exceed. Requests over it are counted as
 //!   long as the pace stays the same, and the count decides (`evidence`), not the p99 of a few requests.
-//! - Too many: down, by more rungs the worse it is. The rung that failed is not tried again for a while, twice as long
+//! - Too many: down, by more rungs the worse it is, but past a pace that hardly any guest feels one by one (`below`); what is late in
+//!   one tick alone decides nothing. The rung that failed is not tried again for a while, twice as long
 //!   every time, so that a steady load gets a steady pace instead of a saw tooth.
 //! - Few enough: up by one, or by two when there was next to none. What a guest sees is a p99 over seconds, so beyond a pace that
 //!   hardly anybody feels that takes few enough in the last seconds, too, under whichever pace (`account`).
@@ -28,6 +29,7 @@
 mod account;
 mod activity;
 mod baseline;
+mod budget;
 mod evidence;
 mod guest;
 mod ladder;
@@ -38,9 +40,9 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
+pub use budget::Budget;
 pub use guest::GuestLatency;
 
-use super::estimate::{to_f64, to_u64};
 use super::pace::Pace;
 use super::relief::BudgetLevel;
 use account::Account;
@@ -75,26 +77,6 @@ const DOUBT_SHARE: f64 = 0.04;
 const RETRY_NS: u64 = 500_000_000;
 /// How long at most.
 const RETRY_MAX_NS: u64 = 16_000_000_000;
-/// The part of the budget above the baseline that is aimed at. The rest is for probes of faster paces, for errors of
-/// the baseline, and for what no queue sees: beside a copy the guest's own threads wake up later, before they send
-/// anything.
-const AIM: f64 = 0.7;
-/// A multiple below this is taken as this: no copy is free.
-const LEAST_MULTIPLE: f64 = 1.1;
-/// What holds, as a multiple of the baseline, when the guest misses the budget by itself.
-const LEAST_OVER_BASELINE: f64 = 1.25;
-
-/// The latency that one guest request in a hundred may exceed while a job runs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Budget {
-    /// None: full speed always.
-    Off,
-    /// So many nanoseconds.
-    AbsoluteNs(u64),
-    /// So many times the guest's p99 without the job.
-    Baseline(f64),
-}
-
 /// What happened since the last tick.
 #[derive(Clone, Copy, Debug)]
 pub struct Tick<'a> {
@@ -227,12 +209,7 @@ impl Pacer {
 
     /// What is to be kept now.
     fn in_force(&self) -> Budget {
-        match (self.level, self.budget) {
-            (BudgetLevel::Lifted, _) => Budget::Off,
-            (BudgetLevel::FourTimes, Budget::AbsoluteNs(ns)) => Budget::AbsoluteNs(ns.saturating_mul(4)),
-            (BudgetLevel::FourTimes, Budget::Baseline(times)) => Budget::Baseline(times * 4.0),
-            (BudgetLevel::Chosen, budget) | (_, budget @ Budget::Off) => budget,
-        }
+        self.budget.at(self.level)
     }
 
     /// Takes in what happened since the last tick, and says how it goes on.
@@ -272,19 +249,13 @@ impl Pacer {
     /// The latency that one request in a hundred may exceed, as it is aimed at; `None` while the baseline is unknown.
     #[must_use]
     pub fn limit_ns(&self) -> Option<u64> {
-        let baseline = self.baseline.p99_ns().map(to_f64);
-        let limit = match self.in_force() {
-            Budget::Off => return None,
-            Budget::AbsoluteNs(ns) => to_f64(ns).max(baseline.unwrap_or(0.0) * LEAST_OVER_BASELINE),
-            Budget::Baseline(multiple) => baseline? * (1.0 + (multiple.max(LEAST_MULTIPLE) - 1.0) * AIM),
-        };
-        Some(to_u64(limit))
+        self.in_force().limit_ns(&self.baseline)
     }
 
-    /// Whether the guest holds the copiers back now, so that their rate is not what they are able to.
+    /// Whether the copiers go slower for the guest's sake now, between probes, so that their rate is not what they are able to.
     #[must_use]
     pub fn is_holding_back(&self) -> bool {
-        self.in_force() != Budget::Off && !self.was_idle && (self.probe.is_some() || self.rung < Rung::TOP)
+        self.in_force() != Budget::Off && !self.was_idle && self.rung < Rung::TOP
     }
 
     /// Whether the baseline decides what the limit is.
@@ -317,7 +288,7 @@ impl Pacer {
         }
         self.glance_every_ns = match is_other || self.noise.is_loud() {
             true => self.glance_soon_ns,
-            false => (self.glance_every_ns * 4).clamp(self.glance_soon_ns, PROBE_EVERY_NS),
+            false => (self.glance_every_ns * 4).min(PROBE_EVERY_NS).max(self.glance_soon_ns),
         };
         if is_other {
             self.ceiling = None;
