@@ -3,7 +3,7 @@
 
 use super::job::Job;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{CopyMode, JobStatus, Notice, Turn, Verb};
+use crate::mirror::{CopyMode, JobStatus, Turn, Verb};
 use crate::ring::monotonic_ns;
 
 /// How a switch-over is to end.
@@ -89,11 +89,7 @@ impl Job {
     pub fn set_copy_mode(&self, mode: CopyMode) -> Result<()> {
         self.check(Verb::SetCopyMode)?;
         let share = &self.core().share;
-        self.core().events.tell_after(share, || {
-            if share.choose_copy_mode(mode) {
-                share.post(Notice::CopyMode(mode));
-            }
-        });
+        self.core().events.tell_after(share, || share.choose_copy_mode(mode));
         self.core().wake_home();
         Ok(())
     }

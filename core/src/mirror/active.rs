@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 
 use super::mutation::Mutation;
 use super::policy::Side;
-use super::share::{FailureCause, Share};
+use super::share::{FailureCause, Notice, Share};
 use crate::units::{ByteRange, ChunkRange};
 
 /// How guest writes are followed now.
@@ -73,12 +73,17 @@ impl Share {
         self.mode.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).is_ok()
     }
 
-    /// Changes how guest writes are followed by the host's word, which copy mode auto does not overrule any more; whether that was a
-    /// change.
-    pub fn choose_copy_mode(&self, chosen: CopyMode) -> bool {
+    /// Changes how guest writes are followed by the host's word, which copy mode auto does not overrule any more, and tells the host
+    /// what that changed.
+    pub fn choose_copy_mode(&self, chosen: CopyMode) {
         let bit = if chosen == CopyMode::WriteBlocking { mode::WRITE_BLOCKING } else { 0 };
         let before = self.mode.swap(mode::CHOSEN | bit, Ordering::AcqRel);
-        before & mode::WRITE_BLOCKING != bit
+        if before & mode::WRITE_BLOCKING != bit {
+            self.post(Notice::CopyMode(chosen));
+        }
+        if before & mode::BRAKING != 0 {
+            self.post(Notice::BrakingEnded);
+        }
     }
 
     /// Whether copy mode auto holds guest requests while the next step of the job is out of reach.

@@ -85,9 +85,10 @@ pub enum Reason {
         /// Bytes made dirty per second.
         dirty_rate_bytes_per_s: u64,
     },
-    /// Switch-overs with a remainder that looked small enough were missed.
+    /// Switch-overs with a remainder that looked small enough were missed, or what comes before one: a flush of the target, in
+    /// whose time the guest wrote too much.
     Missed {
-        /// How many.
+        /// How many; four such flushes in a row count as one.
         missed: u32,
     },
 }

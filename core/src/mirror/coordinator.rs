@@ -5,9 +5,10 @@
 //! -----------+---------------------------------------+----------------------------------------------------------
 //! Copying    | copiers run, or the job is held       | Flushing(ToBeReady) when a switch-over would fit
 //!            |                                       | Flushing(BeforeGate) when the end is wanted and fits
-//! Flushing   | a flush of the target is under way    | ToBeReady  -> ready, Copying
-//!            |                                       | BeforeGate -> CloseGate, Draining
-//!            |                                       | BehindGate -> Sealed, if nothing was written since it began
+//!            |                                       | CloseGate, Draining when it still fits after that, or to brake
+//! Flushing   | a flush of the target is under way    | ToBeReady  -> Copying, ready if it still fits
+//!            |                                       | BeforeGate -> Copying
+//!            |                                       | BehindGate -> Final
 //! Draining   | gate closed, guest requests inside    | Final when the gate is quiet
 //! Final      | gate closed and quiet, the rest is    | Flushing(BehindGate), or Sealed if all that was written is
 //!            | copied                                | flushed already
@@ -30,8 +31,8 @@
 //! the remainder fits into one pause. So completion is bounded for every write rate, also of hosts that do their own I/O, if what the
 //! guest makes dirty in [`BRAKE_GAP_MIN_NS`] and a flush of the target fit into three quarters of `max_pause`.
 //!
-//! The pause is bounded: the coordinator closes the gate only when the forecast fits into `max_pause`, and opens it again,
-//! with the job as it was, when it does not come true. It then waits longer each time before it tries again.
+//! The pause is bounded: but for braking, the coordinator closes the gate only when the forecast fits into three quarters of
+//! `max_pause`, and it opens the gate again, with the job as it was, when that does not come true. It then waits longer each time before it tries again.
 
 mod ending;
 mod flush;
@@ -44,6 +45,7 @@ use super::options::{MirrorOptions, OnCopied};
 
 use super::share::{Notice, Share};
 use super::states::{JobStatus, Turn};
+use flush::Vain;
 
 /// What the home is to do now; after each but `Rest` it looks again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -203,6 +205,8 @@ pub struct Coordinator {
     tries: u8,
     /// Switch-overs that were missed.
     missed: u32,
+    /// Flushes that were in vain.
+    vain: Vain,
     /// How often guest requests were held to gain on them.
     braked: u32,
     /// How often the drive refused to move.
@@ -230,6 +234,7 @@ impl Coordinator {
             measure_at_ns: 0,
             tries: 0,
             missed: 0,
+            vain: Vain::default(),
             braked: 0,
             refused_moves: 0,
             ending_since_ns: 0,
@@ -242,10 +247,10 @@ impl Coordinator {
         self.pause_ns
     }
 
-    /// Switch-overs that were missed so far.
+    /// Switch-overs that were missed so far; and what is as bad, a guest that always outruns the flush before one.
     #[must_use]
     pub fn missed(&self) -> u32 {
-        self.missed
+        self.missed.saturating_add(self.vain.misses())
     }
 
     /// Looks at the job and says what to do; called again until it says `Rest`.
@@ -278,11 +283,14 @@ impl Coordinator {
         let ready = share.status() == JobStatus::Ready;
         if self.may_switch_over(ready, share, sight) {
             if std::mem::take(&mut self.preflushed) || self.covers == Some(Self::written(share)) {
+                self.vain.end();
                 return self.close_gate(share, sight.now_ns);
             }
             return self.flush(share, Purpose::BeforeGate);
         }
-        self.preflushed = false;
+        if std::mem::take(&mut self.preflushed) {
+            self.flushed_in_vain(sight);
+        }
         if !share.is_braking() {
             self.braked = 0;
         }
@@ -290,7 +298,9 @@ impl Coordinator {
             return self.flush(share, Purpose::ToBeReady);
         }
         if (!ready || share.wants_completion()) && self.must_measure(share, sight) {
-            return self.flush(share, if ready { Purpose::BeforeGate } else { Purpose::ToBeReady });
+            let act = self.flush(share, if ready { Purpose::BeforeGate } else { Purpose::ToBeReady });
+            self.vain.only_measures();
+            return act;
         }
         // What failed and is tried again later would only hold the guest for nothing.
         if self.must_brake(ready, share, sight) && !share.awaits_round() {
@@ -324,9 +334,13 @@ impl Coordinator {
     /// ready or to switch over, has not come into reach.
     fn must_brake(&self, ready: bool, share: &Share, sight: &Sight) -> bool {
         let waits = !ready || share.wants_completion();
-        // Where the flush alone takes too long, nothing is gained by holding anybody; it is measured again from time to time.
-        let flush_fits = self.max_pause_ns.is_none_or(|max| sight.slow_flush_ns <= within_ns(max));
-        waits && flush_fits && share.is_braking() && share.sweep_is_claimed()
+        waits && self.flush_fits(sight) && share.is_braking() && share.sweep_is_claimed()
+    }
+
+    /// Whether the flush does not take too long by itself. Where it does, nothing is gained by holding anybody, nor by any other
+    /// step; it is measured again from time to time.
+    fn flush_fits(&self, sight: &Sight) -> bool {
+        self.max_pause_ns.is_none_or(|max| sight.slow_flush_ns <= within_ns(max))
     }
 
     /// Tells the host when the job is held, once nothing is under way, and when it goes on; whether it runs.

@@ -170,7 +170,8 @@ impl Escalator {
         let held_back = |then| stock.sample.now_ns.saturating_sub(then) <= HELD_BACK_NS;
         let pacer = pacer.filter(|_| self.held_back_ns.is_some_and(held_back))?;
         let speed = share.limiter.speed();
-        let is_at_limit = speed > 0 && stock.estimate.copy_rate_bytes_per_s() >= speed / 8 * 7;
+        // A limit is not made up for when the pacer has held them still.
+        let is_at_limit = speed > 0 && stock.estimate.at_work_rate_bytes_per_s() >= speed / 8 * 7;
         if is_at_limit || !self.could_fit(stock.estimate) {
             return None;
         }

@@ -253,6 +253,12 @@ impl Estimate {
         to_u64(self.current.slow)
     }
 
+    /// Bytes copied per second while there was something to do and the copiers were not held still.
+    #[must_use]
+    pub fn at_work_rate_bytes_per_s(&self) -> u64 {
+        to_u64(self.at_work.slow)
+    }
+
     /// Bytes made dirty per second now.
     #[must_use]
     pub fn dirty_rate_bytes_per_s(&self) -> u64 {

@@ -27,7 +27,7 @@ pub(crate) fn follow(drive: &Drive, target: Device, mode: CopyMode) -> Arc<Share
     let geometry = Geometry::new(&options, &shape, &shape, 1).unwrap();
     let bitmaps = Bitmaps::new(&geometry, &options).unwrap();
     let share = Arc::new(Share::new(geometry, &options, bitmaps, false, 1));
-    let _ = share.choose_copy_mode(mode);
+    share.choose_copy_mode(mode);
     drive.follow_for_benchmark(Arc::clone(&share), target, Arc::new(Awake)).unwrap();
     share
 }

@@ -12,16 +12,27 @@ const BYTES: u64 = 8 << 20;
 
 /// The guest writes all over the disk, unless it is held; whether it was let in.
 fn write(drive: &DriveCore<SimDisk>) -> bool {
-    let range = ByteRange::new(0, BYTES);
+    write_to(drive, BYTES)
+}
+
+/// The same, but so many bytes only.
+fn write_to(drive: &DriveCore<SimDisk>, bytes: u64) -> bool {
+    let range = ByteRange::new(0, bytes);
     match drive.begin(range, IoKind::Write, || 1).unwrap() {
         Admission::Go(token) => drive.end(token, Ok(()), || 1).is_ok(),
         Admission::Held => false,
     }
 }
 
+/// How often this was told, of what was not heard yet.
+fn count(job: &Job, what: EventKind) -> usize {
+    std::iter::from_fn(|| job.next_event()).filter(|event| event.what == what).count()
+}
+
 /// A job in copy mode auto that its guest outruns: under the speed limit, for while the guest is held there is none.
 struct Outrun {
     world: Arc<World>,
+    target: Arc<SimDisk>,
     drive: Arc<DriveCore<SimDisk>>,
     crew: Crew,
     job: Job,
@@ -44,7 +55,7 @@ impl Outrun {
         let options =
             MirrorOptions { copy_mode: CopyModeChoice::Auto, speed_bytes_per_s: 2 << 20, ..options };
         let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
-        Self { world, drive, crew, job, share }
+        Self { world, target, drive, crew, job, share }
     }
 
     /// The guest writes without rest, once the first pass is over, until `done`; it is given up after a minute.
@@ -65,7 +76,7 @@ impl Outrun {
 #[test]
 fn a_tracked_guest_that_outruns_the_copy_is_braked_in_the_open_and_the_job_completes() {
     // A pause has room for the disk.
-    let Outrun { world, drive, mut crew, job, share } = Outrun::with_pause_of(10);
+    let Outrun { world, drive, mut crew, job, share, .. } = Outrun::with_pause_of(10);
     let (mut steps, mut held) = (Vec::new(), 0);
     for _ in 0..60_000 {
         // Until the first pass is over only the copiers are at work.
@@ -103,7 +114,7 @@ fn a_tracked_guest_that_outruns_the_copy_is_braked_in_the_open_and_the_job_compl
 #[test]
 fn a_host_that_chooses_a_mode_ends_the_braking() {
     // No pause has room for what the guest makes dirty, so it is braked for ever.
-    let Outrun { world, drive, mut crew, job, share } = Outrun::with_pause_of(1);
+    let Outrun { world, drive, mut crew, job, share, .. } = Outrun::with_pause_of(1);
     let held_in = |crew: &mut Crew, turns| {
         let mut held = 0;
         for _ in 0..turns {
@@ -117,6 +128,7 @@ fn a_host_that_chooses_a_mode_ends_the_braking() {
     let _ = held_in(&mut crew, 1000);
     assert!(!job.query().braking);
     assert_eq!(held_in(&mut crew, 20_000), 0, "{:?}", job.query());
+    assert_eq!(count(&job, EventKind::BrakingEnded), 1);
 }
 
 /// One hour with many writes must not leave a guest with a job that holds it again at the next, for months.
@@ -133,8 +145,7 @@ fn a_guest_that_calms_down_is_braked_no_more() {
     let calm_s = (world.now_ns() - calm_ns) / 1_000_000_000;
     // What was left is copied under the speed limit first.
     assert!((10..30).contains(&calm_s), "{calm_s} s");
-    let ended = std::iter::from_fn(|| job.next_event()).filter(|event| event.what == EventKind::BrakingEnded);
-    assert_eq!(ended.count(), 1);
+    assert_eq!(count(&job, EventKind::BrakingEnded), 1);
 }
 
 /// Nothing is ever all clean beside such a guest while the gate is open.
@@ -148,4 +159,26 @@ fn a_strict_job_beside_a_guest_without_rest_is_ready_by_being_clean_behind_the_g
     let outcome = Crew::outcome(&outrun.job);
     let completed = outcome.as_ref().is_some_and(|o| o.end == End::Completed);
     assert!(completed, "{outcome:?} {:?}", outrun.job.query());
+}
+
+/// Such a guest leaves little again and again, and never for as long as a flush takes; with that alone the job would follow it for ever.
+#[test]
+fn a_guest_that_writes_before_each_flush_of_the_target_ends_does_not_keep_a_job_from_ready() {
+    let mut outrun = Outrun::with_pause_of(30);
+    outrun.target.set_flush_latency(12_000_000);
+    let (mut bursts, mut quiet_until_ns) = (0, 0);
+    for _ in 0..600_000 {
+        let now_ns = outrun.world.now_ns();
+        if !outrun.target.is_flushing() {
+            quiet_until_ns = now_ns + 8_000_000;
+        } else if now_ns >= quiet_until_ns {
+            bursts += u32::from(write_to(&outrun.drive, 256 << 10));
+        }
+        turn_all(&mut outrun.crew, &outrun.world, 1);
+        if outrun.job.status() == JobStatus::Ready {
+            break;
+        }
+    }
+    assert_eq!(outrun.job.status(), JobStatus::Ready, "{bursts} bursts, {:?}", outrun.job.query());
+    assert!(outrun.job.query().braking, "{bursts} bursts");
 }

@@ -2,11 +2,11 @@
 
 mod bitmaps;
 mod braking;
-mod bursts;
 mod copies;
 mod endings;
 mod follows;
 mod guests;
+mod many_errors;
 mod order;
 mod query;
 mod relief;
@@ -37,6 +37,8 @@ use crate::units::{ByteRange, Chunk, Granularity, KIB};
 /// A job with its workers, disks and world.
 struct Sim {
     world: Arc<World>,
+    /// What it was made from.
+    seed: u64,
     source: Arc<SimDisk>,
     target: Arc<SimDisk>,
     job: Job,
@@ -128,7 +130,8 @@ impl Sim {
         });
         let workers = workers.collect();
         let claims_may_stay = recipe.faults.stuck > 0;
-        Self { world, source, target, job, workers, _mailboxes: mailboxes, claims_may_stay }
+        let seed = recipe.seed;
+        Self { world, seed, source, target, job, workers, _mailboxes: mailboxes, claims_may_stay }
     }
 
     /// Turns one worker that has something to do, or moves the clock; `false` when nothing can happen any more.
@@ -159,11 +162,15 @@ impl Sim {
             each(self, n);
             if !self.step() {
                 // Requests that never come back keep their workers; the host is told all the same.
-                assert!(self.job.core().is_over(), "the job hangs: nothing is due and it is not over");
+                assert!(
+                    self.job.core().is_over(),
+                    "seed {}: the job hangs: nothing is due and it is not over",
+                    self.seed
+                );
                 return self.job.wait();
             }
         }
-        panic!("the job does not end: {:?}", self.job.progress());
+        panic!("seed {}: the job does not end: {:?}", self.seed, self.job.progress());
     }
 
     /// "Never wrong about what is clean": a chunk that differs is dirty or was not reached. `Err` says what is wrong.
@@ -192,7 +199,9 @@ impl Sim {
 
     /// The same, as a test.
     fn check(&self, outcome: &Outcome) {
-        self.verdict(outcome).unwrap();
+        if let Err(wrong) = self.verdict(outcome) {
+            panic!("seed {}: {wrong}", self.seed);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::windows::{options, turn_all};
 use super::*;
 use crate::drive::{Admission, IoKind};
 use crate::engine::crew::Crew;
-use crate::mirror::{BudgetLevel, Escalation};
+use crate::mirror::{BudgetLevel, Escalation, Pace};
 
 /// The disks.
 const BYTES: u64 = 16 << 20;
@@ -18,8 +18,11 @@ const DISK_NS: u64 = 1_000_000;
 /// Too short for what is left beside the slowest pace: half the disk.
 const MAX_PAUSE: Duration = Duration::from_millis(8);
 
-/// A guest that does its own I/O without rest, and whose requests take a hundred times as long beside any pace but the slowest.
+/// A guest that does its own I/O without rest, and whose requests take a hundred times as long beside any pace that is too fast.
 struct Scene {
+    target: Arc<SimDisk>,
+    /// Too fast is more than so much in flight.
+    bears_bytes: u64,
     world: Arc<World>,
     drive: Arc<DriveCore<SimDisk>>,
     crew: Crew,
@@ -31,6 +34,10 @@ struct Scene {
 
 impl Scene {
     fn new(copy_mode: CopyModeChoice, latency_budget: LatencyBudget) -> Self {
+        Self::with(&MirrorOptions { copy_mode, latency_budget, max_pause: Some(MAX_PAUSE), ..options() })
+    }
+
+    fn with(options: &MirrorOptions) -> Self {
         // Another world, another clock.
         crate::drive::start_anew();
         let world = World::new(1, Faults::default());
@@ -39,10 +46,9 @@ impl Scene {
         [&source, &target].into_iter().for_each(|disk| disk.set_latency(DISK_NS, 0));
         let drive = DriveCore::new(source, BYTES, 512, true);
         let crew = Crew::new(&world, 1, 2 << 20);
-        let max_pause = Some(MAX_PAUSE);
-        let options = MirrorOptions { copy_mode, latency_budget, max_pause, ..options() };
-        let (job, share) = crew.start(&drive, &target, &options, None).unwrap();
-        Self { world, drive, crew, job, share, random: 1, events: Vec::new() }
+        let (job, share) = crew.start(&drive, &target, options, None).unwrap();
+        let bears_bytes = 64 * KIB;
+        Self { world, drive, crew, job, share, target, bears_bytes, random: 1, events: Vec::new() }
     }
 
     /// One write.
@@ -50,7 +56,8 @@ impl Scene {
         self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         let at = (self.random >> 33) % (BYTES / WRITE_BYTES) * WRITE_BYTES;
         let now_ns = self.world.now_ns();
-        let took_ns = if self.share.pace().in_flight_bytes <= 64 * KIB { 100_000 } else { 10_000_000 };
+        let took_ns =
+            if self.share.pace().in_flight_bytes <= self.bears_bytes { 100_000 } else { 10_000_000 };
         let range = ByteRange::at(at, WRITE_BYTES);
         if let Admission::Go(token) = self.drive.begin(range, IoKind::Write, || now_ns).unwrap() {
             self.drive.end(token, Ok(()), || now_ns + took_ns).unwrap();
@@ -122,4 +129,65 @@ fn a_loosened_budget_comes_back_once_the_job_keeps_up() {
     let restored: Vec<EventKind> = scene.events.iter().filter(restored).copied().collect();
     let back = [BudgetLevel::FourTimes, BudgetLevel::Chosen].map(EventKind::BudgetTightened);
     assert_eq!(restored, back);
+}
+
+/// The steps of so many ms beside a guest without rest, in which nothing ever fits.
+fn steps_in_vain(scene: &mut Scene, ms: u64) -> Vec<Escalation> {
+    assert!(scene.run(ms, 1, |job| job.query().fits_now).is_none(), "{:?}", scene.job.query());
+    scene.steps()
+}
+
+/// The copiers would go on at the limit all the same, and the guest's latencies be given up for nothing.
+#[test]
+fn a_budget_is_not_loosened_where_the_speed_limit_is_what_holds_the_copiers_back() {
+    let mut scene = Scene::with(&MirrorOptions {
+        copy_mode: CopyModeChoice::Background,
+        latency_budget: LatencyBudget::Baseline(2.0),
+        max_pause: Some(MAX_PAUSE),
+        speed_bytes_per_s: 2 << 20,
+        ..options()
+    });
+    assert!(scene.run(60_000, 1, |job| job.core().share.sweep_is_claimed()).is_some(), "the first pass");
+    assert_eq!(steps_in_vain(&mut scene, 20_000), []);
+}
+
+/// Nor where the guest bears any pace, and the disks are what is slow.
+#[test]
+fn a_budget_is_not_loosened_where_it_holds_nobody_back() {
+    let mut scene = Scene::new(CopyModeChoice::Background, LatencyBudget::Baseline(2.0));
+    scene.bears_bytes = u64::MAX;
+    // Until the budget knows.
+    let known = scene.run(120_000, 1, |job| job.core().share.pace() == Pace::FULL);
+    assert!(known.is_some(), "{:?} {:?}", scene.share.pace(), scene.job.query());
+    scene.target.set_rate(WRITE_BYTES * 500);
+    scene.run(2000, 1, |_| false);
+    assert_eq!(steps_in_vain(&mut scene, 20_000), []);
+}
+
+/// Nor is anybody held where the target's flush alone takes longer than guests may be.
+#[test]
+fn no_step_is_taken_against_a_flush_that_takes_too_long_by_itself() {
+    let mut scene = Scene::new(CopyModeChoice::Auto, LatencyBudget::Baseline(2.0));
+    scene.target.set_flush_latency(1_000_000_000);
+    // Beside a guest that does nothing it is flushed, and then that is known.
+    scene.run(3000, 10_000, |_| false);
+    assert!(scene.target.flushed() > 0);
+    // For as long as that is believed.
+    assert_eq!(steps_in_vain(&mut scene, 4000), [Escalation::WriteBlocking]);
+    assert!(!scene.job.query().braking);
+}
+
+/// A flush of half the pause leaves room for the other half, and the steps lead there.
+#[test]
+fn a_job_beside_a_flush_of_half_the_pause_is_ready_all_the_same() {
+    let max_pause = Duration::from_millis(20);
+    for copy_mode in [CopyModeChoice::Background, CopyModeChoice::Auto] {
+        let latency_budget = LatencyBudget::Baseline(2.0);
+        let max_pause = Some(max_pause);
+        let mut scene = Scene::with(&MirrorOptions { copy_mode, latency_budget, max_pause, ..options() });
+        scene.target.set_flush_latency(10_000_000);
+        let ready_ms = scene.run(60_000, 1, |job| job.status() == JobStatus::Ready);
+        assert!(ready_ms.is_some(), "{copy_mode:?}: {:?} {:?}", scene.steps(), scene.job.query());
+        assert!(!scene.steps().is_empty());
+    }
 }

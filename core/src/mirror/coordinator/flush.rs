@@ -6,9 +6,51 @@ use crate::mirror::share::{FailureCause, Share};
 use crate::mirror::states::Turn;
 use crate::units::ByteRange;
 
+/// So many flushes in a row that were in vain are as bad as a switch-over that was missed.
+const AS_A_MISS: u32 = 4;
+
+/// Flushes for a step that did not fit any more when they had ended.
+#[derive(Debug, Default)]
+pub(super) struct Vain {
+    /// The flush that was asked for last was for a step that fitted, and not to see how long it takes.
+    had_fitted: bool,
+    /// How many in a row.
+    in_a_row: u32,
+    /// How often these were [`AS_A_MISS`].
+    misses: u32,
+}
+
+impl Vain {
+    /// How often they were as bad as a miss.
+    pub(super) fn misses(&self) -> u32 {
+        self.misses
+    }
+
+    /// The flush that is under way says only how long it takes.
+    pub(super) fn only_measures(&mut self) {
+        self.had_fitted = false;
+    }
+
+    /// One was not in vain.
+    pub(super) fn end(&mut self) {
+        self.in_a_row = 0;
+    }
+
+    /// One was.
+    fn add(&mut self) {
+        if std::mem::take(&mut self.had_fitted) {
+            self.in_a_row += 1;
+        }
+        if self.in_a_row == AS_A_MISS {
+            (self.in_a_row, self.misses) = (0, self.misses.saturating_add(1));
+        }
+    }
+}
+
 impl Coordinator {
-    /// Asks for a flush.
+    /// Asks for a flush, because the next step fits.
     pub(super) fn flush(&mut self, share: &Share, purpose: Purpose) -> Act {
+        self.vain.had_fitted = true;
         self.stage = Stage::Flushing(purpose);
         self.flush_covers = Some(Self::written(share));
         Act::Flush
@@ -48,7 +90,13 @@ impl Coordinator {
             Stage::Flushing(Purpose::ToBeReady) => {
                 self.stage = Stage::Copying;
                 share.figures.foresee(sight.predicted_pause_ns);
-                if share.is_held() || !self.could_be_ready(share, sight) || !share.turn(Turn::BecomeReady) {
+                let fits = share.is_held() || self.could_be_ready(share, sight);
+                if !fits {
+                    self.flushed_in_vain(sight);
+                }
+                if fits && !share.is_held() && share.turn(Turn::BecomeReady) {
+                    self.vain.end();
+                } else {
                     self.retry_at_ns = sight.now_ns + READY_AGAIN_NS;
                 }
             }
@@ -58,6 +106,14 @@ impl Coordinator {
             }
             Stage::Flushing(Purpose::BehindGate) => self.stage = Stage::Final,
             _ => {}
+        }
+    }
+
+    /// When the flush was asked for the next step fitted, and now it does not. A guest whose bursts come in its time would keep the job
+    /// from that step for ever, with a remainder that is small every now and then; so that counts as what it is.
+    pub(super) fn flushed_in_vain(&mut self, sight: &Sight) {
+        if self.flush_fits(sight) {
+            self.vain.add();
         }
     }
 

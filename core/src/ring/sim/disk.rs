@@ -46,6 +46,10 @@ pub(super) struct DiskState {
     min_ns: u64,
     /// How much longer it may take.
     spread_ns: u64,
+    /// How much longer a flush takes.
+    flush_ns: u64,
+    /// Flushes that have begun and not ended.
+    flushing: u32,
     /// Bytes that it transfers in a second, one request after the other; 0 = in no time, all at once.
     rate: u64,
     /// Until when the requests so far keep it busy.
@@ -71,6 +75,8 @@ impl SimDisk {
             faults: None,
             min_ns: 1_000,
             spread_ns: 400_000,
+            flush_ns: 0,
+            flushing: 0,
             rate: 0,
             busy_until_ns: 0,
             dead: false,
@@ -142,7 +148,7 @@ impl SimDisk {
     /// Flushes as a host that does its own I/O: at once.
     pub fn flush(&self) {
         let mut state = self.state();
-        let covered = state.begin_flush();
+        let (covered, _) = state.begin_flush();
         state.end_flush(covered, false);
     }
 
@@ -172,6 +178,16 @@ impl SimDisk {
     pub fn set_latency(&self, min_ns: u64, spread_ns: u64) {
         let mut state = self.state();
         (state.min_ns, state.spread_ns) = (min_ns, spread_ns);
+    }
+
+    /// How much longer a flush takes from now on than another request.
+    pub fn set_flush_latency(&self, ns: u64) {
+        self.state().flush_ns = ns;
+    }
+
+    /// Whether a flush is under way.
+    pub fn is_flushing(&self) -> bool {
+        self.state().flushing > 0
     }
 
     /// From now on, requests are transferred one after the other at `bytes_per_s`, those of all rings in the order in which
@@ -301,14 +317,16 @@ impl DiskState {
         }
     }
 
-    /// A flush begins; returns how many writes it covers.
-    pub(super) fn begin_flush(&mut self) -> u64 {
+    /// A flush begins; returns how many writes it covers, and how much longer than another request it takes.
+    pub(super) fn begin_flush(&mut self) -> (u64, u64) {
         self.cache.begin_flush();
-        self.writes
+        self.flushing += 1;
+        (self.writes, self.flush_ns)
     }
 
     /// A flush has ended.
     pub(super) fn end_flush(&mut self, covered: u64, failed: bool) {
+        self.flushing -= 1;
         self.cache.end_flush(covered, failed);
         if !failed {
             self.flushed = self.flushed.max(covered);

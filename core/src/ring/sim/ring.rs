@@ -296,10 +296,11 @@ impl Ring for SimRing {
         }
         self.serial += 1;
         let at_ns = disk.state().completion_ns(&self.world, transferred_bytes);
-        let at_ns = at_ns.saturating_add(bad_ns.unwrap_or(0));
+        let mut at_ns = at_ns.saturating_add(bad_ns.unwrap_or(0));
         let mut late = self.world.pick(u64::MAX);
         if matches!(request.op, Op::Flush) {
-            late = disk.state().begin_flush();
+            let (covered, longer_ns) = disk.state().begin_flush();
+            (late, at_ns) = (covered, at_ns.saturating_add(longer_ns));
         }
         // A file system answers at some moment between the question and the answer.
         let answers_now = matches!(request.op, Op::Status) && late & 1 == 0;

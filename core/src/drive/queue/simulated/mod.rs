@@ -273,7 +273,7 @@ impl Sim {
     fn attach(&mut self, mode: CopyMode) {
         let target = SimDisk::new(DISK);
         let share = Arc::new(share(self.policy, self.mutation));
-        let _ = share.choose_copy_mode(mode);
+        share.choose_copy_mode(mode);
         let home: Arc<dyn Wake> = Arc::new(Home::default());
         let follower = Arc::new(Follower { share, target: Arc::clone(&target), home });
         self.drive.attach(Arc::clone(&follower)).unwrap();

@@ -11,7 +11,7 @@ fn disturb(sim: &mut Sim) {
         1..4 => sim.drive.open_gate(),
         4 if sim.job.is_none() => sim.attach(mode),
         5 if sim.chance(15) => sim.detach(),
-        6 => sim.job.iter().for_each(|job| _ = job.follower.share.choose_copy_mode(mode)),
+        6 => sim.job.iter().for_each(|job| job.follower.share.choose_copy_mode(mode)),
         7 if sim.chance(10) => switch_over(sim),
         8 if sim.world.pick(40) == 0 => sim.job.iter().for_each(|job| job.follower.share.cancel()),
         _ => sim.copy(),
