@@ -92,7 +92,7 @@ pub(crate) enum OnError {
     Report,
     /// Go on with the rest, come back to what failed a few times, and fail only then
     Ignore,
-    /// Stop when space ran out, report everything else
+    /// Stop when space ran out, and try again every second; report everything else
     Enospc,
     /// Stop, and try again every second
     Stop,

@@ -1,8 +1,8 @@
 //! The one error type.
 //!
 //! An [`Error`] says what kind of thing went wrong, what was attempted, where (a path or a device, an offset and a
-//! length), why in words, and keeps the source. [`ErrorKind::errno`] is the only table from kinds to errno; the C border
-//! and the exit codes are derived from it.
+//! length), why in words, and keeps the source. [`ErrorKind::errno`] is the only table from kinds to errno, for the C border;
+//! [`ErrorKind::from_errno`] is the way back.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;

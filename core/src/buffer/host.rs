@@ -48,7 +48,8 @@ impl HostMemory {
     /// `len` bytes at `ptr`.
     ///
     /// # Safety
-    /// Until the request that it is given to has completed: the bytes stay mapped, for writing too if the request reads
+    /// Until the request that it is given to has completed (a queue that is dropped gives no completion: then for ever, see
+    /// [`GuestBuffer`]): the bytes stay mapped, for writing too if the request reads
     /// from a device; they may be used from any thread; no Rust reference to them is used (a guest or another process may
     /// write to them at any time). They are not memory of a ring.
     #[must_use]

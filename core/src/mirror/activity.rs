@@ -3,7 +3,7 @@
 //! Both questions have answers that do not add up: "nothing is dirty" and "nobody has anything in hand", asked one after
 //! the other, do not mean that nothing is left, for a worker may have taken a chunk, failed, marked it again and let it go
 //! in between. So workers count themselves in before they look and out after they gave everything back, and who asks
-//! checks that nobody came in while he looked. `tests/loom_mirror.rs` walks every interleaving of it.
+//! checks that nobody came in while he looked. `core/tests/loom_mirror.rs` walks every interleaving of it.
 
 use crate::bitmap::sync::{AtomicU64, Ordering};
 

@@ -2,7 +2,7 @@
 //!
 //! The home arms the bell, then looks at the dirty bits, and sleeps only if none is set. A writer sets a bit, then looks
 //! whether the bell is armed. With a full fence between the two on both sides at least one of them sees the other, so no
-//! bit is slept over; and of many writers exactly one rings. `tests/loom_writers.rs` walks every interleaving.
+//! bit is slept over; and of many writers exactly one rings. `core/tests/loom_writers.rs` walks every interleaving.
 
 use crate::bitmap::sync::{AtomicU64, Ordering, full_fence};
 

@@ -128,9 +128,9 @@ pub struct MirrorOptions {
     pub keep_allocated: bool,
     /// The cluster size of a target that has a backing file: the first touch of a cluster copies all of it.
     pub target_cluster_bytes: Option<u64>,
-    /// What to do when a read fails.
+    /// What to do when a read fails. A source that became shorter ends the job whatever is chosen.
     pub on_source_error: ErrorPolicy,
-    /// What to do when a write, a zeroing or a flush fails.
+    /// What to do when a write or a zeroing fails. A flush that fails ends the job whatever is chosen.
     pub on_target_error: ErrorPolicy,
     /// What the topmost layer holds, instead of SEEK_DATA; with [`SyncMode::Top`] only. It describes the disk as it was when
     /// the job started; what a guest writes later is copied whatever the list says.

@@ -23,7 +23,8 @@ pub enum ErrorPolicy {
     Ignore,
     /// No space stops the job, anything else fails it.
     Enospc,
-    /// The job stops where it is until it is resumed.
+    /// The job stops where it is, `Paused`, or `Standby` if it was ready; guest writes are recorded and go to the source alone. Nothing
+    /// goes on until the host calls `Job::resume`; `JobInfo::io_status` says why it stopped.
     Stop,
 }
 

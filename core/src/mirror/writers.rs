@@ -13,7 +13,7 @@
 //! ```
 //!
 //! With a full fence between claim and look on both sides, at least one of two that meet sees the other; both may step
-//! back, and then the chunk is dirty and a copier comes again. Both may never go on. `tests/loom_writers.rs` walks it.
+//! back, and then the chunk is dirty and a copier comes again. Both may never go on. `core/tests/loom_writers.rs` walks it.
 //!
 //! A release is a release, a claim an acquire on the same word, so who claims after a release sees what was done before it.
 

@@ -54,8 +54,8 @@ const LOOK_NS: u64 = 20_000_000;
 /// that it missed its switch-overs. Make a new [`Drive`] on the device once it is well again. [`close`](Self::close) lets a
 /// host wait as long as it likes instead. The same holds for a queue whose ring broke, until that queue is dropped.
 ///
-/// The host's memory ([`GuestBuffer::from_raw`] and the like) is the kernel's until a completion comes. When a drop returns,
-/// the host cannot tell whether the kernel has let go; see there.
+/// The host's memory is the kernel's until a completion comes. When a drop returns, the host cannot tell whether the kernel has let
+/// go; see [`GuestBuffer`].
 #[derive(Debug)]
 pub struct Queue {
     /// The drive.
