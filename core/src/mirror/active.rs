@@ -74,15 +74,12 @@ impl Share {
     }
 
     /// Changes how guest writes are followed by the host's word, which copy mode auto does not overrule any more, and tells the host
-    /// what that changed.
+    /// if that was a change. That braking has ended by it is told by the home, which told that it began.
     pub fn choose_copy_mode(&self, chosen: CopyMode) {
         let bit = if chosen == CopyMode::WriteBlocking { mode::WRITE_BLOCKING } else { 0 };
         let before = self.mode.swap(mode::CHOSEN | bit, Ordering::AcqRel);
         if before & mode::WRITE_BLOCKING != bit {
             self.post(Notice::CopyMode(chosen));
-        }
-        if before & mode::BRAKING != 0 {
-            self.post(Notice::BrakingEnded);
         }
     }
 

@@ -57,7 +57,7 @@ pub struct Observation {
     pub first_pass_over: bool,
     /// Whether a switch-over now would stay within the pause that the host chose.
     pub is_small_enough: bool,
-    /// Switch-overs missed since the job began.
+    /// Switch-overs missed since the job began, and what is as bad; the latter may be forgiven.
     pub missed: u32,
 }
 
@@ -88,7 +88,7 @@ pub enum Reason {
     /// Switch-overs with a remainder that looked small enough were missed, or what comes before one: a flush of the target, in
     /// whose time the guest wrote too much.
     Missed {
-        /// How many; four such flushes in a row count as one.
+        /// How many; four such flushes in a row count as one, if they took 0.7 s.
         missed: u32,
     },
 }
@@ -153,6 +153,8 @@ impl Convergence {
             *self = Self { forgiven: self.forgiven, ..Self::default() };
         }
         self.missed = o.missed;
+        // Those that are not counted any more need not be forgiven.
+        self.forgiven = self.forgiven.min(o.missed);
         if !o.first_pass_over {
             return Verdict::Fine;
         }

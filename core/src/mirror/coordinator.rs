@@ -276,7 +276,11 @@ impl Coordinator {
 
     /// The gate is open.
     fn copying(&mut self, share: &Share, sight: &Sight) -> Act {
-        if !Self::follow_hold(share) || sight.now_ns < self.retry_at_ns || self.flush_covers.is_some() {
+        if !Self::follow_hold(share) {
+            self.vain.does_not_count();
+            return Act::Rest;
+        }
+        if sight.now_ns < self.retry_at_ns || self.flush_covers.is_some() {
             return Act::Rest;
         }
         share.end_rounds();
@@ -289,7 +293,7 @@ impl Coordinator {
             return self.flush(share, Purpose::BeforeGate);
         }
         if std::mem::take(&mut self.preflushed) {
-            self.flushed_in_vain(sight);
+            self.flushed_in_vain(share, sight);
         }
         if !share.is_braking() {
             self.braked = 0;
@@ -299,7 +303,7 @@ impl Coordinator {
         }
         if (!ready || share.wants_completion()) && self.must_measure(share, sight) {
             let act = self.flush(share, if ready { Purpose::BeforeGate } else { Purpose::ToBeReady });
-            self.vain.only_measures();
+            self.vain.does_not_count();
             return act;
         }
         // What failed and is tried again later would only hold the guest for nothing.
@@ -428,6 +432,7 @@ impl Coordinator {
             // With the gate open the guest may write more than fits during any flush. But a switch-over would fit into this very pause.
             share.figures.foresee(sight.predicted_pause_ns);
             share.turn(Turn::BecomeReady);
+            self.vain.end();
             return self.miss(share, sight.now_ns);
         }
         if share.close_if_finished() {

@@ -60,6 +60,8 @@ pub(super) struct Escalator {
     strict_ready: bool,
     /// It ends as soon as it can.
     completes_itself: bool,
+    /// The host was told of braking, and not yet of its end.
+    told_of_braking: bool,
 }
 
 impl Escalator {
@@ -73,6 +75,7 @@ impl Escalator {
             max_pause: options.max_pause,
             strict_ready: options.strict_ready,
             completes_itself: options.on_copied == OnCopied::Complete,
+            told_of_braking: false,
         }
     }
 
@@ -81,6 +84,7 @@ impl Escalator {
         if !(self.is_auto || pacer.is_some()) {
             return;
         }
+        self.follow_braking(share);
         // While copiers wait for the next round of an ignored error, the remainder says nothing of who is faster.
         let is_over = share.is_ending() || share.status().is_over();
         if is_over || share.is_held() || share.is_urgent() || share.awaits_round() {
@@ -131,7 +135,7 @@ impl Escalator {
             return;
         }
         if share.release_brake() {
-            share.post(Notice::BrakingEnded);
+            self.follow_braking(share);
         } else if let Some((level, pacer)) = pacer.and_then(|pacer| Some((pacer.level().tighter()?, pacer))) {
             Self::put_in_force(level, share, pacer);
             share.post(Notice::BudgetTightened(level));
@@ -139,6 +143,15 @@ impl Escalator {
             return;
         }
         self.relief.stepped_back(now_ns);
+    }
+
+    /// Tells the host that braking has ended, by us or by the mode that he chose. Told by who told that it began, or the end could be
+    /// heard of first.
+    fn follow_braking(&mut self, share: &Share) {
+        if self.told_of_braking && !share.is_braking() {
+            self.told_of_braking = false;
+            share.post(Notice::BrakingEnded);
+        }
     }
 
     /// Takes the next step.
@@ -156,6 +169,7 @@ impl Escalator {
         let mut stepped = follows_both || loosened.is_some();
         if !stepped && self.is_auto && self.could_fit(stock.estimate) && share.step_up(mode::BRAKING) {
             tell(Escalation::Braking);
+            self.told_of_braking = true;
             stepped = true;
         }
         if stepped {
@@ -170,7 +184,7 @@ impl Escalator {
         let held_back = |then| stock.sample.now_ns.saturating_sub(then) <= HELD_BACK_NS;
         let pacer = pacer.filter(|_| self.held_back_ns.is_some_and(held_back))?;
         let speed = share.limiter.speed();
-        // A limit is not made up for when the pacer has held them still.
+        // Between probes, that is: what is lost while the pacer holds them still is not made up for, but it is little.
         let is_at_limit = speed > 0 && stock.estimate.at_work_rate_bytes_per_s() >= speed / 8 * 7;
         if is_at_limit || !self.could_fit(stock.estimate) {
             return None;

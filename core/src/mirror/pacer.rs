@@ -69,8 +69,8 @@ const GLANCE_REST: u64 = 12;
 const NOISE_PERCENT: u64 = 150;
 /// So soon after a fall the next one needs half as long a look.
 const FALL_NS: u64 = 200_000_000;
-/// In noise a pace that is harmless to most is left only for a larger share than this over what is over the limit without copies.
-const HARM_IN_NOISE: f64 = 0.1;
+/// In noise a pace that is harmless to most is left only for a larger share than this over what is allowed there.
+const HARM_IN_NOISE: f64 = 0.03;
 /// With a larger share of the requests over the limit it may not come from the copiers.
 const DOUBT_SHARE: f64 = 0.04;
 /// How long a rung that failed is not tried again, the first time.
@@ -252,10 +252,13 @@ impl Pacer {
         self.in_force().limit_ns(&self.baseline)
     }
 
-    /// Whether the copiers go slower for the guest's sake now, between probes, so that their rate is not what they are able to.
+    /// Whether the copiers go slower for the guest's sake now, so that their rate is not what they are able to. A single probe does
+    /// not count; at full speed there are regular ones only for an absolute budget that the guest misses by itself.
     #[must_use]
     pub fn is_holding_back(&self) -> bool {
-        self.in_force() != Budget::Off && !self.was_idle && self.rung < Rung::TOP
+        let is_absolute = matches!(self.in_force(), Budget::AbsoluteNs(_));
+        let is_probed = is_absolute && self.baseline_counts();
+        self.in_force() != Budget::Off && !self.was_idle && (self.rung < Rung::TOP || is_probed)
     }
 
     /// Whether the baseline decides what the limit is.
@@ -341,7 +344,9 @@ impl Pacer {
         let is_soon = (is_first || self.wanted.is_some()) && age_ns >= self.probe_soon_ns;
         let every_ns = if self.baseline.is_poor() { PROBE_POOR_NS } else { PROBE_EVERY_NS };
         // At full speed a baseline that the budget is a multiple of is not needed; one that lifts an absolute one is.
-        let is_needed = self.baseline_counts() && (is_absolute || self.rung < Rung::TOP);
+        let decides = self.baseline_counts() && (is_absolute || self.rung < Rung::TOP);
+        // Noise decides too, and who does not look does not see it end.
+        let is_needed = decides || self.noise.is_loud();
         if is_soon || (is_needed && age_ns >= every_ns) {
             let is_new = is_first || self.wanted == Some(Wanted::OtherLoad);
             return Some(if is_new { Purpose::First } else { Purpose::Probe });

@@ -409,3 +409,15 @@ fn one_burst_does_not_take_the_copiers_below_a_pace_that_hardly_any_guest_feels(
         assert!(lowest < Rung::HARMLESS, "what goes on does: {lowest:?}");
     }
 }
+
+/// With an absolute budget nothing else calls for a look; noise that is never looked at again would slow a job down for ever.
+#[test]
+fn noise_that_has_ended_is_forgotten_under_an_absolute_budget_too() {
+    let mut pacer = Pacer::new(Budget::AbsoluteNs(1_000_000));
+    let mut stalled = spread(100, 294);
+    stalled.add(&spread(5000, 6));
+    ticks(&mut pacer, 0, 6000, &stalled);
+    assert!(pacer.noise.is_loud() && pacer.rung <= Rung::IN_NOISE, "{:?}", pacer.rung);
+    ticks(&mut pacer, 6000, 6000, &spread(100, 300));
+    assert!(!pacer.noise.is_loud() && pacer.rung == Rung::TOP, "{:?}", pacer.rung);
+}
