@@ -6,7 +6,8 @@
 //!
 //! SOURCE and TARGET are existing files or block devices, TARGET at least as large (`truncate -s 64M target`); the guest in
 //! here overwrites blocks of SOURCE, and TARGET is overwritten as a whole. This is all that a host has to do: open the disk,
-//! make a drive, send guest I/O through a queue per thread, start a job, wait until it is ready, complete it.
+//! make a drive, send guest I/O through a queue per thread, start a job, wait until it is ready, complete it, and write down that the
+//! guest's disk is another one before the guest writes to it.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -67,12 +68,23 @@ fn mirror(source: &Path, target: &Path) -> Result<()> {
 
 /// Starts the job, and completes it when it is ready.
 fn run_job(engine: &Engine, drive: &Drive, target: Device) -> Result<Outcome> {
-    let job = engine.mirror(drive, target, MirrorOptions::default())?;
+    let options = MirrorOptions { auto_finalize: false, ..MirrorOptions::default() };
+    // Here it costs nothing; the job itself would find out at its end that the drive cannot move.
+    engine.check(drive, &target, &options, true)?;
+    let job = engine.mirror(drive, target, options)?;
     loop {
         while let Some(event) = job.next_event() {
             println!("{:?}", event.what);
-            if event.what == EventKind::Ready {
-                job.complete(Completion::Pivot)?;
+            // The job may have moved on since the event. Then it refuses, and its outcome says why.
+            let asked = match event.what {
+                EventKind::Ready => job.complete(Completion::Pivot),
+                // Guest requests are held. Now a host writes down, durably, which disk is the guest's from here on: if it crashes
+                // after this, the guest must not be started on the old one.
+                EventKind::Pending => job.finalize(),
+                _ => Ok(()),
+            };
+            if let Err(error) = asked {
+                println!("{error}");
             }
         }
         // A host with an event loop waits for `job.event_fd()`.

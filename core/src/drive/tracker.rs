@@ -107,6 +107,10 @@ pub enum Admission {
 
 /// Tells a drive of requests that the host carries out itself. Clones are the same tracker; all may be used from any
 /// thread.
+///
+/// [`begin`](Self::begin) comes before a request is sent, [`end`](Self::end) after it has completed and before the guest hears of
+/// it. A request that is `Held` is begun again when the gate is open. A token that is never ended counts as a request under way for
+/// ever: then no job of this drive can switch over.
 #[derive(Clone, Debug)]
 pub struct Tracker {
     /// The shared part of the drive.
@@ -139,6 +143,9 @@ impl Tracker {
 
     /// A request has completed; said before the guest hears of it. Whatever the `result` (an errno if it failed), a
     /// write marks its range: one that failed may have written some of it.
+    ///
+    /// Where the write was plain stores into mapped memory (DAX, an image that is mapped), with no system call since, a
+    /// `std::sync::atomic::fence(SeqCst)` must come before this call, or the write may be missing on the target.
     ///
     /// # Errors
     /// [`ErrorKind::WrongState`], and nothing has changed, for a token that was ended before or is none of this

@@ -58,8 +58,9 @@ pub(super) struct JobCore {
     pub(super) no_pivot: Option<String>,
 }
 
-/// A handle to a mirror job; it may be used from any thread, and cloned. Dropping the last one leaves the job running, and then
-/// only the end of its engine ends it; a job that needs to be finalized is cancelled.
+/// A handle to a mirror job; it may be used from any thread, and cloned. Dropping the last one leaves the job running, and no other
+/// handle can be had: it ends as it was asked to (also by a pivot, if that was), or with its engine. A job that needs to be finalized
+/// is cancelled.
 #[derive(Clone, Debug)]
 #[must_use = "a job that nobody has a handle of runs until its engine ends"]
 pub struct Job {
@@ -225,7 +226,8 @@ impl Job {
         self.core.share.status()
     }
 
-    /// Takes the next event, if there is one.
+    /// Takes the next event, if there is one. All handles of a job share its events, and each goes to one caller, so let one thread
+    /// take them.
     #[must_use]
     pub fn next_event(&self) -> Option<Event> {
         self.core.events.next()

@@ -180,7 +180,8 @@ impl Engine {
     }
 
     /// Starts a job that mirrors `drive` to `target` and follows the guest's writes until it is completed or cancelled. The
-    /// target is held until the job is over, and longer if the drive moves to it.
+    /// target is held until the job is over, and longer if the drive moves to it. Whether the drive could move to it is not asked
+    /// here: [`Self::check`] does.
     ///
     /// # Errors
     /// When an option makes no sense, the devices do not fit each other or are the same;

@@ -42,7 +42,7 @@ pub struct JobInfo {
     /// [`LatencyBudget`](crate::mirror::LatencyBudget).
     pub budget_level: BudgetLevel,
     /// Whether copy mode auto holds guest requests now and then, because nothing else has helped: before the job is ready, and once
-    /// its end is wanted.
+    /// its end is wanted. Between the two nobody is held.
     pub braking: bool,
     /// Write-blocking, and nothing is dirty or in any worker's hand: what the guest is told is written through queues is on both
     /// sides.
@@ -85,7 +85,7 @@ impl Job {
             speed_bytes_per_s: share.limiter.speed(),
             copy_mode,
             budget_level: share.figures.budget_level(),
-            braking: share.is_braking(),
+            braking: share.is_braking() && !share.status().is_over(),
             actively_synced: copy_mode == CopyMode::WriteBlocking && share.is_finished(),
             missed: share.figures.missed(),
             completing: share.wants_completion(),

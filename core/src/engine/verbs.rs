@@ -9,7 +9,8 @@ use crate::ring::monotonic_ns;
 /// How a switch-over is to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Completion {
-    /// The drive moves to the target: guest requests go there from then on.
+    /// The drive moves to the target: guest requests go there, and are acknowledged, before the host hears of the end. So a host that
+    /// may crash sets `auto_finalize` to false and records the move durably at [`EventKind::Pending`](super::EventKind).
     #[default]
     Pivot,
     /// The drive stays where it is; the target is a copy as of that moment.
@@ -20,7 +21,8 @@ pub enum Completion {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cancel {
     /// As QEMU's `block-job-cancel`: a job that is ready or standby ends as `complete` with `PointInTime` does, as a copy as of
-    /// that switch-over; any other, one that is waiting or pending too, is cancelled by force.
+    /// that switch-over; any other, one that is waiting or pending too, is cancelled by force. Like `complete` it waits for a
+    /// switch-over that fits, and on a job in standby for [`Job::resume`]; only `Force` has a bound.
     Soft,
     /// At once, unless the switch-over is already through; the target is no copy then.
     Force,

@@ -31,14 +31,16 @@ pub enum CopyModeChoice {
     /// tells of is followed in background.
     ///
     /// A write takes as long as the slower side. A target that fails never fails a write; one that hangs without an error holds
-    /// writes until the job fails or is cancelled by force: there is no time limit, so a host that wants one cancels
-    /// (`Cancel::Force`), or uses `Background`.
+    /// writes until the job fails or is cancelled by force (with `QueueOptions::stable_buffers`, until the target answers): there is
+    /// no time limit and no event, so a host that wants a limit watches its own requests and cancels (`Cancel::Force`), or uses
+    /// `Background`.
     WriteBlocking,
     /// Background, and write-blocking when the remainder stops shrinking. If that does not help (it never does with trackers), the
     /// latency budget is loosened, and if that does not either, *braking*: guest requests are held for up to `max_pause` at a time,
     /// with 5 to 100 ms in between, also before `complete` is asked, until the job is ready or can switch over. Braking ends, and the
-    /// budget comes back, when the guest has calmed down; write-blocking stays. `EventKind::Escalated` tells of each step; choosing a
-    /// mode with `Job::set_copy_mode` ends write-blocking and braking, and copy mode auto for good.
+    /// budget comes back, when the guest has calmed down; write-blocking stays, and with it what is said there of a target that hangs.
+    /// `EventKind::Escalated` tells of each step; once a mode was chosen with `Job::set_copy_mode` it stays, and braking and copy mode
+    /// auto are over for good.
     #[default]
     Auto,
 }
@@ -66,7 +68,7 @@ pub enum LatencyBudget {
     /// They aim at one below so many times what it is without the job; more than 1, or 0 = off. It is measured while the
     /// copiers hold still: for a quarter of a second before the first copy (half a second with few requests), and for a tenth every
     /// ten seconds (half a second every three with few); shorter looks in between become rare when they find nothing new. A guest that
-    /// is idle is not waited for. On a machine that stalls its guest with or without the job they come twice a second, and stalls
+    /// is idle is not waited for. On a machine that stalls its guest with or without the job they come about once a second, and stalls
     /// are not held against the copiers: no pace could help.
     Baseline(f64),
 }
@@ -95,7 +97,8 @@ pub enum OnCopied {
     /// It follows the guest's writes until the host completes or cancels it.
     #[default]
     Follow,
-    /// It completes at once.
+    /// It completes by itself, as with `Completion::PointInTime`: the drive stays on its source. Such a job is never ready, so
+    /// `Job::complete` is always refused; for a pivot use `Follow`, and complete at `EventKind::Ready`.
     Complete,
 }
 
@@ -141,8 +144,11 @@ pub struct MirrorOptions {
     pub latency_budget: LatencyBudget,
     /// How long guest requests may be held at a switch-over, at each attempt, and each time that copy mode auto brakes; `None` = as
     /// long as it takes. A sixteenth of it is kept in reserve for a worker that gets a core late; who needs more sets less. It must
-    /// have room for a flush of the target: an attempt of which more than three quarters are forecast is not begun. The time
-    /// in which a job waits to be finalized (see `auto_finalize`) comes on top.
+    /// have room for a flush of the target: an attempt of which more than three quarters are forecast is not begun. So while a flush
+    /// alone takes longer than these three quarters, the job becomes ready, or switches over, only in moments in which the guest
+    /// writes nothing, in every copy mode. No step is taken against that and no event tells of it; `JobInfo::predicted_pause` stays
+    /// above them however little is dirty. It cannot be changed while the job runs. The time in which a job waits to be finalized
+    /// (see `auto_finalize`) comes on top.
     pub max_pause: Option<Duration>,
     /// Ready only when nothing at all is dirty or in flight (QEMU's meaning), not as soon as a switch-over would fit into
     /// `max_pause`.

@@ -232,7 +232,9 @@ impl Verb {
         match self {
             Self::Pause => Some("it was paused already; resume it first"),
             Self::Resume => Some("it was not paused, and no error has stopped it"),
-            Self::Complete => Some("it is completing already; cancel it by force to stop that"),
+            Self::Complete => Some(
+                "it is completing already; if it is in standby, resume it to go on; cancel it by force to stop that",
+            ),
             Self::SetSpeed | Self::SetCopyMode | Self::Cancel | Self::Finalize | Self::Dismiss => None,
         }
     }
