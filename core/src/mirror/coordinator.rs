@@ -32,7 +32,8 @@
 //! guest makes dirty in [`BRAKE_GAP_MIN_NS`] and a flush of the target fit into three quarters of `max_pause`.
 //!
 //! The pause is bounded: but for braking, the coordinator closes the gate only when the forecast fits into three quarters of
-//! `max_pause`, and it opens the gate again, with the job as it was, when that does not come true. It then waits longer each time before it tries again.
+//! `max_pause`, and it opens the gate again, with the job as it was, when that does not come true. It then waits longer each time
+//! before it tries again.
 
 mod ending;
 mod flush;

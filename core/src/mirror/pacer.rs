@@ -256,9 +256,13 @@ impl Pacer {
     /// not count; at full speed there are regular ones only for an absolute budget that the guest misses by itself.
     #[must_use]
     pub fn is_holding_back(&self) -> bool {
-        let is_absolute = matches!(self.in_force(), Budget::AbsoluteNs(_));
-        let is_probed = is_absolute && self.baseline_counts();
+        let is_probed = self.is_absolute() && self.baseline_counts();
         self.in_force() != Budget::Off && !self.was_idle && (self.rung < Rung::TOP || is_probed)
+    }
+
+    /// Whether the budget in force is a latency, and no multiple of the baseline.
+    fn is_absolute(&self) -> bool {
+        matches!(self.in_force(), Budget::AbsoluteNs(_))
     }
 
     /// Whether the baseline decides what the limit is.
@@ -339,7 +343,7 @@ impl Pacer {
             return None;
         }
         let age_ns = self.probed_ns.map_or(u64::MAX, |then| now_ns.saturating_sub(then));
-        let is_absolute = matches!(self.in_force(), Budget::AbsoluteNs(_));
+        let is_absolute = self.is_absolute();
         let is_first = self.baseline.p99_ns().is_none() && !is_absolute;
         let is_soon = (is_first || self.wanted.is_some()) && age_ns >= self.probe_soon_ns;
         let every_ns = if self.baseline.is_poor() { PROBE_POOR_NS } else { PROBE_EVERY_NS };
@@ -387,12 +391,11 @@ impl Pacer {
 
     /// The rung failed: so large a share of the requests was over the limit.
     fn slow_down(&mut self, now_ns: u64, share: f64) {
-        if self.rung == Rung::BOTTOM {
+        let is_bottom = self.rung == Rung::BOTTOM;
+        if is_bottom {
             self.wanted = self.wanted.or(Some(Wanted::Bottom));
-            self.evidence = Evidence::since(now_ns);
-            return;
         }
-        if self.noise.is_loud() && self.rung <= Rung::HARMLESS && share < HARM_IN_NOISE {
+        if is_bottom || (self.noise.is_loud() && self.rung <= Rung::HARMLESS && share < HARM_IN_NOISE) {
             self.evidence = Evidence::since(now_ns);
             return;
         }

@@ -18,8 +18,8 @@ pub enum ErrorPolicy {
     #[default]
     Report,
     /// The chunk stays dirty and is tried again in a later round. A job that completes by itself gives up after eight; one
-    /// that follows a guest never does, and neither becomes ready nor switches over meanwhile. Rounds come further and further apart, up to a second; no
-    /// dirty chunk is copied in between, and if the target failed guest writes do not go there themselves.
+    /// that follows a guest never does, and neither becomes ready nor switches over meanwhile. Rounds come further and further
+    /// apart, up to a second; no dirty chunk is copied in between, and if the target failed guest writes do not go there themselves.
     Ignore,
     /// No space stops the job, anything else fails it.
     Enospc,

@@ -180,10 +180,8 @@ fn no_step_is_taken_against_a_flush_that_takes_too_long_by_itself() {
 /// A flush of half the pause leaves room for the other half, and the steps lead there.
 #[test]
 fn a_job_beside_a_flush_of_half_the_pause_is_ready_all_the_same() {
-    let max_pause = Duration::from_millis(20);
+    let (latency_budget, max_pause) = (LatencyBudget::Baseline(2.0), Some(Duration::from_millis(20)));
     for copy_mode in [CopyModeChoice::Background, CopyModeChoice::Auto] {
-        let latency_budget = LatencyBudget::Baseline(2.0);
-        let max_pause = Some(max_pause);
         let mut scene = Scene::with(&MirrorOptions { copy_mode, latency_budget, max_pause, ..options() });
         scene.target.set_flush_latency(10_000_000);
         let ready_ms = scene.run(60_000, 1, |job| job.status() == JobStatus::Ready);
