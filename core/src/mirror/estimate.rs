@@ -268,7 +268,7 @@ impl Estimate {
     /// Bytes per second that the copiers can do when nothing slows them down, as far as was seen; 0 = nothing was seen.
     #[must_use]
     pub fn able_rate_bytes_per_s(&self) -> u64 {
-        to_u64(self.best.max(self.at_work.slow))
+        to_u64(self.able())
     }
 
     /// Time until nothing is left; `None` while that is not in sight.
@@ -296,8 +296,13 @@ impl Estimate {
         if left_bytes == 0 {
             return Some(fixed);
         }
-        let able = self.best.max(self.at_work.slow);
+        let able = self.able();
         (able > 0.0).then(|| fixed.saturating_add(seconds(to_f64(left_bytes) / able)))
+    }
+
+    /// Bytes per second that the copiers can do when nothing slows them down.
+    pub(super) fn able(&self) -> f64 {
+        self.best.max(self.at_work.slow)
     }
 }
 

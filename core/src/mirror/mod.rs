@@ -56,6 +56,7 @@ mod relief;
 mod share;
 mod states;
 mod sweep;
+mod tail;
 mod writers;
 
 pub use active::{ActiveWrite, CopyMode};

@@ -25,6 +25,7 @@ use super::policy::ErrorPolicy;
 use super::progress::{Progress, Tally};
 use super::states::{JobStatus, Turn};
 use super::sweep::Sweep;
+use super::tail::Tail;
 use super::writers::Writers;
 use crate::bitmap::{DirtyBitmap, Hold};
 use crate::error::Result;
@@ -128,6 +129,8 @@ pub struct Share {
     pub doorbell: Doorbell,
     /// How much copiers may have in flight.
     pace: AtomicU64,
+    /// How large requests may be when the end is near.
+    pub(super) tail: Tail,
     /// Whose turn it is where the pace is too slow for all workers.
     turn: AtomicUsize,
     /// Whether something was begun since the turn was passed.
@@ -215,6 +218,7 @@ impl Share {
             }),
             doorbell: Doorbell::default(),
             pace: AtomicU64::new(first_pace(options).pack()),
+            tail: Tail::default(),
             turn: AtomicUsize::new(0),
             turn_was_used: AtomicBool::new(false),
             rest: Rest::default(),
@@ -380,10 +384,10 @@ impl Share {
         self.rest.end(now_ns);
     }
 
-    /// The largest request that the speed limit and the pace allow.
+    /// The largest request that the speed limit, the pace and the end that is near allow.
     pub(super) fn most_at_once_bytes(&self) -> u64 {
         let limit = if self.is_urgent() { u64::MAX } else { self.limiter.cut_bytes() };
-        limit.min(self.pace().request_bytes)
+        limit.min(self.pace().request_bytes).min(self.tail.request_bytes())
     }
 
     /// Whether every chunk was claimed from the sweep once.

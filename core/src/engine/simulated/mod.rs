@@ -11,6 +11,7 @@ mod order;
 mod query;
 mod relief;
 mod rounds;
+mod slow_disks;
 mod verbs;
 mod windows;
 mod zeroing;
