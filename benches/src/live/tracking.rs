@@ -92,9 +92,14 @@ fn pairs(tracker: &Tracker, thread: u64) -> Result<f64> {
         chaos = chaos.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let offset = (chaos >> 33) % (DISK_BYTES / BLOCK_BYTES) * BLOCK_BYTES;
         let range = ByteRange::at(offset, BLOCK_BYTES);
-        match tracker.begin(range, IoKind::Write).context(|| "begin")? {
-            Admission::Go(token) => tracker.end(token, Ok(())).context(|| "end")?,
-            Admission::Held => return Err(Failure::new("the gate is closed")),
+        // Matched in place: to hand results on to be given a context costs as much as a fifth of what is measured.
+        let token = match tracker.begin(range, IoKind::Write) {
+            Ok(Admission::Go(token)) => token,
+            Ok(Admission::Held) => return Err(Failure::new("the gate is closed")),
+            Err(e) => return Err(e).context(|| "begin"),
+        };
+        if let Err(e) = tracker.end(token, Ok(())) {
+            return Err(e).context(|| "end");
         }
     }
     Ok(start.elapsed().as_secs_f64() * 1e9 / PAIRS as f64)
