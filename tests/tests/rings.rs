@@ -361,3 +361,48 @@ fn a_ring_dropped_with_requests_that_hang_neither_hangs_nor_frees_what_they_hold
         assert_eq!(stuck.control().release_stuck(None), 3);
     }
 }
+
+/// Flushes that a device has carried out: the 16th word of `/sys/block/NAME/stat` (Documentation/block/stat.rst).
+fn flushes(device: &LoopDevice) -> u64 {
+    let stat = device.sysfs("stat").unwrap();
+    stat.split_whitespace().nth(15).unwrap().parse().unwrap()
+}
+
+/// A guest that was told that its write is durable has written nothing for sure if the disk's cache was not asked.
+#[test]
+fn a_write_through_makes_the_disk_flush_its_cache_and_another_does_not() {
+    needs!(Losetup);
+    let device = LoopDevice::in_memory(8 * MIB, LoopOptions::default()).unwrap();
+    for limits in [UringLimits::default(), UringLimits { no_fixed_buffer: true, ..UringLimits::default() }] {
+        with_ring(UringOptions { limits, ..UringOptions::new(MEMORY) }, |ring| {
+            let slot = ring.attach(&disk(device.path()).unwrap()).unwrap();
+            let mut buf = AlignedBuf::new(8192, 4096).unwrap();
+            // SAFETY: it lives to the end of this block, every request has ended by then, and no reference is used between.
+            let flat = unsafe { HostMemory::from_raw(buf.as_mut_ptr(), 8192) };
+            let copy = BufRange { start: 0, len: 8192 };
+            let segment = |at: usize| libc::iovec {
+                iov_base: buf.as_ptr().wrapping_add(at).cast_mut().cast(),
+                iov_len: 4096,
+            };
+            let vector = [segment(4096), segment(0)];
+            // SAFETY: as above.
+            let scattered = unsafe { HostMemory::from_iovecs(vector.as_ptr(), 2) };
+            let range = ByteRange::at(65536, 8192);
+            for (through, plain) in [
+                (Op::WriteThrough(copy), Op::Write(copy)),
+                (Op::WriteHost { memory: flat, fua: true }, Op::WriteHost { memory: flat, fua: false }),
+                (
+                    Op::WriteHost { memory: scattered, fua: true },
+                    Op::WriteHost { memory: scattered, fua: false },
+                ),
+            ] {
+                let before = flushes(&device);
+                assert_eq!(ask(ring, slot, range, plain), Ok(8192));
+                assert_eq!(flushes(&device), before, "{plain:?}");
+                assert_eq!(ask(ring, slot, range, through), Ok(8192));
+                assert_eq!(flushes(&device), before + 1, "{through:?}");
+            }
+        })
+        .unwrap();
+    }
+}

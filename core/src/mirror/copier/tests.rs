@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::mirror::{Bitmaps, DeviceShape, Geometry, LatencyBudget, MirrorOptions, Pace};
-use crate::units::{Granularity, KIB, MIB};
+use crate::units::{Granularity, KIB, MIB, bytes_u64};
 
 /// A millisecond.
 const MS: u64 = 1_000_000;
@@ -21,6 +21,10 @@ struct Worker {
     sent: Vec<(u64, u32, u64)>,
     /// Bytes of all of them.
     copied_bytes: u64,
+    /// The largest.
+    largest_bytes: u64,
+    /// The reads among them: when they began, and their bytes.
+    reads: Vec<(u64, u64)>,
 }
 
 impl Worker {
@@ -37,6 +41,10 @@ impl Worker {
             match self.copier.next(now_ns, &mut self.window) {
                 Step::Request(request, key) => {
                     self.copied_bytes += request.range.len();
+                    self.largest_bytes = self.largest_bytes.max(request.range.len());
+                    if matches!(request.op, Op::Read(_)) {
+                        self.reads.push((now_ns, request.range.len()));
+                    }
                     // Those that are on their way together do not end together.
                     let ends_ns = now_ns + takes_ns * (1 + u64::from(key) % 3);
                     self.sent.push((ends_ns, key, request.range.len()));
@@ -76,6 +84,8 @@ fn crew(workers: usize, window_bytes: usize, scattered: bool) -> (Arc<Share>, Ve
         due_ns: Some(0),
         sent: Vec::new(),
         copied_bytes: 0,
+        largest_bytes: 0,
+        reads: Vec::new(),
     };
     let all = (0..workers).map(worker).collect();
     (share, all)
@@ -162,6 +172,70 @@ fn a_job_keeps_its_speed_limit_after_any_number_of_gate_closings() {
             assert!(in_a_second >= speed / 10 * 8, "{what}");
             assert!(in_a_second <= speed / 10 * 11 + (1 << 20), "{what}");
             assert!(copied[0] > 0);
+        }
+    }
+}
+
+/// The pacer only says how much may be on its way; who copies more than that makes the guest wait, whatever was worked out.
+#[test]
+fn no_more_is_on_its_way_than_the_pace_allows_and_no_request_is_larger() {
+    for workers in [1, 2, 4] {
+        for (in_flight_kib, request_kib) in [(64, 64), (128, 128), (256, 64), (1024, 256), (8192, 1024)] {
+            let pace = Pace {
+                in_flight_bytes: in_flight_kib * KIB,
+                request_bytes: request_kib * KIB,
+                rest_quarters: 0,
+            };
+            let (share, mut all) = crew(workers, 16 << 20, false);
+            share.set_pace(pace);
+            // Where they take turns, the one before still has its last pieces on their way when the next one begins.
+            let in_turns = u64::from(pace.of_each(bytes_u64(workers), share.geometry.run_bytes).is_none());
+            let (mut most, mut over_ms) = (0, 0);
+            for now_ms in 0..300 {
+                if now_ms % TICK_MS == 0 && share.pass_turn(now_ms * MS) {
+                    all.iter_mut().for_each(|worker| worker.due_ns = Some(now_ms * MS));
+                }
+                all.iter_mut().for_each(|worker| worker.turn(now_ms * MS, MS));
+                let now: u64 = all.iter().flat_map(|worker| &worker.sent).map(|sent| sent.2).sum();
+                (most, over_ms) = (most.max(now), over_ms + u64::from(now > pace.in_flight_bytes));
+            }
+            let largest = all.iter().map(|worker| worker.largest_bytes).max().unwrap();
+            let what = format!("{workers} workers, {pace:?}: {most} bytes at once, {largest} in a request");
+            let allowed = pace.in_flight_bytes * (1 + in_turns);
+            assert!(most <= allowed && most >= pace.in_flight_bytes / 4 * 3, "{what}");
+            assert!(over_ms <= 300 / TICK_MS * 3, "{what}: for {over_ms} ms");
+            assert_eq!(largest, pace.request_bytes, "{what}");
+        }
+    }
+}
+
+/// QEMU's limit lets a tenth of a second's bytes go at once, which is what a guest waits for; the limiter's word is worth nothing
+/// if copiers ask it for more than they were told to.
+#[test]
+fn what_a_job_begins_under_a_speed_limit_is_no_burst_longer_than_two_milliseconds() {
+    for workers in [1, 3] {
+        for speed in [1_000_000, 20_000_000, 400_000_000] {
+            let (share, mut all) = crew(workers, 4 << 20, false);
+            share.limiter.set_speed(speed, 0);
+            for step in 0..5_000 {
+                let now_ns = step * MS / 10;
+                all.iter_mut().for_each(|worker| worker.turn(now_ns, MS / 4));
+            }
+            let reads: Vec<_> = all.iter().flat_map(|worker| &worker.reads).copied().collect();
+            for window_ms in [1, 2, 10, 100] {
+                let most = |from: u64| {
+                    let inside = from..from + window_ms * MS;
+                    reads.iter().filter(|(at, _)| inside.contains(at)).map(|(_, bytes)| bytes).sum::<u64>()
+                };
+                let most = reads.iter().map(|&(at, _)| most(at)).max().unwrap();
+                let bound = speed / 1000 * (window_ms + 2) + 4096;
+                assert!(
+                    most <= bound,
+                    "{workers} workers, {speed}: {most} in {window_ms} ms, {bound} allowed"
+                );
+            }
+            let total: u64 = reads.iter().map(|(_, bytes)| bytes).sum();
+            assert!(total >= speed / 10 * 4, "{workers} workers, {speed}: {total} bytes in half a second");
         }
     }
 }
