@@ -96,3 +96,39 @@ fn course(args: &LiveArgs) -> Course {
         patience: args.patience,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use blkmirror_core::mirror::{CopyModeChoice, LatencyBudget};
+    use blkmirror_load::Pattern;
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::bench_args::{Bench, BenchArgs};
+
+    /// An option that is read and not handed on measures something else than was asked for.
+    #[test]
+    fn what_is_asked_for_is_what_is_run() {
+        let line = "blkmirror bench live a b --rate 123 --pattern append --block 8K --writers 3 --copy-mode write-blocking \
+                    --max-pause 7ms --latency-budget 3x --speed 5M --time 2s --patience 9s";
+        let Command::Bench(BenchArgs { what: Bench::Live(args) }) =
+            Cli::try_parse_from(line.split_whitespace()).unwrap().command
+        else {
+            panic!("{line}");
+        };
+        let Course { source, target, plan, options, time, patience, .. } = course(&args);
+        assert_eq!((source.to_str(), target.to_str()), (Some("a"), Some("b")));
+        assert_eq!(plan.arrival, Arrival::Open { per_s: 123 });
+        assert_eq!((plan.pattern, plan.block_bytes, plan.writers), (Pattern::Append, 8192, 3));
+        assert_eq!(options.copy_mode, CopyModeChoice::WriteBlocking);
+        assert_eq!(options.max_pause, Some(Duration::from_millis(7)));
+        assert_eq!(
+            (options.latency_budget, options.speed_bytes_per_s),
+            (LatencyBudget::Baseline(3.0), 5 << 20)
+        );
+        assert_eq!((time, patience), (Duration::from_secs(2), Duration::from_secs(9)));
+    }
+}

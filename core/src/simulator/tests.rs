@@ -163,6 +163,19 @@ fn a_seed_gives_the_same_run_every_time() {
     }
 }
 
+/// Who looks for the reason of a failure runs it again and again, with more and more output.
+#[test]
+fn a_seed_that_fails_fails_in_the_same_way_every_time() {
+    for mutation in [Mutation::NoClaim, Mutation::ClearLate, Mutation::PivotBeforeFlush] {
+        let (_, failed) = run_many(0, 100, Some(mutation));
+        let (seed, wrong) = failed.unwrap();
+        for _ in 0..2 {
+            let again = std::thread::spawn(move || run(seed, Some(mutation))).join().unwrap();
+            assert_eq!(again.unwrap_err(), wrong, "{mutation:?}");
+        }
+    }
+}
+
 /// How many seeds a broken protocol may take until it is noticed.
 const MUTATION_SEEDS: u64 = 10_000;
 

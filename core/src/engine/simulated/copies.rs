@@ -179,3 +179,19 @@ fn the_speed_limit_is_kept_by_all_workers_together() {
     let took = sim.world.now_ns();
     assert!((280_000_000..400_000_000).contains(&took), "3 MiB at 10 MiB/s took {took} ns");
 }
+
+/// A host plans by these figures; and a hole that is zeroed where nothing need be done costs a target its space.
+#[test]
+fn what_needs_no_request_is_counted_as_skipped_and_what_is_zeroed_as_zeroed() {
+    for target_is_zero in [true, false] {
+        let mut options = Recipe::default().options;
+        options.target_is_zero = target_is_zero;
+        let mut sim = Sim::new(&Recipe { options, ..Recipe::default() });
+        let hole_bytes =
+            (0..3 << 20).step_by(4096).filter(|&at| sim.source.is_hole(at)).count() as u64 * 4096;
+        let progress = sim.run(|_, _| ()).progress;
+        assert!(hole_bytes > 0 && progress.copied_bytes == (3 << 20) - hole_bytes, "{progress:?}");
+        let expected = if target_is_zero { (hole_bytes, 0) } else { (0, hole_bytes) };
+        assert_eq!((progress.skipped_bytes, progress.zeroed_bytes), expected);
+    }
+}
