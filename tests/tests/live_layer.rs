@@ -45,7 +45,7 @@ fn a_layer_is_mirrored_with_what_guests_add_to_it_and_nothing_that_lies_below_is
     for start in (0..SIZE).step_by(usize::try_from(CHUNK).unwrap()) {
         let chunk = ByteRange::at(start, CHUNK);
         let part = usize::try_from(start).unwrap()..usize::try_from(start + CHUNK).unwrap();
-        let in_layer = start / MIB % 2 == 0;
+        let in_layer = (start / MIB).is_multiple_of(2);
         let was_written = written.iter().any(|range| range.overlaps(chunk));
         if in_layer || was_written {
             assert!(source[part.clone()] == target[part], "the chunk at {start} was not copied");

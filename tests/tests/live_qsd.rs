@@ -245,7 +245,7 @@ fn one_error_is_made_up_for_on_either_side() {
     needs!(Fuse, QemuStorageDaemon, Root);
     let _beside = beside_others();
     for (side, iotype, errno) in KINDS {
-        for policy in [ErrorPolicy::Ignore, ErrorPolicy::Enospc] {
+        for policy in [ErrorPolicy::Ignore, ErrorPolicy::Enospc, ErrorPolicy::Stop] {
             let once = Trouble::new(side, iotype, errno, policy).once();
             if once.action() == ErrorAction::Report {
                 continue;
@@ -260,6 +260,17 @@ fn one_error_is_made_up_for_on_either_side() {
                 begun.completes();
             }
         }
+    }
+}
+
+/// Scenario 6: a target that was full once, by somebody else's hand. The next write to the place succeeds, so a job that asked
+/// again before it told would not fail, against the host's wish.
+#[test]
+fn a_target_that_is_full_once_fails_the_job_under_report() {
+    needs!(Fuse, QemuStorageDaemon, Root);
+    let _beside = beside_others();
+    for trouble in Trouble::new(Side::Target, "write", ENOSPC, ErrorPolicy::Report).once().whenever() {
+        trouble.begin().fails();
     }
 }
 

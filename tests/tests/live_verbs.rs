@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use blkmirror_core::{Error, ErrorKind, Result};
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule};
 use blkmirror_testkit::{MIB, needs};
 use blkmirror_tests::live::{GuestPlan, Medium, Scene, events_of, statuses_of, until, until_status};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Size of the disks here.
 const SIZE: u64 = 8 * MIB;
@@ -318,6 +321,66 @@ fn events_are_in_order_and_never_ahead_of_the_job() {
     );
     let ready = events.iter().filter(|event| event.what == EventKind::Ready).count();
     assert_eq!(ready, 1);
+}
+
+/// Whether a descriptor becomes readable in this time.
+fn is_readable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
+    let timeout = Timespec::try_from(timeout).unwrap();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&timeout)).unwrap() == 1 && fds[0].revents() == PollFlags::IN
+}
+
+/// CLOCK_MONOTONIC now.
+fn monotonic_ns() -> u64 {
+    let time = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap();
+    u64::try_from(time.as_nanos()).unwrap()
+}
+
+/// A host waits for events in its own loop, with `poll(2)`. A descriptor that stayed silent would have it sleep while the job is
+/// ready or over, one that stayed readable would have it spin; and it puts the events beside its own on one time scale.
+#[test]
+fn the_descriptor_is_readable_exactly_while_events_wait_and_their_times_are_the_hosts() {
+    const SOON: Duration = Duration::from_secs(10);
+    const A_WHILE: Duration = Duration::from_millis(100);
+    let scene = Scene::new(SIZE, Medium::Memory, Medium::Memory);
+    let mut since_ns = monotonic_ns();
+    // Nothing happens to it but what it is asked for.
+    let job = scene.mirror(MirrorOptions { copy_mode: CopyModeChoice::Background, ..slowly() });
+    // Takes events down to the one that tells of a state, then all others; none is from before `since_ns` or from the future.
+    let hears_of = |status: JobStatus, since_ns: u64| {
+        let mut told = Vec::new();
+        while !told.contains(&status) {
+            assert!(is_readable(job.event_fd(), SOON), "nothing tells of {status}: {told:?}");
+            // Looking takes nothing away.
+            assert!(is_readable(job.event_fd(), Duration::ZERO), "{told:?}");
+            let Some(event) = job.next_event() else { continue };
+            let now_ns = monotonic_ns();
+            assert!((since_ns..=now_ns).contains(&event.time_ns), "{since_ns} to {now_ns}: {event:?}");
+            told.extend(statuses_of(&[event]));
+        }
+        while let Some(event) = job.next_event() {
+            assert!((since_ns..=monotonic_ns()).contains(&event.time_ns), "{since_ns}: {event:?}");
+        }
+        assert!(!is_readable(job.event_fd(), A_WHILE), "no event waits after {status}");
+        monotonic_ns()
+    };
+    since_ns = hears_of(JobStatus::Running, since_ns);
+    job.pause().unwrap();
+    since_ns = hears_of(JobStatus::Paused, since_ns);
+    // Two that wait: it stays readable when one is taken.
+    job.resume().unwrap();
+    until_status(&job, JobStatus::Running);
+    job.pause().unwrap();
+    until_status(&job, JobStatus::Paused);
+    let mut told = Vec::new();
+    while told != [JobStatus::Running, JobStatus::Paused] {
+        assert!(told.len() < 2 && is_readable(job.event_fd(), SOON), "{told:?}");
+        told.extend(statuses_of(job.next_event().as_slice()));
+    }
+    assert_eq!(job.next_event(), None);
+    assert!(!is_readable(job.event_fd(), A_WHILE));
+    job.cancel(Cancel::Force).unwrap();
+    let _ = hears_of(JobStatus::Concluded, since_ns);
 }
 
 /// A host that takes no events loses knowledge, not the job and not its end; and is told how much.

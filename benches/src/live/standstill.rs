@@ -129,11 +129,24 @@ impl Standstill {
         self.since = Instant::now();
     }
 
-    /// The largest share of the time since [`Self::begin`] that a processor stood still for.
+    /// The longest that a processor stood still for since [`Self::begin`].
+    #[must_use]
+    pub fn longest(&self) -> Duration {
+        Duration::from_nanos(
+            self.lost_ns.iter().map(|lost_ns| lost_ns.load(Ordering::Relaxed)).max().unwrap_or(0),
+        )
+    }
+
+    /// The share that this is of the time since then.
     #[must_use]
     pub fn share(&self) -> f64 {
-        let most_ns = self.lost_ns.iter().map(|lost_ns| lost_ns.load(Ordering::Relaxed)).max().unwrap_or(0);
-        Duration::from_nanos(most_ns).as_secs_f64() / self.since.elapsed().as_secs_f64().max(1e-9)
+        self.longest().as_secs_f64() / self.since.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    /// Whether a processor cannot be watched.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        self.blind.load(Ordering::Relaxed)
     }
 
     /// Ends a slice in which the guest saw this and so much was copied, and begins the next.
@@ -161,7 +174,7 @@ impl Standstill {
     /// What to say of it, if anything.
     #[must_use]
     pub fn note(&self) -> Option<String> {
-        if self.blind.load(Ordering::Relaxed) {
+        if self.is_blind() {
             return Some("Whether the machine stood still could not be seen: that takes `chrt` and real-time priority.".to_owned());
         }
         let Self { slices: [all, kept], repeated, in_vain, .. } = self;
