@@ -243,7 +243,7 @@ fn a_job_changed_to_write_blocking_has_each_write_on_the_target_when_the_guest_h
         assert_eq!(bytes_at(&scene.target.content, at, 4096), [byte; 4096], "{at}");
     }
     // No copier had a hand in it.
-    assert!(job.query().actively_synced);
+    until_synced(&job);
     assert_eq!(job.query().progress.copied_bytes, copied);
     // And back.
     job.set_copy_mode(CopyMode::Background).unwrap();

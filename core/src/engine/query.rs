@@ -45,7 +45,8 @@ pub struct JobInfo {
     /// its end is wanted. Between the two nobody is held.
     pub braking: bool,
     /// Write-blocking, and nothing is dirty or in any worker's hand: what the guest is told is written through queues is on both
-    /// sides.
+    /// sides. A `false` may be wrong for a moment: of a worker that was stopped by the scheduler while it looked for work nobody can say
+    /// whether it has found some.
     pub actively_synced: bool,
     /// Switch-overs that did not fit into `max_pause` so far; each is an event, too.
     pub missed: u32,
@@ -86,7 +87,9 @@ impl Job {
             copy_mode,
             budget_level: share.figures.budget_level(),
             braking: share.is_braking() && !share.status().is_over(),
-            actively_synced: copy_mode == CopyMode::WriteBlocking && share.is_finished(),
+            actively_synced: copy_mode == CopyMode::WriteBlocking
+                && dirty_bytes == 0
+                && share.is_finished_but_for_looks(),
             missed: share.figures.missed(),
             completing: share.wants_completion(),
             io_status: match share.stopped() {

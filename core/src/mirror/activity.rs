@@ -14,6 +14,9 @@ const CLOSED: u64 = 0x8000_0000;
 /// What taking up work adds: one worker, and one to the count in the high half, which may run over.
 const ONE_WORKER: u64 = (1 << 32) + 1;
 
+/// How often [`Activity::is_finished_but_for_looks`] asks.
+const LOOKS: u32 = 200;
+
 /// The counters of a job.
 #[derive(Debug)]
 pub struct Activity {
@@ -80,6 +83,18 @@ impl Activity {
         before & AT_WORK == 0 && nothing_left() && self.working.load(Ordering::Acquire) == before
     }
 
+    /// The same for a host that asks once. A worker that only looks for work counts as one that has some, for less than a microsecond
+    /// each time; whoever asks in that moment asks again, a bounded number of times.
+    #[must_use]
+    pub fn is_finished_but_for_looks(&self, nothing_left: impl Fn() -> bool) -> bool {
+        (0..LOOKS).any(|look| {
+            if look > 0 {
+                std::hint::spin_loop();
+            }
+            self.is_finished(&nothing_left)
+        })
+    }
+
     /// The same question, and if the answer is yes, from that moment on nobody takes up work: whoever comes later finds
     /// the job closed. So nothing is written to the target once the job has been called complete.
     #[must_use]
@@ -89,5 +104,36 @@ impl Activity {
         before & AT_WORK == 0
             && nothing_left()
             && self.working.compare_exchange(before, closed, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// A job that is in sync has workers that look for work every other millisecond, and a host that asks in that moment must not
+    /// be told that it is not.
+    #[test]
+    fn who_asks_while_workers_look_for_work_is_told_that_all_is_done() {
+        let activity = Activity::default();
+        let looks_to_come = Cell::new(0);
+        let meanwhile = || {
+            if looks_to_come.replace(looks_to_come.get() - 1) > 0 {
+                assert!(activity.begin_work());
+                activity.end_work();
+            }
+            true
+        };
+        looks_to_come.set(1);
+        assert!(!activity.is_finished(meanwhile), "it cannot be said");
+        for looks in [1, 7, 100] {
+            looks_to_come.set(looks);
+            assert!(activity.is_finished_but_for_looks(meanwhile), "{looks} looks");
+        }
+        assert!(!activity.is_finished_but_for_looks(|| false), "something is left");
+        assert!(activity.begin_work());
+        assert!(!activity.is_finished_but_for_looks(|| true), "it has work in hand");
     }
 }

@@ -427,6 +427,11 @@ impl Share {
         self.activity.is_finished(|| self.sweep.is_over() && self.dirty.is_clean())
     }
 
+    /// The same for a host that asks once; see [`Activity::is_finished_but_for_looks`].
+    pub(crate) fn is_finished_but_for_looks(&self) -> bool {
+        self.activity.is_finished_but_for_looks(|| self.sweep.is_over() && self.dirty.is_clean())
+    }
+
     /// The same, and if so nobody takes up work any more.
     #[must_use]
     pub(super) fn close_if_finished(&self) -> bool {
