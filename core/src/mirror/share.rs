@@ -384,10 +384,15 @@ impl Share {
         self.rest.end(now_ns);
     }
 
-    /// The largest request that the speed limit, the pace and the end that is near allow.
+    /// The largest request that the speed limit and the pace allow.
     pub(super) fn most_at_once_bytes(&self) -> u64 {
         let limit = if self.is_urgent() { u64::MAX } else { self.limiter.cut_bytes() };
-        limit.min(self.pace().request_bytes).min(self.tail.request_bytes())
+        limit.min(self.pace().request_bytes)
+    }
+
+    /// The largest request that reads and writes with the end as near as it is; see [`tail`](super::tail).
+    pub(super) fn tail_bytes(&self) -> u64 {
+        if self.is_urgent() || self.wants_completion() { self.tail.request_bytes() } else { u64::MAX }
     }
 
     /// Whether every chunk was claimed from the sweep once.
