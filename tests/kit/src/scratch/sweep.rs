@@ -77,6 +77,7 @@ mod tests {
     use super::*;
     use crate::{LoopDevice, LoopOptions, MIB, ScratchDir, needs};
     use std::fs::File;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn only_names_of_ours_have_an_owner() {
@@ -101,7 +102,15 @@ mod tests {
         sweep().unwrap();
         assert!(!dead.exists());
         assert!(mine.path().exists());
-        let listed = run("losetup", ["--list", "--noheadings", "--output", "BACK-FILE"]).unwrap();
-        assert!(!listed.contains("blkmirror-kit-99999999"), "{listed}");
+        // A device that somebody has open in that moment, and be it to list it, is detached when he closes it.
+        let is_listed = || {
+            let listed = run("losetup", ["--list", "--noheadings", "--output", "BACK-FILE"]).unwrap();
+            listed.contains("blkmirror-kit-99999999")
+        };
+        let patience = Instant::now() + Duration::from_secs(10);
+        while is_listed() {
+            assert!(Instant::now() < patience, "the loop device is still there");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
