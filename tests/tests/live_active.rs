@@ -10,12 +10,12 @@ use blkmirror_core::buffer::AlignedBuf;
 use blkmirror_core::drive::queue::{Queue, QueueOptions, WriteFlags, ZeroFlags};
 use blkmirror_core::drive::{Admission, IoKind};
 use blkmirror_core::engine::{
-    Completion, CopyMode, CopyModeChoice, ErrorPolicy, Escalation, EventKind, Job, JobStatus, MirrorOptions,
+    Completion, CopyMode, CopyModeChoice, ErrorPolicy, Escalation, EventKind, JobStatus, MirrorOptions,
 };
 use blkmirror_core::units::{ByteRange, Granularity};
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule, Times};
 use blkmirror_testkit::{KIB, MIB, compare, needs};
-use blkmirror_tests::live::{EIO, GuestPlan, Medium, Scene, events_of, until, until_status};
+use blkmirror_tests::live::{EIO, GuestPlan, Medium, Scene, events_of, until, until_status, until_synced};
 
 /// Size of the disks here.
 const SIZE: u64 = 8 * MIB;
@@ -34,12 +34,6 @@ fn assert_equal(scene: &Scene) {
     assert_eq!(difference, None);
 }
 
-/// Waits until what the guest is told is written is on both sides.
-#[track_caller]
-fn until_synced(job: &Job) {
-    until("source and target are in sync", || job.query().actively_synced);
-}
-
 /// A write of `len` bytes of `byte` at `at`, to its end; whether it succeeded.
 fn write(queue: &mut Queue, at: u64, len: usize, byte: u8) -> bool {
     let mut buffer = AlignedBuf::new(len, 4096).unwrap();
@@ -52,13 +46,6 @@ fn write(queue: &mut Queue, at: u64, len: usize, byte: u8) -> bool {
 fn end_of(queue: &mut Queue) -> bool {
     queue.wait(1, Some(Duration::from_secs(10))).unwrap();
     queue.pop().unwrap().result.is_ok()
-}
-
-/// The bytes of a file at `at`.
-fn bytes_at(path: &std::path::Path, at: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    fs::File::open(path).unwrap().read_exact_at(&mut bytes, at).unwrap();
-    bytes
 }
 
 /// Guests of all kinds: small blocks and large, zeroes among them, some meeting each other.
@@ -146,7 +133,7 @@ fn an_unaligned_write_into_a_dirty_chunk_is_not_lost() {
     until_status(&job, JobStatus::Ready);
     let _ = scene.complete(&job, Completion::PointInTime);
     assert_equal(&scene);
-    assert_eq!(bytes_at(&scene.target.content, MIB - 1, 1), b"!");
+    assert_eq!(scene.target.bytes_at(MIB - 1, 1), b"!");
 }
 
 /// Scenario 14: three writes that overlap and a fourth over all of them, on a target that takes its time: no deadlock, no difference.
@@ -240,7 +227,7 @@ fn a_job_changed_to_write_blocking_has_each_write_on_the_target_when_the_guest_h
     let mut queue = scene.drive.queue(QueueOptions::default()).unwrap();
     for (at, byte) in [(0u64, 1u8), (100, 2), (777, 3), (SIZE / 4096 - 1, 4)].map(|(n, b)| (n * 4096, b)) {
         assert!(write(&mut queue, at, 4096, byte));
-        assert_eq!(bytes_at(&scene.target.content, at, 4096), [byte; 4096], "{at}");
+        assert_eq!(scene.target.bytes_at(at, 4096), [byte; 4096], "{at}");
     }
     // No copier had a hand in it.
     until_synced(&job);
@@ -248,7 +235,7 @@ fn a_job_changed_to_write_blocking_has_each_write_on_the_target_when_the_guest_h
     // And back.
     job.set_copy_mode(CopyMode::Background).unwrap();
     assert!(write(&mut queue, 4096, 4096, 9));
-    until("the copiers come round", || bytes_at(&scene.target.content, 4096, 1) == [9]);
+    until("the copiers come round", || scene.target.bytes_at(4096, 1) == [9]);
     let _ = scene.complete(&job, Completion::PointInTime);
     assert_equal(&scene);
 }
@@ -282,7 +269,7 @@ fn zeroes_smaller_than_a_chunk_stay_as_small_as_they_are() {
             (383, true),
             (384, false),
         ] {
-            let bytes = bytes_at(&scene.target.content, at * KIB, 1024);
+            let bytes = scene.target.bytes_at(at * KIB, 1024);
             assert_eq!(bytes.iter().all(|byte| *byte == 0), is_zero, "{at} KiB, punch: {punch}");
         }
     }
@@ -303,7 +290,7 @@ fn a_write_that_fails_on_the_source_leaves_no_difference() {
         assert!(!write(&mut queue, 8192, 4096, 2), "the guest hears of its own disk's errors");
         until("it is dealt with", || job.query().dirty_bytes == 0);
         let _ = scene.complete(&job, Completion::PointInTime);
-        assert_eq!(bytes_at(&scene.source.content, 8192, 1), [1]);
+        assert_eq!(scene.source.bytes_at(8192, 1), [1]);
         assert_equal(&scene);
     }
 }
@@ -323,7 +310,7 @@ fn a_write_that_fails_on_the_target_succeeds_for_the_guest() {
     until("the fault was met", || scene.target.control().counters().faults == 2);
     until_synced(&job);
     let _ = scene.complete(&job, Completion::PointInTime);
-    assert_eq!(bytes_at(&scene.target.content, 8192, 1), [2]);
+    assert_eq!(scene.target.bytes_at(8192, 1), [2]);
     assert_equal(&scene);
 }
 

@@ -3,8 +3,6 @@
 #![allow(unsafe_code, reason = "a host vouches for its memory")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
 
-use std::fs;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use blkmirror_core::buffer::{AlignedBuf, GuestBuffer};
@@ -12,7 +10,7 @@ use blkmirror_core::drive::queue::{Queue, QueueOptions, WriteFlags};
 use blkmirror_core::engine::{Completion, CopyModeChoice, Job, JobStatus};
 use blkmirror_core::units::ByteRange;
 use blkmirror_testkit::{KIB, MIB, compare, needs};
-use blkmirror_tests::live::{Medium, Place, Scene, until, until_status};
+use blkmirror_tests::live::{Medium, Scene, until_status, until_synced};
 use nix::libc;
 
 /// Size of the disks here.
@@ -27,18 +25,11 @@ fn end_of(queue: &mut Queue) -> Option<GuestBuffer> {
     done.buffer
 }
 
-/// The bytes of a disk at `at`, without the queue.
-fn bytes_at(place: &Place, at: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    fs::File::open(&place.content).unwrap().read_exact_at(&mut bytes, at).unwrap();
-    bytes
-}
-
 /// A write-blocking job that is in sync.
 fn synced(scene: &Scene) -> Job {
     let job = scene.mirror(Scene::options_in(CopyModeChoice::WriteBlocking));
     until_status(&job, JobStatus::Ready);
-    until("source and target are in sync", || job.query().actively_synced);
+    until_synced(&job);
     job
 }
 
@@ -71,7 +62,7 @@ fn a_discard_reads_as_zeroes_on_a_disk_that_punches_holes_and_spares_its_neighbo
             buffer.fill(7);
             queue.write(start, buffer, WriteFlags::default(), 1).unwrap();
             let mut buffer = end_of(&mut queue).and_then(GuestBuffer::into_aligned).unwrap();
-            assert_hole(&bytes_at(&scene.source, start, buffer.len()), start, ByteRange::default(), "before");
+            assert_hole(&scene.source.bytes_at(start, buffer.len()), start, ByteRange::default(), "before");
 
             let discarded = ByteRange::at(at, len);
             queue.discard(discarded, 2).unwrap();
@@ -81,10 +72,10 @@ fn a_discard_reads_as_zeroes_on_a_disk_that_punches_holes_and_spares_its_neighbo
             queue.read(start, buffer, 3).unwrap();
             let buffer = end_of(&mut queue).and_then(GuestBuffer::into_aligned).unwrap();
             assert_hole(&buffer, start, discarded, "through the queue");
-            assert_hole(&bytes_at(&scene.source, start, buffer.len()), start, discarded, "on the source");
+            assert_hole(&scene.source.bytes_at(start, buffer.len()), start, discarded, "on the source");
             if let Some(job) = &job {
-                until("the target knows", || job.query().actively_synced);
-                assert_hole(&bytes_at(&scene.target, start, buffer.len()), start, discarded, "on the target");
+                until_synced(job);
+                assert_hole(&scene.target.bytes_at(start, buffer.len()), start, discarded, "on the target");
             }
         }
         if let Some(job) = job {
@@ -141,7 +132,7 @@ fn a_vector_is_on_the_target_in_its_order_when_its_write_completes() {
                 let _ = end_of(&mut queue);
                 let flat = pieces.iter().flat_map(|piece| piece.iter().copied()).collect::<Vec<u8>>();
                 for (place, side) in [(&scene.target, "target"), (&scene.source, "source")] {
-                    let there = bytes_at(place, at, flat.len());
+                    let there = place.bytes_at(at, flat.len());
                     let wrong = there.iter().zip(&flat).position(|(is, should)| is != should);
                     assert_eq!(wrong, None, "{side}, {medium:?}, {at}, stable: {stable_buffers}");
                 }

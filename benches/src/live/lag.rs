@@ -57,7 +57,7 @@ pub fn measure(options: &Options) -> Result<Part> {
         latency_budget,
         ..MirrorOptions::default()
     };
-    // Those that come seldom are few, so that they take a few seconds only.
+    // Those that come seldom are few, so that they take less than half a minute.
     let seldom = if options.quick { 15 } else { 120 };
     let rows = [
         ("default latency budget", LatencyBudget::default(), AWAKE, most),
@@ -69,7 +69,11 @@ pub fn measure(options: &Options) -> Result<Part> {
         lags(&disks, &engine, &mut still, with(latency_budget), pause, writes).map(|lags| (name, lags))
     });
     let measured = measured.into_iter().collect::<Result<Vec<_>>>()?;
-    Ok(part(&measured, still.is_blind()))
+    let still_us = STILL.as_micros();
+    let note = still.blindness().unwrap_or_else(|| {
+        format!("Writes were left out during which a processor stood still for more than {still_us} us.")
+    });
+    Ok(part(&measured, note))
 }
 
 /// What a row was made from.
@@ -97,16 +101,15 @@ fn lags(
     let mut lags = Lags { kept: Histogram::new(3).context(|| "histogram")?, left_out: 0 };
     let mut buffer = AlignedBuf::new(BLOCK_BYTES, 4096).context(|| "buffer")?;
     let start = Instant::now();
-    for number in (0_u64..).take_while(|_| start.elapsed() < TIME) {
-        if lags.kept.len() >= most {
-            break;
-        }
+    let mut number = 0_u64;
+    while lags.kept.len() < most && start.elapsed() < TIME {
         // Another chunk each time, and not in step with anything.
         let chaos = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let block = bytes_u64(BLOCK_BYTES);
         let range = ByteRange::at(chaos % (DISK_BYTES / block) * block, block);
         std::thread::sleep(least + more.mul_f64((chaos % 1000) as f64 / 1000.0));
-        let id = WriteId::new(0, number + 1);
+        number += 1;
+        let id = WriteId::new(0, number);
         stamp::write(&mut buffer, SEED, id, range.start());
         still.begin();
         buffer = write(&mut guest, range.start(), buffer)?;
@@ -158,7 +161,7 @@ fn lag(target: &mut dyn ReadAt, range: ByteRange, id: WriteId, told: Instant) ->
 }
 
 /// Table and promise.
-fn part(rows: &[(&str, Lags)], is_blind: bool) -> Part {
+fn part(rows: &[(&str, Lags)], note: String) -> Part {
     let title = "Single writes to a ready job in background mode on an otherwise idle disk, 4 to 8 ms apart, or 150 to 200 ms \
                  where the home is to be asleep: from the guest's acknowledgement until a read of the target finds the block. \
                  An upper bound of the time until the target's write is sent: it holds that write, and up to one look (about \
@@ -171,16 +174,7 @@ fn part(rows: &[(&str, Lags)], is_blind: bool) -> Part {
         let (writes, left_out) = (kept.len().to_string(), left_out.to_string());
         part.rows.push(vec![(*name).to_owned(), writes, left_out, p50, p99, cell(kept.max())]);
     }
-    part.notes.push(match is_blind {
-        true => {
-            "Whether the machine stood still could not be seen: that takes `chrt` and real-time priority."
-                .to_owned()
-        }
-        false => format!(
-            "Writes were left out during which a processor stood still for more than {} us.",
-            STILL.as_micros()
-        ),
-    });
+    part.notes.push(note);
     let worst = rows.iter().map(|(_, lags)| lags.kept.value_at_quantile(0.99)).max();
     let promise = "follow lag on an idle disk, p99 in ms, the worst of the rows";
     part.promise(promise, Bound::AtMost(5.0), worst.map(ms));

@@ -143,10 +143,12 @@ impl Standstill {
         self.longest().as_secs_f64() / self.since.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// Whether a processor cannot be watched.
+    /// What to say where a processor cannot be watched.
     #[must_use]
-    pub fn is_blind(&self) -> bool {
-        self.blind.load(Ordering::Relaxed)
+    pub fn blindness(&self) -> Option<String> {
+        let said =
+            "Whether the machine stood still could not be seen: that takes `chrt` and real-time priority.";
+        self.blind.load(Ordering::Relaxed).then(|| said.to_owned())
     }
 
     /// Ends a slice in which the guest saw this and so much was copied, and begins the next.
@@ -174,8 +176,8 @@ impl Standstill {
     /// What to say of it, if anything.
     #[must_use]
     pub fn note(&self) -> Option<String> {
-        if self.is_blind() {
-            return Some("Whether the machine stood still could not be seen: that takes `chrt` and real-time priority.".to_owned());
+        if let Some(blindness) = self.blindness() {
+            return Some(blindness);
         }
         let Self { slices: [all, kept], repeated, in_vain, .. } = self;
         (kept < all || *repeated > 0).then(|| {

@@ -301,7 +301,7 @@ impl Estimate {
     }
 
     /// Bytes per second that the copiers can do when nothing slows them down.
-    pub(super) fn able(&self) -> f64 {
+    fn able(&self) -> f64 {
         self.best.max(self.at_work.slow)
     }
 }

@@ -6,8 +6,6 @@
 //! [`QUIET_NS`], it sleeps, and the next guest write that dirties a chunk wakes it (see `doorbell`): a
 //! guest pays for that at most a few times a second, and an idle disk costs nothing.
 
-use std::time::Duration;
-
 use super::coordinator::Sight;
 use super::escalate::{Escalator, Stock};
 use super::estimate::{Attempt, Effort, Estimate, Sample};
@@ -80,8 +78,6 @@ pub struct Follow {
     escalator: Escalator,
     /// How fast the copiers may go for the guest's sake; `None` = as fast as they can.
     pacer: Option<Pacer>,
-    /// How long guest requests may be held.
-    max_pause: Option<Duration>,
     /// When stock is taken next.
     tick_at_ns: u64,
     /// When the flush that is under way was sent.
@@ -109,7 +105,6 @@ impl Follow {
             pacer: budget.map(Pacer::new),
             estimate: Estimate::new(),
             escalator: Escalator::new(options),
-            max_pause: options.max_pause,
             tick_at_ns: 0,
             flush_sent_ns: None,
             flush: Fading::default(),
@@ -166,7 +161,7 @@ impl Follow {
         };
         self.estimate.sample(sample);
         share.figures.publish(&self.estimate);
-        share.tail.look(sample.left_bytes, self.estimate.able(), self.max_pause);
+        share.tail.look(sample.left_bytes, self.estimate.able_rate_bytes_per_s());
         let stock = Stock { sample, missed, estimate: &self.estimate, has_queues };
         self.escalator.look(share, &stock, self.pacer.as_mut());
         self.set_pace(share, guest, &progress, now_ns)

@@ -218,7 +218,7 @@ impl Share {
             }),
             doorbell: Doorbell::default(),
             pace: AtomicU64::new(first_pace(options).pack()),
-            tail: Tail::default(),
+            tail: Tail::new(options.max_pause),
             turn: AtomicUsize::new(0),
             turn_was_used: AtomicBool::new(false),
             rest: Rest::default(),
@@ -392,7 +392,8 @@ impl Share {
 
     /// The largest request that reads and writes with the end as near as it is; see [`tail`](super::tail).
     pub(super) fn tail_bytes(&self) -> u64 {
-        if self.is_urgent() || self.wants_completion() { self.tail.request_bytes() } else { u64::MAX }
+        let counts = self.is_urgent() || self.wants_completion();
+        if counts { self.tail.request_bytes().max(self.geometry.align_bytes) } else { u64::MAX }
     }
 
     /// Whether every chunk was claimed from the sweep once.
@@ -426,21 +427,26 @@ impl Share {
         false
     }
 
+    /// Whether nothing is left to copy, but for what somebody has in hand.
+    fn nothing_is_left(&self) -> bool {
+        self.sweep.is_over() && self.dirty.is_clean()
+    }
+
     /// Whether nothing is left to copy and nobody has anything in hand.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.activity.is_finished(|| self.sweep.is_over() && self.dirty.is_clean())
+        self.activity.is_finished(|| self.nothing_is_left())
     }
 
     /// The same for a host that asks once; see [`Activity::is_finished_but_for_looks`].
     pub(crate) fn is_finished_but_for_looks(&self) -> bool {
-        self.activity.is_finished_but_for_looks(|| self.sweep.is_over() && self.dirty.is_clean())
+        self.activity.is_finished_but_for_looks(|| self.nothing_is_left())
     }
 
     /// The same, and if so nobody takes up work any more.
     #[must_use]
     pub(super) fn close_if_finished(&self) -> bool {
-        self.activity.close_if_finished(|| self.sweep.is_over() && self.dirty.is_clean())
+        self.activity.close_if_finished(|| self.nothing_is_left())
     }
 
     /// Whether no worker has a request under way; they may hold parts of the disk all the same.

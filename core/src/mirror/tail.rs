@@ -25,39 +25,45 @@ const PAUSES: u32 = 4;
 /// See [`PAUSES`].
 const SOON: Duration = Duration::from_millis(20);
 
-/// The largest request with which a switch-over within `max_pause` may be met, where copiers manage `rate` bytes per second.
-fn longest_bytes(rate: f64, max_pause: Option<Duration>) -> u64 {
-    let Some(max_pause) = max_pause else { return MOST_BYTES };
-    let part = to_u64(rate * max_pause.as_secs_f64() / PART).clamp(LEAST_BYTES, MOST_BYTES);
+/// The largest request with which a switch-over within `max_pause` may be met, where copiers manage so many bytes per second.
+fn longest_bytes(rate_bytes_per_s: u64, max_pause: Duration) -> u64 {
+    let part =
+        to_u64(to_f64(rate_bytes_per_s) * max_pause.as_secs_f64() / PART).clamp(LEAST_BYTES, MOST_BYTES);
     // A power of two, so that no request ends inside a block, whatever its size, and chunks are cut evenly.
     1 << part.ilog2()
 }
 
 /// Whether so little is left that a switch-over is near.
-fn is_near(left_bytes: u64, rate: f64, max_pause: Duration) -> bool {
-    to_f64(left_bytes) <= rate * (max_pause.saturating_mul(PAUSES).saturating_add(SOON)).as_secs_f64()
+fn is_near(left_bytes: u64, rate_bytes_per_s: u64, max_pause: Duration) -> bool {
+    let near = max_pause.saturating_mul(PAUSES).saturating_add(SOON);
+    to_f64(left_bytes) <= to_f64(rate_bytes_per_s) * near.as_secs_f64()
 }
 
 /// The bound in force, which the home sets and all workers read.
 #[derive(Debug)]
-pub(super) struct Tail(AtomicU64);
-
-impl Default for Tail {
-    fn default() -> Self {
-        Self(AtomicU64::new(u64::MAX))
-    }
+pub(super) struct Tail {
+    /// How long guest requests may be held.
+    max_pause: Option<Duration>,
+    /// The largest request now.
+    request_bytes: AtomicU64,
 }
 
 impl Tail {
-    /// The largest request now.
-    pub(super) fn request_bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    /// Without a bound, until the end is near.
+    pub(super) fn new(max_pause: Option<Duration>) -> Self {
+        Self { max_pause, request_bytes: AtomicU64::new(u64::MAX) }
     }
 
-    /// Sets it by what is left.
-    pub(super) fn look(&self, left_bytes: u64, rate: f64, max_pause: Option<Duration>) {
-        let near = max_pause.is_some_and(|max_pause| is_near(left_bytes, rate, max_pause));
-        self.0.store(if near { longest_bytes(rate, max_pause) } else { u64::MAX }, Ordering::Relaxed);
+    /// The largest request now.
+    pub(super) fn request_bytes(&self) -> u64 {
+        self.request_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Sets it by what is left and what the copiers manage.
+    pub(super) fn look(&self, left_bytes: u64, rate_bytes_per_s: u64) {
+        let near = self.max_pause.filter(|&max_pause| is_near(left_bytes, rate_bytes_per_s, max_pause));
+        let bound = near.map_or(u64::MAX, |max_pause| longest_bytes(rate_bytes_per_s, max_pause));
+        self.request_bytes.store(bound, Ordering::Relaxed);
     }
 }
 
@@ -67,22 +73,23 @@ mod tests {
 
     #[test]
     fn a_request_takes_a_small_part_of_the_pause_on_slow_disks_and_is_whole_on_fast_ones() {
-        let pause = Some(Duration::from_millis(50));
-        assert_eq!(longest_bytes(1e9, pause), MIB);
-        assert_eq!(longest_bytes(128e6, pause), 256 * KIB);
-        assert_eq!(longest_bytes(1e6, pause), 16 * KIB);
-        assert_eq!(longest_bytes(1e6, None), MIB);
+        let pause = Duration::from_millis(50);
+        assert_eq!(longest_bytes(1_000_000_000, pause), MIB);
+        assert_eq!(longest_bytes(128_000_000, pause), 256 * KIB);
+        assert_eq!(longest_bytes(1_000_000, pause), 16 * KIB);
+        assert_eq!(longest_bytes(1_000_000, Duration::MAX), MIB);
     }
 
     #[test]
     fn requests_are_bounded_only_where_the_end_is_near() {
-        let (tail, pause) = (Tail::default(), Some(Duration::from_millis(50)));
+        let tail = Tail::new(Some(Duration::from_millis(50)));
         assert_eq!(tail.request_bytes(), u64::MAX);
-        tail.look(30 * MIB, 128e6, pause);
+        tail.look(30 * MIB, 128_000_000);
         assert_eq!(tail.request_bytes(), u64::MAX, "a quarter of a second is left");
-        tail.look(20 * MIB, 128e6, pause);
+        tail.look(20 * MIB, 128_000_000);
         assert_eq!(tail.request_bytes(), 256 * KIB);
-        tail.look(20 * MIB, 128e6, None);
+        let tail = Tail::new(None);
+        tail.look(20 * MIB, 128_000_000);
         assert_eq!(tail.request_bytes(), u64::MAX, "any pause will do");
     }
 }

@@ -21,7 +21,7 @@ mod watchdog;
 
 pub use guest::{GuestPlan, Guests};
 pub use history::{History, Kind, SECTOR_BYTES, Write};
-pub use scene::{Medium, Place, Scene, events_of, statuses_of, until, until_status};
+pub use scene::{Medium, Place, Scene, events_of, statuses_of, until, until_status, until_synced};
 pub use served::{Inject, Served};
 pub use soon::{CANCELLED_WITHIN, cancel_soon, timed};
 

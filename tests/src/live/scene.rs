@@ -1,6 +1,8 @@
 //! A disk, its target, an engine, and a job between them.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -107,6 +109,17 @@ impl Place {
         let path = self._dir.as_ref().unwrap().sparse_file("disk", len_bytes).unwrap();
         (self.path, self.content) = (path.clone(), path);
         self
+    }
+
+    /// Bytes that it holds at `at`, past all faults.
+    ///
+    /// # Panics
+    /// When they cannot be read.
+    #[must_use]
+    pub fn bytes_at(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        File::open(&self.content).unwrap().read_exact_at(&mut bytes, at).unwrap();
+        bytes
     }
 
     /// What changes a disk with faults.
@@ -313,6 +326,15 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "it never comes true that {what}");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Waits until what the guest is told is written is on both sides.
+///
+/// # Panics
+/// When it does not come true.
+#[track_caller]
+pub fn until_synced(job: &Job) {
+    until("source and target are in sync", || job.query().actively_synced);
 }
 
 /// Waits for a state of a job.

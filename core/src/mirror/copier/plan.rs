@@ -280,8 +280,7 @@ impl Copier {
         if self.ready_reads.len() + self.flying.reads >= self.share.geometry.source_depth {
             return Err(Step::Wait(None));
         }
-        let longest = self.share.request_bytes().min(self.most_at_once_bytes());
-        let longest = longest.min(self.share.tail_bytes().max(self.share.geometry.align_bytes));
+        let longest = self.share.request_bytes().min(self.most_at_once_bytes()).min(self.share.tail_bytes());
         let wanted = whole.prefix(longest.min(self.granted_bytes(now_ns)));
         let Some(buf) = self.room(window, wanted.len()) else {
             return Err(self.wait_for_others(now_ns));

@@ -91,6 +91,15 @@ fn crew(workers: usize, window_bytes: usize, scattered: bool) -> (Arc<Share>, Ve
     (share, all)
 }
 
+/// A millisecond of theirs: the turn passes on when it is time for that, and each does what there is to do.
+fn pass_ms(share: &Share, all: &mut [Worker], now_ms: u64, takes_ns: u64) {
+    let now_ns = now_ms * MS;
+    if now_ms.is_multiple_of(TICK_MS) && share.pass_turn(now_ns) {
+        all.iter_mut().for_each(|worker| worker.due_ns = Some(now_ns));
+    }
+    all.iter_mut().for_each(|worker| worker.turn(now_ns, takes_ns));
+}
+
 /// How long some worker, and how long more than one, had something on its way in `ms` at a pace, in ms; and the
 /// bytes of the one that copied least. The first pass, or every other block when that is over.
 fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> (u64, u64, u64) {
@@ -98,11 +107,7 @@ fn work(workers: usize, pace: Pace, takes_ms: u64, ms: u64, scattered: bool) -> 
     share.set_pace(pace);
     let (mut busy, mut crowded) = (0, 0);
     for now_ms in 0..ms {
-        let now_ns = now_ms * MS;
-        if now_ms % TICK_MS == 0 && share.pass_turn(now_ns) {
-            all.iter_mut().for_each(|worker| worker.due_ns = Some(now_ns));
-        }
-        all.iter_mut().for_each(|worker| worker.turn(now_ns, takes_ms * MS));
+        pass_ms(&share, &mut all, now_ms, takes_ms * MS);
         let at_work = all.iter().filter(|worker| !worker.sent.is_empty()).count();
         busy += u64::from(at_work > 0);
         crowded += u64::from(at_work > 1);
@@ -192,10 +197,7 @@ fn no_more_is_on_its_way_than_the_pace_allows_and_no_request_is_larger() {
             let in_turns = u64::from(pace.of_each(bytes_u64(workers), share.geometry.run_bytes).is_none());
             let (mut most, mut over_ms) = (0, 0);
             for now_ms in 0..300 {
-                if now_ms % TICK_MS == 0 && share.pass_turn(now_ms * MS) {
-                    all.iter_mut().for_each(|worker| worker.due_ns = Some(now_ms * MS));
-                }
-                all.iter_mut().for_each(|worker| worker.turn(now_ms * MS, MS));
+                pass_ms(&share, &mut all, now_ms, MS);
                 let now: u64 = all.iter().flat_map(|worker| &worker.sent).map(|sent| sent.2).sum();
                 (most, over_ms) = (most.max(now), over_ms + u64::from(now > pace.in_flight_bytes));
             }
