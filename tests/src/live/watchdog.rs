@@ -106,6 +106,9 @@ fn parent_of(process: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::process::Stdio;
+
     use super::*;
 
     /// A report without the thread that hangs would be of no use.
@@ -113,14 +116,27 @@ mod tests {
     fn the_report_names_the_threads_and_the_children() {
         let (leash, leashed) = channel::<()>();
         let waiting = thread::Builder::new().name("who-hangs".into()).spawn(move || leashed.recv()).unwrap();
-        let mut child = process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = a_child();
         let text = everybody();
         child.kill().unwrap();
         let _ = child.wait().unwrap();
         drop(leash);
         let _ = waiting.join().unwrap();
         assert!(text.contains("who-hangs: system call"), "{text}");
-        assert!(text.contains("sleep 1000"), "{text}");
+        assert!(text.contains("cat -u -"), "{text}");
+    }
+
+    /// A child that runs: what it was asked, it answered. Before its `exec` is through, the kernel knows no command line of it.
+    fn a_child() -> process::Child {
+        let mut child = process::Command::new("cat")
+            .args(["-u", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"?").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        child
     }
 
     /// A watchdog that never barks, or barks at a test that is over, would be worse than none.
