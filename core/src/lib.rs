@@ -30,6 +30,7 @@ pub mod ring;
 mod scheduling;
 #[cfg(any(test, feature = "sim"))]
 pub mod simulator;
+mod threads;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

@@ -193,7 +193,15 @@ impl Device {
     /// # Errors
     /// As [`open_target`](Self::open_target), except that any size is taken that a source may have.
     pub fn open_disk(path: &Path) -> Result<Self> {
-        open::by_path(path, Role::Disk, TargetOptions::default())
+        Self::open_disk_with(path, TargetOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk).
+    pub fn open_disk_with(path: &Path, options: TargetOptions) -> Result<Self> {
+        open::by_path(path, Role::Disk, options)
     }
 
     /// A guest's disk from a descriptor of the host's; see [`source_from_fd`](Self::source_from_fd).
@@ -248,6 +256,12 @@ impl Device {
     pub fn reopen(&self) -> Result<Self> {
         let own = open::again(self)?;
         Ok(Self { own: Some(own), shared: Arc::clone(&self.shared) })
+    }
+
+    /// The same device on the first open file description, for whoever takes a device and does not ask for its own.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self { own: None, shared: Arc::clone(&self.shared) }
     }
 
     /// How the caller called it.

@@ -66,6 +66,18 @@ const USE: u64 = u64::MAX >> INDEX_BITS;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Pass(u64);
 
+impl Pass {
+    /// As a plain number, for whoever keeps it where only numbers can be kept.
+    pub(crate) const fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// From that number. A pass that was never given out is told from a good one by [`Gate::leaving`].
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+}
+
 /// What [`Gate::enter`] says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Enter {

@@ -56,6 +56,25 @@ impl IoKind {
     const fn changes(self) -> bool {
         matches!(self, Self::Write | Self::WriteZeroes | Self::Discard)
     }
+
+    /// All kinds, each at its number.
+    const ALL: [Self; 5] = [Self::Read, Self::Write, Self::WriteZeroes, Self::Discard, Self::Flush];
+
+    /// As a number.
+    const fn number(self) -> u64 {
+        match self {
+            Self::Read => 0,
+            Self::Write => 1,
+            Self::WriteZeroes => 2,
+            Self::Discard => 3,
+            Self::Flush => 4,
+        }
+    }
+
+    /// From that number.
+    fn from_number(number: u64) -> Option<Self> {
+        usize::try_from(number).ok().and_then(|number| Self::ALL.get(number)).copied()
+    }
 }
 
 /// A request that is under way; to be ended exactly once.
@@ -85,6 +104,29 @@ impl Token {
     #[must_use]
     pub fn kind(&self) -> IoKind {
         self.kind
+    }
+
+    /// As plain numbers, for a host that can keep nothing else: in C.
+    #[must_use]
+    pub fn to_words(self) -> [u64; 6] {
+        let Self { pass, range, kind, begun_ns, device_number } = self;
+        [device_number, pass.to_word(), range.start(), range.end(), kind.number(), begun_ns]
+    }
+
+    /// From these numbers; `None` if they are no token's. Whether the token is under way, [`Tracker::end`] finds out; a range that was
+    /// changed marks other bytes.
+    #[must_use]
+    pub fn from_words(words: [u64; 6]) -> Option<Self> {
+        let [device_number, pass, start, end, kind, begun_ns] = words;
+        let kind = IoKind::from_number(kind)?;
+        let pass = Pass::from_word(pass);
+        (start <= end).then(|| Self {
+            pass,
+            range: ByteRange::new(start, end),
+            kind,
+            begun_ns,
+            device_number,
+        })
     }
 
     /// How often the drive had been moved to another device when this request began: which device it must be sent to.

@@ -96,6 +96,11 @@ impl EngineOptions {
     }
 }
 
+/// What a host has run on each worker's thread before it does anything, with the worker's number from 0: to name the thread, to
+/// confine it (control groups, seccomp, scheduling), to count it. It must return, and must not call this library. The threads that a
+/// worker starts for requests that block are named `blkm-lane`; they inherit what the worker's thread is confined to.
+pub type ThreadStart = Arc<dyn Fn(usize) + Send + Sync>;
+
 /// A worker as the engine sees it.
 #[derive(Debug)]
 struct WorkerHandle {
@@ -154,6 +159,14 @@ impl Engine {
     /// # Errors
     /// When memory is short, a thread cannot be started, or io_uring is missing, forbidden or too old.
     pub fn start(options: EngineOptions) -> Result<Self> {
+        Self::start_with(options, None)
+    }
+
+    /// The same, and calls `hook` first thing on each worker's thread.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(options: EngineOptions, hook: Option<&ThreadStart>) -> Result<Self> {
         let count = options.workers.map_or_else(EngineOptions::default_workers, NonZeroUsize::get);
         if count > MAX_WORKERS {
             return Err(Error::new(ErrorKind::InvalidArgument, "start the engine")
@@ -167,7 +180,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::InvalidArgument, "start the engine").because(why));
         }
         Ok(Self {
-            workers: start::workers(count, options)?,
+            workers: start::workers(count, options, hook)?,
             next_home: std::sync::atomic::AtomicUsize::new(0),
             jobs: Arc::default(),
         })

@@ -8,7 +8,7 @@ use super::courtesy::Courtesy;
 use super::home::Home;
 use super::job::{Job, JobCore};
 use super::worker::{Mail, Part, Worker};
-use super::{EngineOptions, MAILBOX_DEPTH, WorkerHandle, core_set};
+use super::{EngineOptions, MAILBOX_DEPTH, ThreadStart, WorkerHandle, core_set};
 use crate::device::{Device, DeviceKind, Role};
 use crate::drive::{DriveCore, Follower, memory_align_bytes};
 use crate::error::{Error, ErrorKind, Result};
@@ -16,22 +16,26 @@ use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions, Share};
 use crate::ring::uring::{UringOptions, with_ring};
 use crate::ring::{Ring, Wake};
 use crate::scheduling;
+use crate::threads;
 
 /// A worker's answer when it is ready: its waker and whether its memory is on huge pages, or why it could not start.
 type Ready = Result<(Arc<dyn Wake>, bool)>;
 
 /// Starts `count` workers and waits for each.
-pub(super) fn workers(count: usize, options: EngineOptions) -> Result<Vec<WorkerHandle>> {
-    (0..count).map(|index| worker(index, options)).collect()
+pub(super) fn workers(
+    count: usize,
+    options: EngineOptions,
+    hook: Option<&ThreadStart>,
+) -> Result<Vec<WorkerHandle>> {
+    (0..count).map(|index| worker(index, options, hook.cloned())).collect()
 }
 
 /// Starts one worker.
-fn worker(index: usize, options: EngineOptions) -> Result<WorkerHandle> {
+fn worker(index: usize, options: EngineOptions, hook: Option<ThreadStart>) -> Result<WorkerHandle> {
     let (inbox, mailbox) = sync_channel(MAILBOX_DEPTH);
     let (ready, answer) = sync_channel::<Ready>(1);
-    let thread = std::thread::Builder::new()
-        .name(format!("blkm-{index}"))
-        .spawn(move || thread_main(index, options, mailbox, &ready))
+    let body = move || thread_main(index, options, hook, mailbox, &ready);
+    let thread = threads::spawn(format!("blkm-{index}"), body)
         .map_err(|e| Error::from_io("start a worker thread", e))?;
     let gone = || Error::new(ErrorKind::Internal, "start a worker").because("its thread ended at once");
     let (waker, contiguous) = answer.recv().map_err(|_| gone())??;
@@ -42,13 +46,16 @@ fn worker(index: usize, options: EngineOptions) -> Result<WorkerHandle> {
 fn thread_main(
     index: usize,
     options: EngineOptions,
+    hook: Option<ThreadStart>,
     mailbox: Receiver<Mail<Device>>,
     ready: &SyncSender<Ready>,
 ) {
-    // A refusal only means that the host's signal handlers may run here.
-    let _ = nix::sys::signal::SigSet::all().thread_block();
     if options.pin {
         core_set::pin(index);
+    }
+    // Before the ring and the memory are made, so that a limit that it sets counts for them; after the pinning, which it may undo.
+    if let Some(hook) = hook {
+        hook(index);
     }
     // Jobs whose targets hang keep all the memory that they have; a part is left to the other jobs of the worker.
     let memory_bytes = options.worker_memory_bytes();

@@ -168,10 +168,10 @@ impl Running {
     fn start(waker: Arc<dyn Wake>, ready: Arc<AtomicUsize>) -> Result<Self> {
         let (jobs, inbox) = sync_channel(LANE_DEPTH);
         let (outbox, done) = sync_channel(LANE_DEPTH);
-        let thread = std::thread::Builder::new()
-            .name("blkm-lane".into())
-            .spawn(move || serve(&inbox, &outbox, &ready, &*waker))
-            .map_err(|e| Error::from_io("start the thread for blocking requests", e))?;
+        // A queue's lane is started by a thread of the host's, whose signals are none of its business.
+        let thread =
+            crate::threads::spawn("blkm-lane".into(), move || serve(&inbox, &outbox, &ready, &*waker))
+                .map_err(|e| Error::from_io("start the thread for blocking requests", e))?;
         Ok(Self { jobs, done, thread })
     }
 }

@@ -222,6 +222,20 @@ impl Queue {
         self.eventfd.as_ref().map(AsFd::as_fd)
     }
 
+    /// Completions that were collected and wait to be [popped](Self::pop).
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        self.running.as_ref().map_or(0, |running| running.core.answers())
+    }
+
+    /// Makes the eventfd readable, from any thread: for a host that leaves completions unpopped and comes back for them.
+    pub fn signal(&self) {
+        if let Some(eventfd) = &self.eventfd {
+            // It fails only when the counter is full, and then it is readable already.
+            let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
+        }
+    }
+
     /// Requests that were accepted and have not completed.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -1,0 +1,188 @@
+//! Jobs: mirrors and copies, what may be asked of them, what may be read of them.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `options` | what a host chooses for a job |
+//! | `verbs` | what may be asked of it |
+//! | `facts` | what may be read of it: state, figures, outcome |
+//! | `names` | the numbers of states, modes, policies |
+#![allow(unsafe_code)]
+
+mod facts;
+pub(crate) mod names;
+mod options;
+mod verbs;
+
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use blkmirror_core::Result;
+use blkmirror_core::engine::{Cancel, Job, MirrorOptions};
+
+pub use self::facts::*;
+pub use self::names::*;
+pub use self::options::*;
+pub use self::verbs::*;
+
+use self::options::options_of;
+use crate::border::handle::{Health, borrow, close, create_and_show, object, with};
+use crate::border::sized;
+use crate::device::blkm_device;
+use crate::drive::blkm_drive;
+use crate::engine::blkm_engine;
+use crate::event::Hub;
+
+/// A job that mirrors a drive, or copies a device. Every function that takes one may be called from any thread.
+#[allow(non_camel_case_types, reason = "as in C")]
+#[derive(Debug)]
+pub struct blkm_job {
+    /// Whether it may be used.
+    health: Health,
+    /// What core has.
+    pub(crate) job: Job,
+    /// Where its events come together with others'.
+    hub: Arc<Hub>,
+    /// Its number there.
+    number: AtomicU64,
+}
+object!(blkm_job);
+
+/// Not listed in a hub yet.
+const UNLISTED: u64 = u64::MAX;
+
+impl Drop for blkm_job {
+    fn drop(&mut self) {
+        self.hub.leave(*self.number.get_mut());
+    }
+}
+
+/// Starts a job and makes a handle of it.
+///
+/// # Safety
+/// The pointers are what the header says.
+unsafe fn start(
+    engine: *mut blkm_engine,
+    opts: *const blkm_mirror_opts,
+    out: *mut *mut blkm_job,
+    attempt: &'static str,
+    start: impl FnOnce(&blkm_engine, MirrorOptions) -> Result<Job>,
+) -> c_int {
+    let user_data = Cell::new(std::ptr::null_mut());
+    let make = || {
+        // SAFETY: the caller's handle.
+        let engine = unsafe { borrow(engine, attempt)? };
+        // SAFETY: the caller's structure.
+        let opts = unsafe { sized::read(opts, attempt)? };
+        // SAFETY: the pointers in it, as the header says.
+        let options = unsafe { options_of(&opts, attempt)? };
+        user_data.set(opts.user_data);
+        let job = start(engine, options)?;
+        let number = AtomicU64::new(UNLISTED);
+        Ok(blkm_job { health: Health::new(), job, hub: Arc::clone(&engine.hub), number })
+    };
+    let show = |handle: *mut blkm_job| {
+        // SAFETY: made above, and nobody else knows it yet.
+        let made = unsafe { &*handle };
+        let entered = made.hub.enter(&made.job, handle, user_data.get());
+        let number = entered.inspect_err(|_| {
+            // Nobody would hear of it.
+            let _ = made.job.cancel(Cancel::Force);
+        })?;
+        made.number.store(number, Ordering::Release);
+        Ok(())
+    };
+    // SAFETY: the caller's variable.
+    unsafe { create_and_show(out, attempt, make, show) }
+}
+
+/// Starts a job that mirrors `drive` to `target`, which was opened as a target, and follows the guest's writes until it is completed or
+/// cancelled. The target is held until the job is over, and longer if the drive moves to it; the caller may close his handle of it.
+/// Whether the drive could move to it is not asked here: `blkm_mirror_check` does. `opts` may be NULL. On success `*out` is the job, to
+/// be closed with `blkm_job_close`; else it is NULL, and the target is untouched.
+///
+/// It opens both devices once more for each worker and blocks for as long as their file systems do, so do not call it from an event loop.
+///
+/// Returns 0, or -errno: `-EBUSY` when a job runs on the drive, both are the same, or the bitmap is in use; `-EINVAL` for an option that
+/// makes no sense or a target that is too small; `-EAGAIN` when the engine carries 64 jobs; `-EMFILE`. Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn blkm_mirror_start(
+    engine: *mut blkm_engine,
+    drive: *mut blkm_drive,
+    target: *mut blkm_device,
+    opts: *const blkm_mirror_opts,
+    out: *mut *mut blkm_job,
+) -> c_int {
+    let attempt = "start a mirror";
+    let run = |engine: &blkm_engine, options| {
+        // SAFETY: the caller's handle, as the header says.
+        let drive = unsafe { borrow(drive, attempt)? };
+        // SAFETY: the same.
+        let target = unsafe { borrow(target, attempt)? };
+        engine.engine.mirror(&drive.drive, target.device.share(), options)
+    };
+    // SAFETY: the caller's pointers, as the header says.
+    unsafe { start(engine, opts, out, attempt, run) }
+}
+
+/// Whether `blkm_mirror_start` would take these, and, if `pivot`, whether the drive could move to the target at the end. Changes nothing.
+///
+/// Returns 0, or -errno as `blkm_mirror_start` and `blkm_job_complete`, but for what depends on the moment. Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn blkm_mirror_check(
+    engine: *mut blkm_engine,
+    drive: *mut blkm_drive,
+    target: *mut blkm_device,
+    opts: *const blkm_mirror_opts,
+    pivot: bool,
+) -> c_int {
+    let attempt = "check a mirror";
+    let body = |engine: &blkm_engine| {
+        // SAFETY: the caller's structure, as the header says.
+        let opts = unsafe { sized::read(opts, attempt)? };
+        // SAFETY: the pointers in it, as the header says.
+        let options = unsafe { options_of(&opts, attempt)? };
+        // SAFETY: the caller's handle, as the header says.
+        let drive = unsafe { borrow(drive, attempt)? };
+        // SAFETY: the same.
+        let target = unsafe { borrow(target, attempt)? };
+        engine.engine.check(&drive.drive, &target.device, &options, pivot)
+    };
+    // SAFETY: the same.
+    unsafe { with(engine, attempt, body) }
+}
+
+/// Starts a job that copies `source`, which nobody writes meanwhile, to `target`, and completes by itself. Of the options those about
+/// following a guest are ignored. All else as `blkm_mirror_start`.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn blkm_copy_start(
+    engine: *mut blkm_engine,
+    source: *mut blkm_device,
+    target: *mut blkm_device,
+    opts: *const blkm_mirror_opts,
+    out: *mut *mut blkm_job,
+) -> c_int {
+    let attempt = "start a copy";
+    let run = |engine: &blkm_engine, options| {
+        // SAFETY: the caller's handle, as the header says.
+        let source = unsafe { borrow(source, attempt)? };
+        // SAFETY: the same.
+        let target = unsafe { borrow(target, attempt)? };
+        engine.engine.copy(source.device.share(), target.device.share(), options)
+    };
+    // SAFETY: the caller's pointers, as the header says.
+    unsafe { start(engine, opts, out, attempt, run) }
+}
+
+/// Closes the caller's handle and sets `*job` to NULL. NULL, and a pointer to NULL, are allowed. A job that is not over runs on and ends as
+/// it was asked to, or with its engine, and nobody hears of it; one that would have to be finalized is cancelled.
+///
+/// Threads: any, while no other call uses this handle; not between taking an event of the job and using its `job`. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn blkm_job_close(job: *mut *mut blkm_job) {
+    // SAFETY: the caller's handle, as the header says.
+    unsafe { close(job) }
+}
