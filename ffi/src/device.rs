@@ -155,7 +155,7 @@ pub unsafe extern "C" fn blkm_device_open(
         }
     };
     // SAFETY: the caller's variable, as the header says.
-    unsafe { create(out, attempt, || Ok(blkm_device { health: Health::new(), device: open()? })) }
+    unsafe { create(out, attempt, || Ok(opened(open()?))) }
 }
 
 /// The same for a descriptor of the caller's, which is duplicated: he keeps his and closes it whenever he likes. It must have been
@@ -188,7 +188,7 @@ pub unsafe extern "C" fn blkm_device_open_fd(
         }
     };
     // SAFETY: the caller's variable, as the header says.
-    unsafe { create(out, attempt, || Ok(blkm_device { health: Health::new(), device: open()? })) }
+    unsafe { create(out, attempt, || Ok(opened(open()?))) }
 }
 
 /// Creates a regular file of `size_bytes`, one hole, with mode 0600, and opens it as a target.
@@ -205,7 +205,7 @@ pub unsafe extern "C" fn blkm_device_create(
     let make = || {
         // SAFETY: a string of the caller's, as the header says.
         let path = unsafe { text::path(path, attempt)? };
-        Ok(blkm_device { health: Health::new(), device: Device::create_target(path, size_bytes)? })
+        Ok(opened(Device::create_target(path, size_bytes)?))
     };
     // SAFETY: the caller's variable, as the header says.
     unsafe { create(out, attempt, make) }
@@ -364,6 +364,14 @@ unsafe fn options<'a>(
     // SAFETY: the caller's promise.
     let name = unsafe { text::name(opts.name, attempt)? };
     Ok((TargetOptions { allow_shared: opts.flags & BLKM_DEVICE_F_ALLOW_SHARED != 0 }, name))
+}
+
+/// A handle for C; what is worth knowing of the device goes to the log.
+fn opened(device: Device) -> blkm_device {
+    for note in device.notes() {
+        tracing::info!(device = device.name(), "{note}");
+    }
+    blkm_device { health: Health::new(), device }
 }
 
 /// The role of that number.

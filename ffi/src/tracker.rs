@@ -127,7 +127,8 @@ pub unsafe extern "C" fn blkm_tracker_end(
     let body = |t: &blkm_tracker| {
         // SAFETY: the caller's variable, as the header says.
         let token = unsafe { token.as_ref() }.ok_or_else(|| invalid(attempt, "the token is NULL"))?;
-        let token = unpack(token).ok_or_else(|| invalid(attempt, "this is no token that was begun"))?;
+        let token =
+            unpack(&t.tracker, token).ok_or_else(|| invalid(attempt, "this is no token that was begun"))?;
         let result = if result < 0 { Err(result.saturating_neg()) } else { Ok(()) };
         t.tracker.end(token, result)
     };
@@ -192,7 +193,7 @@ fn pack(token: Token) -> blkm_token {
 }
 
 /// A token from C.
-fn unpack(token: &blkm_token) -> Option<Token> {
+fn unpack(tracker: &Tracker, token: &blkm_token) -> Option<Token> {
     let [a, b, c, d, e, ..] = token.opaque;
-    Token::from_words([token.device_number, a, b, c, d, e])
+    tracker.token_of_words([token.device_number, a, b, c, d, e])
 }

@@ -191,6 +191,30 @@ fn who_leaves_a_closed_gate_wakes_the_home_that_waits_for_it() {
     assert!(home.0.load(Ordering::Relaxed) == 1 && drive.is_quiet(false));
 }
 
+/// A host in C keeps its tokens as plain numbers, and may spoil them.
+#[test]
+fn a_token_survives_as_numbers_and_spoilt_ones_are_refused() {
+    let drive = drive();
+    for kind in [IoKind::Read, IoKind::Write, IoKind::WriteZeroes, IoKind::Discard] {
+        let token = begin(&drive, 8 * KIB, kind);
+        assert_eq!(drive.token_of_words(token.to_words()), Some(token));
+        end(&drive, drive.token_of_words(token.to_words()).unwrap()).unwrap();
+    }
+    let words = begin(&drive, 8 * KIB, IoKind::Write).to_words();
+    for (at, spoilt) in [(2, u64::MAX), (3, 0), (3, DISK + 1), (4, 5), (4, u64::MAX)] {
+        let mut words = words;
+        words[at] = spoilt;
+        assert_eq!(drive.token_of_words(words), None, "{at}: {spoilt}");
+    }
+    // Any number is a pass that is not under way, or the very one.
+    for pass in [0, 1, u64::MAX, words[1] ^ 1, words[1].wrapping_add(1 << 40)] {
+        let mut words = words;
+        words[1] = pass;
+        assert_eq!(kind(end(&drive, drive.token_of_words(words).unwrap())), ErrorKind::WrongState);
+    }
+    end(&drive, drive.token_of_words(words).unwrap()).unwrap();
+}
+
 #[test]
 fn a_token_that_is_ended_twice_or_belongs_elsewhere_changes_nothing() {
     let (drive, other, (follower, _)) = (drive(), drive(), follower());

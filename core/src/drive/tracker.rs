@@ -113,22 +113,6 @@ impl Token {
         [device_number, pass.to_word(), range.start(), range.end(), kind.number(), begun_ns]
     }
 
-    /// From these numbers; `None` if they are no token's. Whether the token is under way, [`Tracker::end`] finds out; a range that was
-    /// changed marks other bytes.
-    #[must_use]
-    pub fn from_words(words: [u64; 6]) -> Option<Self> {
-        let [device_number, pass, start, end, kind, begun_ns] = words;
-        let kind = IoKind::from_number(kind)?;
-        let pass = Pass::from_word(pass);
-        (start <= end).then(|| Self {
-            pass,
-            range: ByteRange::new(start, end),
-            kind,
-            begun_ns,
-            device_number,
-        })
-    }
-
     /// How often the drive had been moved to another device when this request began: which device it must be sent to.
     #[must_use]
     pub fn device_number(&self) -> u64 {
@@ -197,6 +181,13 @@ impl Tracker {
         self.core.end(token, result, monotonic_ns)
     }
 
+    /// The token of these numbers, see [`Token::to_words`]; `None` if they cannot be a token of this drive. Whether it is under way,
+    /// [`end`](Self::end) finds out; a range that was changed marks other bytes.
+    #[must_use]
+    pub fn token_of_words(&self, words: [u64; 6]) -> Option<Token> {
+        self.core.token_of_words(words)
+    }
+
     /// Sleeps until the gate is open, at most for `timeout`; whether it is open.
     #[must_use]
     pub fn wait_open(&self, timeout: Duration) -> bool {
@@ -247,6 +238,20 @@ impl<D> DriveCore<D> {
         // Inside the gate, so it cannot change before the end.
         let device_number = self.device_number();
         Ok(Admission::Go(Token { pass, range, kind, begun_ns, device_number }))
+    }
+
+    /// See [`Tracker::token_of_words`].
+    pub(crate) fn token_of_words(&self, words: [u64; 6]) -> Option<Token> {
+        let [device_number, pass, start, end, kind, begun_ns] = words;
+        let kind = IoKind::from_number(kind)?;
+        let (pass, range) = (Pass::from_word(pass), ByteRange::new(start, end));
+        (start <= end && end <= self.size_bytes()).then_some(Token {
+            pass,
+            range,
+            kind,
+            begun_ns,
+            device_number,
+        })
     }
 
     /// See [`Tracker::end`].

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::log;
 use crate::error::{Error, Result};
 use crate::mirror::{BudgetLevel, CopyMode, ErrorAction, Escalation, JobStatus, Notice, Reason, Share, Side};
 use crate::ring::monotonic_ns;
@@ -162,6 +163,8 @@ pub(super) struct Events {
 /// Events in their order.
 #[derive(Debug)]
 struct Told {
+    /// Whose they are, for the log.
+    job: String,
     /// Kept for the host, oldest first; never more than [`EVENT_DEPTH`] and [`LANDMARK_PLACES`].
     kept: VecDeque<Event>,
     /// The next number.
@@ -173,12 +176,12 @@ struct Told {
 }
 
 impl Events {
-    /// No events yet.
-    pub(super) fn new() -> Result<Self> {
+    /// No events yet, of a job with this name in the log.
+    pub(super) fn new(job: String) -> Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::from_io("make an eventfd for the job's events", e))?;
         let kept = VecDeque::with_capacity(EVENT_DEPTH + LANDMARK_PLACES);
-        Ok(Self { told: Mutex::new(Told { kept, seq: 0, lost: 0, last_error: None }), fd })
+        Ok(Self { told: Mutex::new(Told { job, kept, seq: 0, lost: 0, last_error: None }), fd })
     }
 
     /// Readable while there are events.
@@ -238,6 +241,7 @@ impl Events {
 impl Told {
     /// Keeps an event for the host; what finds no room is counted, and the next one that finds room comes after a mark.
     fn emit(&mut self, what: EventKind) {
+        log::event(&self.job, &what);
         let depth = if is_landmark(what) { EVENT_DEPTH + LANDMARK_PLACES } else { EVENT_DEPTH };
         if self.kept.len() + usize::from(self.lost > 0) < depth {
             let mark = self.mark();
@@ -340,7 +344,7 @@ mod tests {
 
     #[test]
     fn the_descriptor_is_readable_exactly_while_there_are_events() {
-        let events = Events::new().unwrap();
+        let events = Events::new(String::new()).unwrap();
         assert!(!readable(&events));
         emit(&events, 3, EventKind::Ready);
         for seq in 0..3 {
@@ -353,7 +357,7 @@ mod tests {
 
     #[test]
     fn numbers_have_no_gap_that_an_overflow_does_not_explain() {
-        let events = Events::new().unwrap();
+        let events = Events::new(String::new()).unwrap();
         emit(&events, EVENT_DEPTH + 10, EventKind::CopyMode(CopyMode::Background));
         let mut expected = 0;
         for _ in 0..5 {
@@ -379,7 +383,7 @@ mod tests {
     #[test]
     fn what_a_job_tells_of_only_once_is_kept_whatever_else_waits() {
         use JobStatus as S;
-        let events = Events::new().unwrap();
+        let events = Events::new(String::new()).unwrap();
         let other = || emit(&events, EVENT_DEPTH + 7, EventKind::CopyMode(CopyMode::Background));
         let status = |from, to| EventKind::Status { from, to };
         let landmarks = [

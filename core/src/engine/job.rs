@@ -99,6 +99,7 @@ impl JobCore {
         no_pivot: Option<String>,
         latencies: &[Latencies; 2],
     ) -> Result<Job> {
+        let events = Events::new(format!("{} to {}", names[0], names[1]))?;
         let core = Arc::new(Self {
             share,
             extents: options.extents.clone(),
@@ -112,7 +113,7 @@ impl JobCore {
             verdict: OnceLock::new(),
             pause_ns: AtomicU64::new(NO_PAUSE),
             over: (Mutex::new(()), Condvar::new()),
-            events: Events::new()?,
+            events,
             meter: Mutex::new(RateMeter::default()),
             auto_finalize: options.auto_finalize,
             no_pivot,

@@ -16,6 +16,7 @@ mod event;
 mod home;
 mod job;
 mod latencies;
+mod log;
 mod outcome;
 mod query;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::courtesy::Courtesy;
 use super::home::Home;
 use super::job::{Job, JobCore};
 use super::worker::{Mail, Part, Worker};
-use super::{EngineOptions, MAILBOX_DEPTH, ThreadStart, WorkerHandle, core_set};
+use super::{EngineOptions, MAILBOX_DEPTH, ThreadStart, WorkerHandle, core_set, log};
 use crate::device::{Device, DeviceKind, Role};
 use crate::drive::{DriveCore, Follower, memory_align_bytes};
 use crate::error::{Error, ErrorKind, Result};
@@ -62,6 +62,7 @@ fn thread_main(
     let outcome = with_ring(UringOptions::new(memory_bytes), |ring| {
         // The engine waits for this answer, so it is always taken.
         let contiguous = ring.huge_bytes().is_some_and(|huge| huge >= memory_bytes);
+        log::worker_started(index, ring.setup(), contiguous);
         let _ = ready.send(Ok((ring.waker(), contiguous)));
         let courtesy = scheduling::may_stand_back().then(|| Courtesy::new(scheduling::stand_back));
         Worker::new(ring, mailbox).with_courtesy(courtesy).run(ring);

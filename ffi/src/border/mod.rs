@@ -50,6 +50,7 @@ impl Answer for usize {
 /// Keeps the error's text for the calling thread and gives its number: `-errno`.
 pub(crate) fn fail(error: &Error) -> c_int {
     text::keep(error);
+    tracing::debug!("{error}");
     -error.errno()
 }
 

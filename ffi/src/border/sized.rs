@@ -129,7 +129,7 @@ pub(crate) unsafe fn write<T: Structure>(facts: *mut T, mut value: T, attempt: &
 /// Whether the caller's structure can be filled in: for who must know before something happens that cannot be taken back.
 ///
 /// # Safety
-/// As [`write`].
+/// As [`write()`].
 pub(crate) unsafe fn check<T: Structure>(facts: *const T, attempt: &'static str) -> Result<()> {
     if facts.is_null() {
         return Err(invalid(attempt, format!("{} is NULL", T::NAME)));
