@@ -385,6 +385,11 @@ impl Ring for UringRing {
         attached.is_none_or(|attached| attached.device.limits().writes_through)
     }
 
+    fn zeroes_quickly(&self, slot: DeviceSlot) -> bool {
+        let attached = self.devices.get(usize::from(slot.0)).and_then(Option::as_ref);
+        attached.is_none_or(|attached| attached.device.zeroes_quickly())
+    }
+
     fn is_zero(&self, buf: BufRange) -> bool {
         let Some(ptr) = self.inside(buf).filter(|_| !self.flights.uses(buf)) else { return false };
         // SAFETY: the range lies in the region, was written when the region was made, and no request of this ring, the

@@ -216,10 +216,25 @@ impl Queue {
     /// The host waits for it, level-triggered or edge-triggered, and never reads it: [`poll`](Self::poll) and
     /// [`wait`](Self::wait) reset it, then collect, so what comes later makes it readable again. It may be readable once more
     /// than there is something to collect. It does not tell of completions that were collected already: [`pop`](Self::pop) them
-    /// all before waiting for it.
+    /// all before waiting for it, or say so with [`signal`](Self::signal).
     #[must_use]
     pub fn eventfd(&self) -> Option<BorrowedFd<'_>> {
         self.eventfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Makes the eventfd readable, from any thread. For a host that leaves completions unpopped, or wants its loop to come round; without
+    /// an eventfd it does nothing.
+    pub fn signal(&self) {
+        if let Some(eventfd) = &self.eventfd {
+            // It fails only when the counter is full, and then it is readable.
+            let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Completions that were collected and wait to be [popped](Self::pop).
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        self.running.as_ref().map_or(0, |running| running.core.answers())
     }
 
     /// Requests that were accepted and have not completed.

@@ -36,6 +36,16 @@ impl Wish {
         matches!(self, Self::Read | Self::Write(_))
     }
 
+    /// Whether the host keeps its data still by a promise for this request alone.
+    pub(super) const fn is_stable(self) -> bool {
+        matches!(self, Self::Write(WriteFlags { stable: true, .. }))
+    }
+
+    /// Whether it fails rather than write zeroes as data.
+    pub(super) const fn only_if_quick(self) -> bool {
+        matches!(self, Self::WriteZeroes(ZeroFlags { no_fallback: true, .. }))
+    }
+
     /// What it attempts, for errors.
     pub(super) const fn attempt(self) -> &'static str {
         match self {
@@ -51,8 +61,10 @@ impl Wish {
     pub(super) const fn on_source(self) -> Work {
         match self {
             Self::Read => Work::Read,
-            Self::Write(WriteFlags { fua }) => Work::Write { fua },
-            Self::WriteZeroes(ZeroFlags { punch, fua }) => Work::Zero { punch, fua },
+            Self::Write(WriteFlags { fua, .. }) => Work::Write { fua },
+            Self::WriteZeroes(ZeroFlags { punch, fua, no_fallback }) => {
+                Work::Zero { punch, fua, fallback: !no_fallback }
+            }
             Self::Discard => Work::Discard,
             Self::Flush => Work::Flush,
         }
@@ -66,7 +78,7 @@ impl Wish {
         match self {
             Self::Write(_) => Some(Work::Write { fua: false }),
             Self::WriteZeroes(ZeroFlags { punch, .. }) => {
-                Some(Work::Zero { punch: punch && may_punch, fua: false })
+                Some(Work::Zero { punch: punch && may_punch, fua: false, fallback: true })
             }
             Self::Read | Self::Discard | Self::Flush => None,
         }

@@ -195,8 +195,8 @@ impl Sim {
         let fua = self.chance(20);
         let wish = match self.world.pick(20) {
             0..5 => Wish::Read,
-            5..15 => Wish::Write(WriteFlags { fua }),
-            15..17 => Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua }),
+            5..15 => Wish::Write(WriteFlags { fua, ..WriteFlags::default() }),
+            15..17 => Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua, ..ZeroFlags::default() }),
             17 => Wish::Discard,
             _ => Wish::Flush,
         };

@@ -20,11 +20,20 @@ pub(super) struct OddRing {
     swallowed: Vec<(Request, Tag)>,
     /// The next `enter` fails, and every other.
     pub(super) is_broken: bool,
+    /// Its disks have no command for zeroes: they write pages of them.
+    pub(super) slow_zeroes: bool,
 }
 
 impl OddRing {
     pub(super) fn new(inner: SimRing) -> Self {
-        Self { inner, disks: Vec::new(), dead: None, swallowed: Vec::new(), is_broken: false }
+        Self {
+            inner,
+            disks: Vec::new(),
+            dead: None,
+            swallowed: Vec::new(),
+            is_broken: false,
+            slow_zeroes: false,
+        }
     }
 
     /// When there is something to do.
@@ -111,6 +120,10 @@ impl Ring for OddRing {
 
     fn writes_through(&self, slot: DeviceSlot) -> bool {
         self.inner.writes_through(slot)
+    }
+
+    fn zeroes_quickly(&self, slot: DeviceSlot) -> bool {
+        !self.slow_zeroes && self.inner.zeroes_quickly(slot)
     }
 
     fn is_zero(&self, buf: BufRange) -> bool {
