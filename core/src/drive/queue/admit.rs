@@ -32,6 +32,10 @@ struct Both {
 impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// Takes the seats that the drive and its job have now, if something changed.
     pub(super) fn follow<R: Ring<Device = D>>(&mut self, ring: &mut R) {
+        self.memory.look(&self.drive);
+        if self.memory.is_behind() {
+            self.memory.follow(ring);
+        }
         let generation = self.drive.generation();
         if self.seen == Some(generation) {
             return;
@@ -67,6 +71,9 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     fn admit<R: Ring<Device = D>>(&mut self, ring: &mut R, index: u32) {
         if self.is_mutated(Mutation::MarkBefore) {
             self.mark_early(index);
+        }
+        if let Some(request) = self.table.get(index) {
+            request.find_buffer(&self.memory);
         }
         let home = self.seats.home;
         let slot = home.and_then(|seat| Some(self.seats.get(seat)?.slot));

@@ -1,6 +1,7 @@
 //! A guest request, and the fixed table that holds all of a queue.
 #![forbid(unsafe_code)]
 
+use super::memory::{HostBuffers, Uses};
 use super::options::{WriteFlags, ZeroFlags};
 use super::part::{Data, Part, Work};
 use super::phase::Phase;
@@ -96,6 +97,10 @@ pub(super) struct Request {
     pub(super) tag: u64,
     /// The host's buffer; goes back with the completion.
     pub(super) buffer: Option<GuestBuffer>,
+    /// The registered regions that it uses.
+    pub(super) uses: Uses,
+    /// The registered buffer that it is sent through.
+    through: Option<u16>,
     /// When it was accepted.
     pub(super) accepted_ns: u64,
     /// Where it stands.
@@ -130,6 +135,8 @@ impl Request {
             range,
             tag,
             buffer,
+            uses: Uses::default(),
+            through: None,
             accepted_ns: now_ns,
             phase: Phase::Queued,
             pass: None,
@@ -159,9 +166,15 @@ impl Request {
         part.as_ref().and_then(|part| part.result).unwrap_or(Err(libc::ECANCELED))
     }
 
+    /// Finds the registered buffer to send it through.
+    pub(super) fn find_buffer(&mut self, memory: &HostBuffers) {
+        let buffer = self.buffer.as_ref();
+        self.through = buffer.and_then(|buffer| memory.buffer(buffer.memory(), self.uses));
+    }
+
     /// Where the host's data lies.
     pub(super) fn host_data(&self) -> Data {
-        self.buffer.as_ref().map_or(Data::None, |buffer| Data::Host(buffer.memory()))
+        self.buffer.as_ref().map_or(Data::None, |buffer| Data::Host(buffer.memory().in_buffer(self.through)))
     }
 
     /// Whether the kernel may be using the host's memory.
