@@ -121,7 +121,9 @@ fn every_kind_of_request_does_what_it_says() {
         let drive = disk.drive();
         let mut queue = drive.queue(QueueOptions::default()).unwrap();
         for (offset, byte, fua) in [(0, 1, false), (65536, 2, true), (4 * MIB - 8192, 3, false)] {
-            queue.write(offset, filled(8192, byte), WriteFlags { fua }, offset).unwrap();
+            queue
+                .write(offset, filled(8192, byte), WriteFlags { fua, ..WriteFlags::default() }, offset)
+                .unwrap();
         }
         let done = finish(&mut queue);
         assert!(done.len() == 3 && done.values().all(|d| d.result.is_ok() && d.buffer.is_some()), "{done:?}");
@@ -136,7 +138,9 @@ fn every_kind_of_request_does_what_it_says() {
         one(&mut queue).unwrap();
         for (punch, fua) in [(false, false), (true, false), (false, true), (true, true)] {
             let start = 4096 * (1 + 2 * u64::from(punch) + 4 * u64::from(fua));
-            queue.write_zeroes(ByteRange::at(start, 4096), ZeroFlags { punch, fua }, 1).unwrap();
+            queue
+                .write_zeroes(ByteRange::at(start, 4096), ZeroFlags { punch, fua, ..ZeroFlags::default() }, 1)
+                .unwrap();
             one(&mut queue).unwrap();
             let content = disk.content();
             let at = usize::try_from(start).unwrap();
@@ -151,6 +155,52 @@ fn every_kind_of_request_does_what_it_says() {
         queue.flush(1).unwrap();
         assert!(one(&mut queue).unwrap().is_none());
     }
+}
+
+/// If they were written as data after all, a host that only asks for the quick way would wait for as long as for a write.
+#[test]
+fn zeroes_without_a_fallback_fail_where_the_device_has_no_way_and_change_nothing() {
+    let disk = Disk::file(MIB);
+    let drive = disk.drive();
+    let mut queue = drive.queue(QueueOptions::default()).unwrap();
+    queue.write(0, filled(8192, 7), WriteFlags::default(), 1).unwrap();
+    one(&mut queue).unwrap();
+    // A file system in memory makes holes, and has no zeroes that keep the space.
+    let quick = ZeroFlags { no_fallback: true, ..ZeroFlags::default() };
+    queue.write_zeroes(ByteRange::at(0, 4096), quick, 1).unwrap();
+    assert_eq!(one(&mut queue).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert!(disk.content()[..8192].iter().all(|&b| b == 7));
+    queue.write_zeroes(ByteRange::at(0, 4096), ZeroFlags { punch: true, ..quick }, 1).unwrap();
+    one(&mut queue).unwrap();
+    queue.write_zeroes(ByteRange::at(4096, 4096), ZeroFlags::default(), 1).unwrap();
+    one(&mut queue).unwrap();
+    assert!(disk.content()[..8192].iter().all(|&b| b == 0));
+}
+
+/// A host that pops a part of what is there, and sleeps on the eventfd, would sleep over the rest.
+#[test]
+fn a_host_that_leaves_completions_unpopped_is_called_back() {
+    let disk = Disk::file(MIB);
+    let drive = disk.drive();
+    let mut queue = drive.queue(QueueOptions::default()).unwrap();
+    let is_readable = |queue: &Queue| {
+        let fd = queue.eventfd().unwrap();
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+    };
+    assert_eq!(queue.ready(), 0);
+    queue.signal();
+    assert!(is_readable(&queue), "before its first use, too");
+    (0..3).for_each(|tag| queue.read(0, filled(4096, 0), tag).unwrap());
+    queue.wait(3, None).unwrap();
+    assert_eq!((queue.ready(), queue.in_flight()), (3, 0));
+    queue.pop().unwrap().result.unwrap();
+    queue.poll().unwrap();
+    assert!(!is_readable(&queue) && queue.ready() == 2);
+    queue.signal();
+    assert!(is_readable(&queue));
+    let quiet = drive.queue(QueueOptions { eventfd: false, ..QueueOptions::default() }).unwrap();
+    quiet.signal();
 }
 
 #[test]
@@ -242,7 +292,12 @@ fn an_event_loop_hears_of_every_completion() {
                     0 => queue.flush(sent),
                     1 => queue.write_zeroes(ByteRange::at(at, 65536), ZeroFlags::default(), sent),
                     2 => queue.read(at, filled(4096, 0), sent),
-                    _ => queue.write(at, filled(65536, 5), WriteFlags { fua: sent % 7 == 0 }, sent),
+                    _ => queue.write(
+                        at,
+                        filled(65536, 5),
+                        WriteFlags { fua: sent % 7 == 0, ..WriteFlags::default() },
+                        sent,
+                    ),
                 }
                 .unwrap();
                 sent += 1;
@@ -292,10 +347,18 @@ fn no_request_allocates(drive: &Drive, path: &Path) {
             let buffer = spare.pop().unwrap();
             match i % 4 {
                 0 => queue.read(at, buffer, i).unwrap(),
-                _ => queue.write(at, buffer, WriteFlags { fua: i % 8 == 1 }, i).unwrap(),
+                _ => queue
+                    .write(at, buffer, WriteFlags { fua: i % 8 == 1, ..WriteFlags::default() }, i)
+                    .unwrap(),
             }
         }
-        queue.write_zeroes(ByteRange::at(0, 4096), ZeroFlags { punch: true, fua: true }, 64).unwrap();
+        queue
+            .write_zeroes(
+                ByteRange::at(0, 4096),
+                ZeroFlags { punch: true, fua: true, ..ZeroFlags::default() },
+                64,
+            )
+            .unwrap();
         queue.flush(65).unwrap();
         queue.wait(66, None).unwrap();
         while let Some(done) = queue.pop() {

@@ -57,7 +57,7 @@ impl GuestDisk for QueueDisk {
         fua: bool,
         tag: u64,
     ) -> std::result::Result<(), Refused> {
-        self.queue.write(offset, buffer, WriteFlags { fua }, tag).map_err(refused)
+        self.queue.write(offset, buffer, WriteFlags { fua, ..WriteFlags::default() }, tag).map_err(refused)
     }
 
     fn read(&mut self, offset: u64, buffer: AlignedBuf, tag: u64) -> std::result::Result<(), Refused> {
@@ -65,7 +65,9 @@ impl GuestDisk for QueueDisk {
     }
 
     fn write_zeroes(&mut self, range: ByteRange, tag: u64) -> std::result::Result<(), Refused> {
-        self.queue.write_zeroes(range, ZeroFlags { punch: true, fua: false }, tag).map_err(refused)
+        self.queue
+            .write_zeroes(range, ZeroFlags { punch: true, ..ZeroFlags::default() }, tag)
+            .map_err(refused)
     }
 
     fn flush(&mut self, tag: u64) -> std::result::Result<(), Refused> {

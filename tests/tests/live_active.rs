@@ -252,7 +252,7 @@ fn zeroes_smaller_than_a_chunk_stay_as_small_as_they_are() {
         let mut queue = scene.drive.queue(QueueOptions::default()).unwrap();
         for (at, len) in [(4, 4), (60, 8), (192, 64), (252, 132)] {
             let range = ByteRange::at(at * KIB, len * KIB);
-            queue.write_zeroes(range, ZeroFlags { punch, fua: false }, 1).unwrap();
+            queue.write_zeroes(range, ZeroFlags { punch, ..ZeroFlags::default() }, 1).unwrap();
             assert!(end_of(&mut queue));
         }
         queue.discard(ByteRange::at(512 * KIB, 12 * KIB), 2).unwrap();

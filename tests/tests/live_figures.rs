@@ -157,7 +157,7 @@ fn follows(scene: &Scene, job: &Job, done: &JobInfo) {
 fn zeroes(scene: &Scene, job: &Job) {
     let before = job.query().progress;
     let mut queue = scene.drive.queue(QueueOptions::default()).unwrap();
-    let flags = ZeroFlags { punch: true, fua: false };
+    let flags = ZeroFlags { punch: true, ..ZeroFlags::default() };
     queue.write_zeroes(ByteRange::at(4 * MIB, MIB), flags, 1).unwrap();
     queue.wait(1, Some(Duration::from_secs(10))).unwrap();
     assert!(queue.pop().unwrap().result.is_ok());

@@ -63,7 +63,7 @@ impl Trouble {
     fn write(&mut self, at: u64, byte: u8, fua: bool) -> Result<(), i32> {
         let mut buffer = AlignedBuf::new(4096, 4096).unwrap();
         buffer.fill(byte);
-        self.queue.write(at, buffer, WriteFlags { fua }, 7).unwrap();
+        self.queue.write(at, buffer, WriteFlags { fua, ..WriteFlags::default() }, 7).unwrap();
         self.ended()
     }
 

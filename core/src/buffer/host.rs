@@ -28,6 +28,8 @@ enum Layout {
         ptr: *mut u8,
         /// Bytes.
         len: usize,
+        /// The registered buffer of the ring that it lies in.
+        buffer: Option<u16>,
     },
     /// `count` segments, described by an array of the host's.
     Many {
@@ -54,7 +56,7 @@ impl HostMemory {
     /// write to them at any time). They are not memory of a ring.
     #[must_use]
     pub const unsafe fn from_raw(ptr: *mut u8, len: usize) -> Self {
-        Self(Layout::One { ptr, len })
+        Self(Layout::One { ptr, len, buffer: None })
     }
 
     /// The segments in `count` entries at `iovecs`.
@@ -63,6 +65,11 @@ impl HostMemory {
     /// Each segment as for [`from_raw`](Self::from_raw); the array itself stays readable and unchanged as long.
     #[must_use]
     pub unsafe fn from_iovecs(iovecs: *const libc::iovec, count: usize) -> Self {
+        if count == 1 {
+            // SAFETY: the caller vouches for one entry at `iovecs`.
+            let segment = unsafe { *iovecs };
+            return Self(Layout::One { ptr: segment.iov_base.cast(), len: segment.iov_len, buffer: None });
+        }
         let mut len: u64 = 0;
         for index in 0..count {
             // SAFETY: the caller vouches for `count` entries at `iovecs`.
@@ -93,9 +100,9 @@ impl HostMemory {
     #[must_use]
     pub fn skip(self, bytes: u64) -> Self {
         match self.0 {
-            Layout::One { ptr, len } => {
+            Layout::One { ptr, len, buffer } => {
                 let skipped = len.min(bytes_usize(bytes));
-                Self(Layout::One { ptr: ptr.wrapping_add(skipped), len: len - skipped })
+                Self(Layout::One { ptr: ptr.wrapping_add(skipped), len: len - skipped, buffer })
             }
             Layout::Many { iovecs, count, len } => {
                 let (mut index, mut left) = (0, bytes);
@@ -130,6 +137,39 @@ impl HostMemory {
                 || (bytes_u64(ptr.addr()) & memory_align.saturating_sub(1) == 0
                     && bytes_u64(len) & length_align.saturating_sub(1) == 0)
         })
+    }
+
+    /// The same memory, used through a registered buffer of the ring that it is given to; several segments stay as they are.
+    ///
+    /// The index must be that of a buffer that covers all of it. A ring refuses it otherwise.
+    #[must_use]
+    pub(crate) const fn in_buffer(self, index: Option<u16>) -> Self {
+        match self.0 {
+            Layout::One { ptr, len, .. } => Self(Layout::One { ptr, len, buffer: index }),
+            Layout::Many { .. } => self,
+        }
+    }
+
+    /// The registered buffer that it is used through.
+    pub(crate) const fn buffer_index(self) -> Option<u16> {
+        match self.0 {
+            Layout::One { buffer, .. } => buffer,
+            Layout::Many { .. } => None,
+        }
+    }
+
+    /// Where its segments lie: the first address and the length of each.
+    pub(crate) fn extents(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.segments()).map(move |index| {
+            let Segment { ptr, len } = self.segment(index);
+            (ptr.addr(), len)
+        })
+    }
+
+    /// A range of addresses, for tests that only compare them.
+    #[cfg(test)]
+    pub(crate) fn simulated(start: usize, len: usize) -> Self {
+        Self(Layout::One { ptr: std::ptr::without_provenance_mut(start), len, buffer: None })
     }
 
     /// Copies its first bytes out, as many as fit; returns how many.
@@ -189,7 +229,7 @@ impl HostMemory {
     /// One segment; `index` is below [`segments`](Self::segments).
     pub(crate) fn segment(self, index: usize) -> Segment {
         match self.0 {
-            Layout::One { ptr, len } => Segment { ptr, len },
+            Layout::One { ptr, len, .. } => Segment { ptr, len },
             Layout::Many { iovecs, count, .. } => {
                 debug_assert!(index < count, "a segment of the vector");
                 // SAFETY: the index is below the count, for which the maker of this vouched until the completion.
@@ -220,7 +260,7 @@ pub(crate) struct Segment {
 impl Segment {
     /// What follows the first `bytes` of it.
     fn rest(self, bytes: u64) -> HostMemory {
-        HostMemory(Layout::One { ptr: self.ptr, len: self.len }).skip(bytes)
+        HostMemory(Layout::One { ptr: self.ptr, len: self.len, buffer: None }).skip(bytes)
     }
 }
 
@@ -402,6 +442,20 @@ mod tests {
         assert_eq!(host.memory().skip(10).len(), 50, "at a border, the rest of the vector");
         assert_eq!(host.memory().skip(15).len(), 15, "inside, the rest of the segment");
         assert_eq!(host.memory().skip(15).skip(10).len(), 5);
+    }
+
+    /// Otherwise the most common request of all would go the long way.
+    #[test]
+    fn a_vector_of_one_entry_is_a_single_segment_and_keeps_its_buffer_when_it_is_cut() {
+        let host = Scattered::new(&[10]);
+        let one = host.memory();
+        assert!(one.iovecs().is_none() && one.segments() == 1 && one.len() == 10);
+        let rest = one.in_buffer(Some(7)).skip(4);
+        assert_eq!((rest.len(), rest.buffer_index()), (6, Some(7)));
+        assert_eq!(rest.in_buffer(None).buffer_index(), None);
+        let many = Scattered::new(&[10, 10]);
+        assert_eq!(many.memory().in_buffer(Some(7)).buffer_index(), None);
+        assert_eq!(many.memory().extents().map(|(_, len)| len).collect::<Vec<_>>(), [10, 10]);
     }
 
     #[test]

@@ -5,15 +5,18 @@
 //! a 1 MiB request is one segment for the device and never exceeds its segment limit. [`Window`] hands the region out
 //! as byte ranges: many small runs fit in it as well as sixteen of 1 MiB, which is what keeps hundreds of 64 KiB requests
 //! in flight where a fixed set of sixteen slots would stall. [`HostMemory`] and [`GuestBuffer`] are memory that is not ours:
-//! the data of a guest's request.
+//! the data of a guest's request. [`HostRegion`] is what such memory is
+//! cut from: a guest's RAM, registered once.
 
 mod aligned;
 mod host;
+mod host_region;
 mod region;
 mod window;
 
 pub use aligned::AlignedBuf;
 pub use host::{GuestBuffer, HostMemory};
+pub use host_region::HostRegion;
 pub use region::Region;
 pub use window::{BufRange, Window};
 

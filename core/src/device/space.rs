@@ -128,6 +128,14 @@ impl Device {
         ))
     }
 
+    /// Whether [`write_zeroes`](Self::write_zeroes) writes none: a file system never does, and a block device has a command for it. Without
+    /// one the kernel writes pages of zeroes.
+    pub(crate) fn zeroes_quickly(&self) -> bool {
+        let queue = self.limits().queue.as_ref();
+        self.kind() != DeviceKind::BlockDevice
+            || queue.and_then(|queue| queue.write_zeroes_max_bytes).is_some_and(|bytes| bytes > 0)
+    }
+
     /// Tells the device that a range is not needed. What it reads as afterwards is zero, since only ways that promise
     /// that are used.
     ///

@@ -17,6 +17,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::follower::{Attached, Follower};
 use super::gate::{Gate, Pass};
 use super::latency::Latencies;
+use super::memory::Memory;
+use crate::buffer::HostRegion;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::Wake;
 use crate::units::ByteRange;
@@ -45,8 +47,10 @@ pub(crate) struct DriveCore<D> {
     has_job: AtomicBool,
     /// What requests took without a job, and with one.
     latencies: [Latencies; 2],
-    /// Changes when a queue must look again at place and follower.
+    /// Changes when a queue must look again at place, follower and memory.
     generation: AtomicU64,
+    /// The host's memory that is registered.
+    memory: Memory,
     /// What the lock guards: the queues' wakers.
     wakers: Mutex<Vec<Weak<dyn Wake>>>,
     /// Signalled when the gate opens.
@@ -70,6 +74,7 @@ impl<D> DriveCore<D> {
             has_job: AtomicBool::new(false),
             latencies: [Latencies::default(), Latencies::default()],
             generation: AtomicU64::new(0),
+            memory: Memory::default(),
             wakers: Mutex::new(Vec::new()),
             opened: Condvar::new(),
             opened_fd: OnceLock::new(),
@@ -100,7 +105,7 @@ impl<D> DriveCore<D> {
         self.number.load(Ordering::Acquire)
     }
 
-    /// Changes whenever [`place`](Self::place) or [`follower`](Self::follower) may have changed.
+    /// Changes whenever [`place`](Self::place), [`follower`](Self::follower) or [`memory`](Self::memory) may have changed.
     #[inline]
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -237,6 +242,26 @@ impl<D> DriveCore<D> {
         self.generation.fetch_add(1, Ordering::AcqRel);
         wake_all(&mut wakers);
     }
+
+    // ---- the host's memory ----
+
+    /// The memory that is registered.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Registers memory; queues take it up when they are turned next.
+    pub(crate) fn map_memory(&self, region: HostRegion) -> Result<()> {
+        self.memory.map(region, || self.changed(self.lock()))
+    }
+
+    /// Takes memory back.
+    pub(crate) fn unmap_memory(&self, ptr: *const u8, len: usize) -> Result<()> {
+        let hint = || _ = self.generation.fetch_add(1, Ordering::AcqRel);
+        self.memory.unmap(ptr, len, hint, || self.changed(self.lock()))
+    }
+
+    // ---- queues ----
 
     /// The job is ending: queues must not wait for its target any more.
     pub(crate) fn wake_queues(&self) {

@@ -9,6 +9,8 @@
 //! | `tracker` | for hosts that do their own I/O: `begin` and `end` of each request |
 //! | `queue` | guest I/O through the library |
 //! | `latency` | how long requests take |
+//! | `memory` | the host's memory that is registered, so that requests inside it cost less |
+//! | `in_use` | which of it requests use; why memory that was unmapped is never used again |
 //! | `per_thread` | where each thread looks first, and when it takes the time |
 //!
 //! What it may assume: a host tells it of every write, through a queue or a tracker. What others may rely on:
@@ -19,7 +21,9 @@
 mod core;
 mod follower;
 mod gate;
+mod in_use;
 mod latency;
+mod memory;
 mod per_thread;
 pub mod queue;
 #[cfg(test)]
@@ -30,6 +34,7 @@ use std::sync::Arc;
 
 pub use follower::Attached;
 pub use gate::{Enter, Gate, Leaving, PASSES, Pass};
+pub use in_use::{InUse, MAX_REGIONS, RegionSet};
 pub use latency::{LONGEST_NS, Latencies, LatencyCounts, Percentiles};
 pub use tracker::{Admission, IoKind, Token, Tracker};
 
@@ -37,6 +42,7 @@ pub(crate) use self::core::DriveCore;
 pub(crate) use self::follower::Follower;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use self::per_thread::{act_as, start_anew};
+use crate::buffer::HostRegion;
 use crate::device::{Device, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::Share;
@@ -121,6 +127,41 @@ impl Drive {
     #[must_use]
     pub fn device(&self) -> Arc<Device> {
         Arc::clone(&self.core.place().device)
+    }
+
+    /// Registers memory of the host's, such as a guest's RAM: requests of any queue whose data lies in one piece inside it spare the kernel
+    /// the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request; each queue
+    /// takes it up when it is turned next, on its own thread, and then the kernel pins every page of it (tens of milliseconds
+    /// for each GiB of small pages), once for each queue. That counts against the limit on locked memory (`RLIMIT_MEMLOCK`) of a process
+    /// without `CAP_IPC_LOCK`. What the kernel refuses is used unregistered, and
+    /// [`Queue::registered_memory`](queue::Queue::registered_memory) tells. The kernel registers 1 GiB at a time; a request across such
+    /// a border (counted from `region`'s start) goes unregistered, too.
+    ///
+    /// It touches no ring and waits for nobody.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a region that is empty or wraps, [`ErrorKind::AlreadyExists`] for one that overlaps another,
+    /// [`ErrorKind::LimitReached`] with [`MAX_REGIONS`] regions, or 4 TiB, mapped already.
+    pub fn map_memory(&self, region: HostRegion) -> Result<()> {
+        self.core.map_memory(region)
+    }
+
+    /// Takes back a region that was mapped, given exactly as it was. From when it returns on, no request is sent through the
+    /// registration, and the host may unmap the memory, or map other memory at the same address.
+    ///
+    /// The kernel keeps the pages pinned, so that they are not free, until every queue has been turned once more
+    /// ([`poll`](queue::Queue::poll), [`submit`](queue::Queue::submit), [`wait`](queue::Queue::wait)) or is gone; their eventfds are made
+    /// readable for that. A queue that is never turned again keeps them.
+    ///
+    /// It touches no ring and waits for nobody.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for what is not a mapped region; [`ErrorKind::Busy`] while a request that came after it was mapped
+    /// and has a byte of its data in it is accepted and not yet complete on any queue, or was lost with a queue that the kernel has not
+    /// let go of. Nothing has
+    /// changed then.
+    pub fn unmap_memory(&self, ptr: *const u8, len: usize) -> Result<()> {
+        self.core.unmap_memory(ptr, len)
     }
 
     /// What requests took while no job ran, since the drive was made. Requests that failed do not count. Of a queue all others

@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub use clock::monotonic_ns;
 pub use probe::{Feature, KernelSupport, probe};
 
-use crate::buffer::{BufRange, HostMemory};
+use crate::buffer::{BufRange, HostMemory, HostRegion};
 use crate::device::Extent;
 use crate::error::Result;
 use crate::units::ByteRange;
@@ -159,8 +159,36 @@ pub trait Ring {
     /// Whether a device makes a write durable that asks to be durable at its end; otherwise a flush must follow.
     fn writes_through(&self, slot: DeviceSlot) -> bool;
 
+    /// Whether [`Op::Zero`] on a device makes zeroes without writing any, or fails with `EOPNOTSUPP`. Otherwise the kernel may write
+    /// pages of zeroes itself.
+    fn zeroes_quickly(&self, slot: DeviceSlot) -> bool {
+        let _ = slot;
+        true
+    }
+
     /// Whether a range of the copy memory holds only zeroes; `false` while a request uses it.
     fn is_zero(&self, buf: BufRange) -> bool;
+
+    /// How many buffers for memory of the host's there are, from index 0 on: what [`register_memory`](Self::register_memory) takes.
+    /// 0: the kernel has none, or none were asked for.
+    fn host_buffers(&self) -> u16 {
+        0
+    }
+
+    /// Makes memory of the host's the buffer `index`, which is empty. From now on requests whose memory lies inside may name it
+    /// ([`HostMemory::in_buffer`]), and cost less. It may take a while: the kernel pins every page.
+    ///
+    /// # Errors
+    /// The errno of the kernel's refusal; the buffer is empty as before.
+    fn register_memory(&mut self, index: u16, region: HostRegion) -> std::result::Result<(), i32> {
+        let _ = (index, region);
+        Err(libc::EOPNOTSUPP)
+    }
+
+    /// Empties the buffer `index`; no request that names it is under way.
+    fn unregister_memory(&mut self, index: u16) {
+        let _ = index;
+    }
 
     /// Copies the host's bytes into a range of the copy memory, as many as fit. The caller owns that range: no request
     /// uses it. A range outside the memory is left alone, and a request with it is refused.

@@ -37,7 +37,7 @@ pub use self::setup::Setup;
 use self::wake::EventWake;
 use super::lane::{Done, Job, LANE_DEPTH, Lane, Work};
 use super::{Completion, DeviceSlot, Full, Op, Request, Ring, Tag, Wait, Wake, monotonic_ns};
-use crate::buffer::{BufRange, HostMemory, Region};
+use crate::buffer::{BufRange, HostMemory, HostRegion, Region};
 use crate::device::{Device, Extent, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -54,11 +54,18 @@ const CANCEL_KEY: u64 = u64::MAX - 1;
 /// A sleep without a timeout is one of an hour.
 const LONGEST_SLEEP_NS: u64 = 3_600_000_000_000;
 
+/// Buffers for memory of the host's at most, each of up to [`MAX_BUFFER_BYTES`]: the kernel's limit less the copy memory.
+pub const MAX_HOST_BUFFERS: u16 = (1 << 14) - 1;
+/// The largest buffer that the kernel registers.
+pub const MAX_BUFFER_BYTES: usize = 1 << 30;
+
 /// What a ring is made with.
 #[derive(Clone, Copy, Debug)]
 pub struct UringOptions {
     /// Bytes of copy memory.
     pub memory_bytes: u64,
+    /// Buffers for memory of the host's, at most [`MAX_HOST_BUFFERS`]; each costs the kernel a few bytes, used or not.
+    pub host_buffers: u16,
     /// What to do without, as on an older kernel.
     pub limits: UringLimits,
 }
@@ -75,13 +82,15 @@ pub struct UringLimits {
     pub no_fixed_buffer: bool,
     /// The ring's own descriptor is not registered.
     pub no_ring_fd: bool,
+    /// There is no table for memory of the host's.
+    pub no_host_buffers: bool,
 }
 
 impl UringOptions {
     /// A ring with so much copy memory and all that the kernel has.
     #[must_use]
     pub fn new(memory_bytes: u64) -> Self {
-        Self { memory_bytes, limits: UringLimits::default() }
+        Self { memory_bytes, host_buffers: 0, limits: UringLimits::default() }
     }
 }
 
@@ -131,6 +140,8 @@ pub struct UringRing {
     wake_armed: bool,
     /// io_uring_enter calls so far.
     enters: u64,
+    /// Requests so far that named a buffer of the host's.
+    through_buffers: u64,
     /// Told at the end: whether nothing of this ring can reach a device or its memory any more.
     over: Option<Arc<AtomicBool>>,
 }
@@ -146,6 +157,24 @@ impl UringRing {
     #[must_use]
     pub fn enters(&self) -> u64 {
         self.enters
+    }
+
+    /// Requests so far whose memory was registered and the host's.
+    #[must_use]
+    pub fn through_buffers(&self) -> u64 {
+        self.through_buffers
+    }
+
+    /// Fills a slot of the kernel's table, or empties it.
+    fn update_buffer(&self, index: u16, memory: libc::iovec) -> std::result::Result<(), i32> {
+        if !self.is_mine() {
+            return Err(libc::EPERM);
+        }
+        let slot = entry::slot_of(index);
+        // SAFETY: the memory is the host's, who promised with its `HostRegion` that it stays mapped until the drive let it be unmapped,
+        // which empties this slot first; or it is none.
+        let done = unsafe { self.kernel.submitter.register_buffers_update(u32::from(slot), &[memory], None) };
+        done.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
     }
 
     /// Where a range of the copy memory begins, if it lies inside.
@@ -323,8 +352,10 @@ impl Ring for UringRing {
                 return self.push_blocking(request.device, Work::Status(request.range.start()), tag);
             }
         };
+        let through_buffer = matches!(memory, Memory::Host(memory) if memory.buffer_index().is_some());
         let (entry, held) = self.entry(&request, way, memory).ok_or(Full)?;
         let key = self.flights.start(tag, held).ok_or(Full)?;
+        self.through_buffers += u64::from(through_buffer);
         self.queue(&entry.user_data(u64::from(key))).inspect_err(|_| {
             self.flights.finish(key);
         })
@@ -385,12 +416,35 @@ impl Ring for UringRing {
         attached.is_none_or(|attached| attached.device.limits().writes_through)
     }
 
+    fn zeroes_quickly(&self, slot: DeviceSlot) -> bool {
+        let attached = self.devices.get(usize::from(slot.0)).and_then(Option::as_ref);
+        attached.is_none_or(|attached| attached.device.zeroes_quickly())
+    }
+
     fn is_zero(&self, buf: BufRange) -> bool {
         let Some(ptr) = self.inside(buf).filter(|_| !self.flights.uses(buf)) else { return false };
         // SAFETY: the range lies in the region, was written when the region was made, and no request of this ring, the
         // only user of the region, has it in flight, so nobody writes to it while the slice lives.
         let bytes = unsafe { std::slice::from_raw_parts(ptr, buf.len as usize) };
         crate::buffer::is_zero(bytes)
+    }
+
+    fn host_buffers(&self) -> u16 {
+        self.setup.host_buffers
+    }
+
+    fn register_memory(&mut self, index: u16, region: HostRegion) -> std::result::Result<(), i32> {
+        if index >= self.setup.host_buffers {
+            return Err(libc::EINVAL);
+        }
+        self.update_buffer(index, libc::iovec { iov_base: region.as_ptr().cast(), iov_len: region.len() })
+    }
+
+    fn unregister_memory(&mut self, index: u16) {
+        if index < self.setup.host_buffers {
+            // It fails only on another thread than the ring's, where nobody can send a request with it either.
+            let _ = self.update_buffer(index, libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 });
+        }
     }
 
     fn stage(&mut self, from: HostMemory, into: BufRange) {

@@ -102,12 +102,12 @@ impl Simulation {
             return if self.chance(30) { Wish::Flush } else { Wish::Read };
         }
         if !self.chance(self.recipe.guests.zero_percent) {
-            return Wish::Write(WriteFlags { fua });
+            return Wish::Write(WriteFlags { fua, ..WriteFlags::default() });
         }
         if self.chance(50) {
             Wish::Discard
         } else {
-            Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua })
+            Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua, ..ZeroFlags::default() })
         }
     }
 
@@ -183,7 +183,7 @@ impl Simulation {
                 Wish::Flush if whole => self.model.flushed(asked.since),
                 // A discard may have no effect, so it leaves what was there possible.
                 Wish::Discard => self.model.ended(asked.range, done.tag, false, false),
-                Wish::Write(WriteFlags { fua }) | Wish::WriteZeroes(ZeroFlags { fua, .. }) => {
+                Wish::Write(WriteFlags { fua, .. }) | Wish::WriteZeroes(ZeroFlags { fua, .. }) => {
                     self.model.ended(asked.range, done.tag, whole, whole && fua);
                 }
                 Wish::Read | Wish::Flush => {}

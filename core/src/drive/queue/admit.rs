@@ -32,6 +32,10 @@ struct Both {
 impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// Takes the seats that the drive and its job have now, if something changed.
     pub(super) fn follow<R: Ring<Device = D>>(&mut self, ring: &mut R) {
+        self.memory.look(&self.drive);
+        if self.memory.is_behind() {
+            self.memory.follow(ring);
+        }
         let generation = self.drive.generation();
         if self.seen == Some(generation) {
             return;
@@ -68,9 +72,14 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         if self.is_mutated(Mutation::MarkBefore) {
             self.mark_early(index);
         }
+        if let Some(request) = self.table.get(index) {
+            request.find_buffer(&self.memory);
+        }
         let home = self.seats.home;
-        let both = self.begin_active(ring, index);
         let slot = home.and_then(|seat| Some(self.seats.get(seat)?.slot));
+        let only_if_quick = self.table.get(index).is_some_and(|request| request.wish.only_if_quick());
+        let refused = only_if_quick && slot.is_some_and(|slot| !ring.zeroes_quickly(slot));
+        let both = if refused { None } else { self.begin_active(ring, index) };
         let through =
             slot.is_none_or(|slot| ring.writes_through(slot)) || self.is_mutated(Mutation::TrustWriteThrough);
         let Some(request) = self.table.get(index) else { return };
@@ -98,12 +107,12 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         let now_ns = ring.now_ns();
         self.happen(index, event, now_ns);
         let id = PartId { index, side: Side::Source };
-        match home {
-            Some(seat) => {
-                self.seats.enter(seat);
-                self.ready.push_back(id);
-            }
-            None => self.part_ended(id, Err(libc::EIO), now_ns),
+        let Some(seat) = home else { return self.part_ended(id, Err(libc::EIO), now_ns) };
+        self.seats.enter(seat);
+        if refused {
+            self.part_ended(id, Err(libc::EOPNOTSUPP), now_ns);
+        } else {
+            self.ready.push_back(id);
         }
     }
 
@@ -124,7 +133,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         let active = share.begin_active(request.range, ring.now_ns())?;
         // Zeroes need no memory, and data that stands still no copy, if the target can take it from where it is.
         let align_bytes = share.geometry.align_bytes;
-        let stable = self.options.stable_buffers;
+        let stable = self.options.stable_buffers || request.wish.is_stable();
         let Some(memory) = memory.filter(|m| !(stable && m.is_aligned_to(SAFE_ALIGN_BYTES, align_bytes)))
         else {
             return Some(Both { active, staging: None, work, seat });

@@ -16,6 +16,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::memory::HostBuffers;
 use super::options::QueueOptions;
 use super::part::{Judge, Next};
 use super::phase::{Event, Phase, step};
@@ -70,6 +71,8 @@ pub(crate) struct QueueCore<D: Send + Sync + std::fmt::Debug + 'static> {
     pub(super) seats: Seats<D>,
     /// The drive's generation that the seats follow; `None` = look again.
     pub(super) seen: Option<u64>,
+    /// The host's registered memory on the ring.
+    pub(super) memory: HostBuffers,
     /// Memory for stable copies.
     pub(super) window: Window,
     /// Memory that is zero for ever.
@@ -79,7 +82,7 @@ pub(crate) struct QueueCore<D: Send + Sync + std::fmt::Debug + 'static> {
     /// Pushed since the ring was entered.
     unsent: usize,
     /// When it was turned last.
-    now_ns: u64,
+    pub(super) now_ns: u64,
     /// The ring broke with this errno.
     broken: Option<i32>,
     /// Writes that may still land on the drive although their requests are over, because the ring broke: their passes stay
@@ -108,6 +111,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         ring.fill_zero(zeroes);
         let waker = ring.waker();
         drive.add_waker(&waker);
+        let memory = HostBuffers::new(&drive);
         let (parts, align_bytes) = (options.depth * 4, drive.align_bytes());
         let mut queue = Self {
             drive,
@@ -123,6 +127,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
             writable: false,
             seats: Seats::new(),
             seen: None,
+            memory,
             window,
             zeroes,
             retry_ns: None,
@@ -150,8 +155,13 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         if let Err(error) = self.check(wish, range, buffer.as_ref()) {
             return Err(Rejected { error, buffer });
         }
+        let memory = buffer.as_ref().map(GuestBuffer::memory);
         match self.table.insert(Request::new(wish, range, buffer, tag, now_ns)) {
             Ok(index) => {
+                self.memory.look(&self.drive);
+                if let (Some(memory), Some(request)) = (memory, self.table.get(index)) {
+                    request.uses = self.memory.begin(memory);
+                }
                 self.entry.push_back(index);
                 self.open += 1;
                 Ok(())
@@ -303,6 +313,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         let now_ns = ring.now_ns();
         self.now_ns = now_ns;
         self.retry_ns = None;
+        if !self.entry.is_empty() {
+            // Before the look that decides how these are sent; see `drive/in_use.rs`.
+            self.memory.settle();
+        }
         self.follow(ring);
         self.give_up_targets(now_ns);
         self.take_up_later(now_ns);

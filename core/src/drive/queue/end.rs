@@ -129,8 +129,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         let lent = request.lends_host_memory();
         let mut buffer = request.buffer.take();
         if lent {
-            // Only when the ring broke: the kernel may still use it, so it is never freed.
+            // Only when the ring broke: the kernel may still use it, so it is never freed, and its region stays in use.
             std::mem::forget(buffer.take());
+        } else {
+            self.memory.end(&mut request.uses);
         }
         // A failure, and a request that was lost, says nothing about how fast the disk is.
         if result.is_ok() {
@@ -181,6 +183,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// end of is marked, and all leave the gate. Otherwise what was in the ring is treated as if it lands some day.
     pub(crate) fn end(mut self, over: bool) {
         if !over {
+            // What the kernel may still use of the host's memory is in use for ever.
             return;
         }
         for (range, pass) in std::mem::take(&mut self.hung) {
@@ -196,6 +199,9 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
                 }
             }
         }
+        self.lose_all(libc::ECANCELED, self.now_ns);
+        // Also for those that were lost when the ring broke.
+        self.memory.over();
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `core` | the logic over any ring: lists, the turn, where completions go |
 //! | `admit` | how a request gets inside: the gate, one side or both |
 //! | `phase` | the life of a request as one table |
+//! | `memory` | which requests go through the host's registered memory |
 //! | `part` | one side of a request: short transfers, passing errors, zeroes |
 //! | `end` | marks and answers |
 //! | `request` | a request, and the table of all |
@@ -31,6 +32,7 @@
 mod admit;
 mod core;
 mod end;
+mod memory;
 mod options;
 mod owned;
 mod part;
@@ -46,6 +48,7 @@ use std::fmt;
 
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use self::{core::QueueCore, request::Wish};
+pub use memory::RegisteredMemory;
 pub use options::{QueueOptions, WriteFlags, ZeroFlags};
 pub use owned::Queue;
 

@@ -51,6 +51,8 @@ impl QueueOptions {
 pub struct WriteFlags {
     /// The data is durable when the write completes (forced unit access).
     pub fua: bool,
+    /// The host promises for this write what [`QueueOptions::stable_buffers`] promises for all.
+    pub stable: bool,
 }
 
 /// How zeroes are written.
@@ -60,6 +62,9 @@ pub struct ZeroFlags {
     pub punch: bool,
     /// The zeroes are durable when the request completes.
     pub fua: bool,
+    /// Fail with `EOPNOTSUPP` where zeroes would be written as data, by us or by the kernel, which takes as long as a write; for a host
+    /// that only asks whether there is a faster way. The target of a job may still be written zeroes.
+    pub no_fallback: bool,
 }
 
 #[cfg(test)]

@@ -22,13 +22,14 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::core::{QueueCore, ZEROES_BYTES};
 use super::request::Wish;
-use super::{GuestCompletion, QueueOptions, Rejected, WriteFlags, ZeroFlags};
+use super::{GuestCompletion, QueueOptions, RegisteredMemory, Rejected, WriteFlags, ZeroFlags};
 use crate::buffer::GuestBuffer;
 use crate::device::Device;
 use crate::drive::core::DriveCore;
+use crate::drive::memory::HOST_BUFFERS;
 use crate::drive::{Drive, memory_align_bytes};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ring::uring::{OwnedRing, UringOptions};
+use crate::ring::uring::{OwnedRing, UringLimits, UringOptions};
 use crate::ring::{Ring, Wait, monotonic_ns};
 use crate::units::ByteRange;
 
@@ -64,6 +65,8 @@ pub struct Queue {
     options: QueueOptions,
     /// Readable when there may be something to poll for.
     eventfd: Option<OwnedFd>,
+    /// What its ring does without.
+    limits: UringLimits,
     /// What exists since the first use.
     running: Option<Box<Running>>,
 }
@@ -89,7 +92,8 @@ impl Drive {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let make = || eventfd(0, flags).map_err(|e| Error::from_io("make an eventfd for a queue", e));
         let eventfd = options.eventfd.then(make).transpose()?;
-        Ok(Queue { drive: Arc::clone(self.core()), options, eventfd, running: None })
+        let limits = UringLimits::default();
+        Ok(Queue { drive: Arc::clone(self.core()), options, eventfd, limits, running: None })
     }
 }
 
@@ -216,10 +220,19 @@ impl Queue {
     /// The host waits for it, level-triggered or edge-triggered, and never reads it: [`poll`](Self::poll) and
     /// [`wait`](Self::wait) reset it, then collect, so what comes later makes it readable again. It may be readable once more
     /// than there is something to collect. It does not tell of completions that were collected already: [`pop`](Self::pop) them
-    /// all before waiting for it.
+    /// all before waiting for it, or say so with [`signal`](Self::signal).
     #[must_use]
     pub fn eventfd(&self) -> Option<BorrowedFd<'_>> {
         self.eventfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Makes the eventfd readable, from any thread. For a host that leaves completions unpopped, or wants its loop to come round; without
+    /// an eventfd it does nothing.
+    pub fn signal(&self) {
+        if let Some(eventfd) = &self.eventfd {
+            // It fails only when the counter is full, and then it is readable.
+            let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
+        }
     }
 
     /// Completions that were collected and wait to be [popped](Self::pop).
@@ -228,18 +241,24 @@ impl Queue {
         self.running.as_ref().map_or(0, |running| running.core.answers())
     }
 
-    /// Makes the eventfd readable, from any thread: for a host that leaves completions unpopped and comes back for them.
-    pub fn signal(&self) {
-        if let Some(eventfd) = &self.eventfd {
-            // It fails only when the counter is full, and then it is readable already.
-            let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
-        }
-    }
-
     /// Requests that were accepted and have not completed.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.running.as_ref().map_or(0, |running| running.core.in_flight())
+    }
+
+    /// How much of the memory that is mapped with the drive is registered with this queue's ring, and how many requests made use of it.
+    #[must_use]
+    pub fn registered_memory(&self) -> RegisteredMemory {
+        self.running.as_ref().map_or_else(RegisteredMemory::default, |running| {
+            running.core.memory.report(running.ring.requests_through_buffers())
+        })
+    }
+
+    /// Has the ring do without what the kernel has, for tests; before the first use.
+    #[doc(hidden)]
+    pub fn limit(&mut self, limits: UringLimits) {
+        self.limits = limits;
     }
 
     /// Waits at most `timeout` for the requests under way and ends the queue; gives it back when they did not end in this time,
@@ -301,7 +320,9 @@ impl Queue {
     /// Makes the ring on this thread.
     fn start(&self, thread: ThreadId) -> Result<Running> {
         let bytes = self.options.staging_bytes + u64::from(ZEROES_BYTES);
-        let mut ring = OwnedRing::new(UringOptions::new(bytes))?;
+        let options =
+            UringOptions { host_buffers: HOST_BUFFERS, limits: self.limits, ..UringOptions::new(bytes) };
+        let mut ring = OwnedRing::new(options)?;
         if let Some(eventfd) = &self.eventfd {
             ring.register_eventfd(eventfd.as_fd())?;
         }

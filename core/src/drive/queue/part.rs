@@ -29,6 +29,8 @@ pub(super) enum Work {
         punch: bool,
         /// Durable at its end.
         fua: bool,
+        /// Zeroes may be written as data.
+        fallback: bool,
     },
     /// Write zeroes as data, because the device cannot zero.
     ZeroData {
@@ -193,10 +195,11 @@ impl Part {
     fn failed(&mut self, errno: i32, now_ns: u64) -> Next {
         let unsupported = matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS);
         match self.work {
-            Work::Zero { fua, .. } if unsupported => {
+            Work::Zero { fua, fallback: true, .. } if unsupported => {
                 self.work = Work::ZeroData { fua };
                 Next::Again
             }
+            Work::Zero { .. } if unsupported => Next::Ended(Err(libc::EOPNOTSUPP)),
             // A discard is advice.
             Work::Discard if unsupported => Next::Ended(Ok(())),
             _ => match transient_backoff_ns(errno, self.tries) {
@@ -277,7 +280,7 @@ mod tests {
     #[test]
     fn a_device_that_cannot_zero_is_written_zeroes_and_flushed_if_they_must_last() {
         for fua in [false, true] {
-            let mut p = part(Work::Zero { punch: true, fua });
+            let mut p = part(Work::Zero { punch: true, fua, fallback: true });
             assert_eq!(asks(&p), (ByteRange::at(4096, 16384), Op::Zero { punch: true }));
             assert_eq!(p.ended(Err(libc::EOPNOTSUPP), &judge()), Next::Again);
             assert_eq!(asks(&p), (ByteRange::at(4096, 8192), Op::Write(ZEROES)));
@@ -291,6 +294,17 @@ mod tests {
                 assert_eq!(last, Next::Ended(Ok(())));
             }
         }
+    }
+
+    /// If it were written as data, a host that asked for the quick way alone would wait for as long as for a write.
+    #[test]
+    fn zeroes_without_a_fallback_are_refused_where_the_device_cannot_zero() {
+        for errno in [libc::EOPNOTSUPP, libc::ENOSYS] {
+            let mut p = part(Work::Zero { punch: true, fua: true, fallback: false });
+            assert_eq!(p.ended(Err(errno), &judge()), Next::Ended(Err(libc::EOPNOTSUPP)));
+        }
+        let mut p = part(Work::Zero { punch: true, fua: false, fallback: false });
+        assert_eq!(p.ended(Ok(16384), &judge()), Next::Ended(Ok(())));
     }
 
     /// If the flush came before the last byte, or were forgotten, what the guest holds for durable would be lost with the power.

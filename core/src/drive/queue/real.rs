@@ -139,10 +139,19 @@ fn write_blocking_leaves_both_sides_equal_wherever_nothing_is_dirty() {
             let (at, len) = (chance(DISK / 512 - 64) * 512, (chance(8) + 1) * 4096);
             let fua = chance(8) == 0;
             match chance(12) {
-                0 => queue.write_zeroes(ByteRange::at(at, len), ZeroFlags { punch: fua, fua: false }, n),
+                0 => queue.write_zeroes(
+                    ByteRange::at(at, len),
+                    ZeroFlags { punch: fua, ..ZeroFlags::default() },
+                    n,
+                ),
                 1 if n > 2000 => queue.discard(ByteRange::at(at, len), n),
                 2 => queue.read(at, filled(len, 0), n),
-                _ => queue.write(at, filled(len, u8::try_from(n % 255).unwrap()), WriteFlags { fua }, n),
+                _ => queue.write(
+                    at,
+                    filled(len, u8::try_from(n % 255).unwrap()),
+                    WriteFlags { fua, ..WriteFlags::default() },
+                    n,
+                ),
             }
             .unwrap();
             if n == 99 || queue.in_flight() > 60 {

@@ -1,6 +1,7 @@
 //! A guest request, and the fixed table that holds all of a queue.
 #![forbid(unsafe_code)]
 
+use super::memory::{HostBuffers, Uses};
 use super::options::{WriteFlags, ZeroFlags};
 use super::part::{Data, Part, Work};
 use super::phase::Phase;
@@ -36,6 +37,16 @@ impl Wish {
         matches!(self, Self::Read | Self::Write(_))
     }
 
+    /// Whether the host keeps its data still by a promise for this request alone.
+    pub(super) const fn is_stable(self) -> bool {
+        matches!(self, Self::Write(WriteFlags { stable: true, .. }))
+    }
+
+    /// Whether it fails rather than write zeroes as data.
+    pub(super) const fn only_if_quick(self) -> bool {
+        matches!(self, Self::WriteZeroes(ZeroFlags { no_fallback: true, .. }))
+    }
+
     /// What it attempts, for errors.
     pub(super) const fn attempt(self) -> &'static str {
         match self {
@@ -51,8 +62,10 @@ impl Wish {
     pub(super) const fn on_source(self) -> Work {
         match self {
             Self::Read => Work::Read,
-            Self::Write(WriteFlags { fua }) => Work::Write { fua },
-            Self::WriteZeroes(ZeroFlags { punch, fua }) => Work::Zero { punch, fua },
+            Self::Write(WriteFlags { fua, .. }) => Work::Write { fua },
+            Self::WriteZeroes(ZeroFlags { punch, fua, no_fallback }) => {
+                Work::Zero { punch, fua, fallback: !no_fallback }
+            }
             Self::Discard => Work::Discard,
             Self::Flush => Work::Flush,
         }
@@ -66,7 +79,7 @@ impl Wish {
         match self {
             Self::Write(_) => Some(Work::Write { fua: false }),
             Self::WriteZeroes(ZeroFlags { punch, .. }) => {
-                Some(Work::Zero { punch: punch && may_punch, fua: false })
+                Some(Work::Zero { punch: punch && may_punch, fua: false, fallback: true })
             }
             Self::Read | Self::Discard | Self::Flush => None,
         }
@@ -84,6 +97,10 @@ pub(super) struct Request {
     pub(super) tag: u64,
     /// The host's buffer; goes back with the completion.
     pub(super) buffer: Option<GuestBuffer>,
+    /// The registered regions that it uses.
+    pub(super) uses: Uses,
+    /// The registered buffer that it is sent through.
+    through: Option<u16>,
     /// When it was accepted.
     pub(super) accepted_ns: u64,
     /// Where it stands.
@@ -118,6 +135,8 @@ impl Request {
             range,
             tag,
             buffer,
+            uses: Uses::default(),
+            through: None,
             accepted_ns: now_ns,
             phase: Phase::Queued,
             pass: None,
@@ -147,9 +166,15 @@ impl Request {
         part.as_ref().and_then(|part| part.result).unwrap_or(Err(libc::ECANCELED))
     }
 
+    /// Finds the registered buffer to send it through.
+    pub(super) fn find_buffer(&mut self, memory: &HostBuffers) {
+        let buffer = self.buffer.as_ref();
+        self.through = buffer.and_then(|buffer| memory.buffer(buffer.memory(), self.uses));
+    }
+
     /// Where the host's data lies.
     pub(super) fn host_data(&self) -> Data {
-        self.buffer.as_ref().map_or(Data::None, |buffer| Data::Host(buffer.memory()))
+        self.buffer.as_ref().map_or(Data::None, |buffer| Data::Host(buffer.memory().in_buffer(self.through)))
     }
 
     /// Whether the kernel may be using the host's memory.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{BLOCK, SimDisk, World};
-use crate::buffer::{BufRange, HostMemory};
+use crate::buffer::{BufRange, HostMemory, HostRegion};
 use crate::device::Extent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::{Completion, DeviceSlot, Full, Op, Request, Ring, Tag, Wait, Wake};
@@ -17,6 +17,8 @@ use crate::units::{ByteRange, bytes_u64, bytes_usize};
 const DEPTH: usize = 256;
 /// Disks that can be attached at a time.
 const MAX_DEVICES: usize = 16;
+/// Buffers for memory of the host's.
+const HOST_BUFFERS: u16 = 64;
 
 /// A request under way, ordered by the time of its completion, earliest first.
 #[derive(Debug)]
@@ -73,6 +75,10 @@ pub struct SimRing {
     world: Arc<World>,
     /// The copy memory.
     memory: Vec<u8>,
+    /// Registered memory of the host's.
+    buffers: Vec<Option<HostRegion>>,
+    /// Requests that named such a buffer.
+    through_buffers: u64,
     /// Attached disks.
     devices: Vec<Option<Arc<SimDisk>>>,
     /// Requests under way.
@@ -98,6 +104,8 @@ impl SimRing {
         Self {
             world: Arc::clone(world),
             memory: vec![0; memory_bytes],
+            buffers: vec![None; usize::from(HOST_BUFFERS)],
+            through_buffers: 0,
             devices: vec![None; MAX_DEVICES],
             pending: BinaryHeap::new(),
             parked: Vec::new(),
@@ -117,6 +125,19 @@ impl SimRing {
             return Some(0);
         }
         self.pending.peek().map(|p| p.at_ns).into_iter().chain(self.sleeps_until).min()
+    }
+
+    /// Requests so far that named a registered buffer.
+    #[must_use]
+    pub fn through_buffers(&self) -> u64 {
+        self.through_buffers
+    }
+
+    /// Whether the buffer that a request names, if it names one, holds all of its memory.
+    fn is_covered(&self, memory: HostMemory) -> bool {
+        let Some(index) = memory.buffer_index() else { return true };
+        let buffer = self.buffers.get(usize::from(index)).copied().flatten();
+        buffer.is_some_and(|buffer| memory.extents().all(|(start, len)| buffer.covers(start, len)))
     }
 
     /// The disk behind a slot.
@@ -279,16 +300,27 @@ impl Ring for SimRing {
         if self.in_flight() >= DEPTH {
             return Err(Full);
         }
+        let (mut covered, mut named) = (true, false);
         let transferred_bytes = match request.op {
             Op::Read(buf) | Op::Write(buf) | Op::WriteThrough(buf) => {
                 self.inside(buf).ok_or(Full)?;
                 request.range.len()
             }
-            Op::ReadHost(_) | Op::WriteHost { .. } => request.range.len(),
+            Op::ReadHost(memory) | Op::WriteHost { memory, .. } => {
+                named = memory.buffer_index().is_some();
+                covered = self.is_covered(memory);
+                request.range.len()
+            }
             Op::Zero { .. } | Op::Discard | Op::Flush | Op::Status => 0,
         };
         let bad_ns = disk.state().fails_in_ns(request.range).filter(|_| is_read(request.op));
-        let fate = if bad_ns.is_some() { Err(libc::EIO) } else { self.fate(&request, &disk) };
+        let fate = match bad_ns {
+            // As the kernel answers.
+            _ if !covered => Err(libc::EFAULT),
+            Some(_) => Err(libc::EIO),
+            None => self.fate(&request, &disk),
+        };
+        self.through_buffers += u64::from(named);
         let faults = disk.state().faults(&self.world);
         if self.world.happens(faults.stuck) {
             self.stuck += 1;
@@ -354,6 +386,29 @@ impl Ring for SimRing {
     fn is_zero(&self, buf: BufRange) -> bool {
         assert!(!self.world.faults().panic_on_look, "a bug in the logic, made on purpose");
         self.inside(buf).is_some_and(|range| crate::buffer::is_zero(&self.memory[range]))
+    }
+
+    fn host_buffers(&self) -> u16 {
+        HOST_BUFFERS
+    }
+
+    fn register_memory(&mut self, index: u16, region: HostRegion) -> std::result::Result<(), i32> {
+        let place = self.buffers.get_mut(usize::from(index)).ok_or(libc::EINVAL)?;
+        assert!(place.is_none(), "a buffer that was filled twice");
+        *place = Some(region);
+        Ok(())
+    }
+
+    fn unregister_memory(&mut self, index: u16) {
+        let names = |request: &Request| match request.op {
+            Op::ReadHost(memory) | Op::WriteHost { memory, .. } => memory.buffer_index() == Some(index),
+            _ => false,
+        };
+        let named = self.pending.iter().chain(&self.parked).any(|pending| names(&pending.request));
+        assert!(!named, "a buffer that was emptied under a request");
+        if let Some(place) = self.buffers.get_mut(usize::from(index)) {
+            *place = None;
+        }
     }
 
     fn stage(&mut self, from: HostMemory, into: BufRange) {

@@ -1,7 +1,7 @@
 //! What a read or write looks like to the kernel.
 //!
 //! Requests on the copy memory use it as the registered buffer where there is one. The host's memory is used as it lies:
-//! one segment with READ and WRITE, several with READV and WRITEV. What the kernel does not take at once, more segments
+//! one segment with READ and WRITE, or as a registered buffer of the host's if it lies in one, several with READV and WRITEV. What the kernel does not take at once, more segments
 //! than `IOV_MAX` or more bytes than `MAX_RW_COUNT`, is cut off and becomes a short transfer, which its author resumes.
 #![forbid(unsafe_code)]
 
@@ -37,6 +37,14 @@ impl Way {
     }
 }
 
+/// Where the copy memory is in the kernel's table of buffers; the host's come after it.
+const COPY_SLOT: u16 = 0;
+
+/// Where a buffer of the host's is in the kernel's table.
+pub(super) const fn slot_of(index: u16) -> u16 {
+    COPY_SLOT + 1 + index
+}
+
 /// A request on bytes of the copy memory, which is registered as buffer 0 if `fixed`.
 pub(super) fn on_copy_memory(
     (device, at): (Fixed, u64),
@@ -44,13 +52,7 @@ pub(super) fn on_copy_memory(
     (ptr, len): (*mut u8, u32),
     fixed: bool,
 ) -> squeue::Entry {
-    match (way, fixed) {
-        (Way::Read, true) => opcode::ReadFixed::new(device, ptr, len, 0).offset(at).build(),
-        (Way::Write { .. }, true) => {
-            opcode::WriteFixed::new(device, ptr, len, 0).offset(at).rw_flags(way.flags()).build()
-        }
-        (_, false) => on_one_segment((device, at), way, ptr, len),
-    }
+    on_one_segment((device, at), way, (ptr, len), fixed.then_some(COPY_SLOT))
 }
 
 /// A request on the host's memory.
@@ -59,7 +61,7 @@ pub(super) fn on_host_memory(place: (Fixed, u64), way: Way, memory: HostMemory) 
     let Some((iovecs, count)) = memory.iovecs() else {
         let segment = memory.segment(0);
         let len = u32::try_from(segment.len.min(MAX_BYTES)).unwrap_or(0);
-        return on_one_segment(place, way, segment.ptr, len);
+        return on_one_segment(place, way, (segment.ptr, len), memory.buffer_index().map(slot_of));
     };
     let count = u32::try_from(count.min(MAX_SEGMENTS)).unwrap_or(0);
     match way {
@@ -70,10 +72,21 @@ pub(super) fn on_host_memory(place: (Fixed, u64), way: Way, memory: HostMemory) 
     }
 }
 
-/// A request on memory that is not registered.
-fn on_one_segment((device, at): (Fixed, u64), way: Way, ptr: *mut u8, len: u32) -> squeue::Entry {
-    match way {
-        Way::Read => opcode::Read::new(device, ptr, len).offset(at).build(),
-        Way::Write { .. } => opcode::Write::new(device, ptr, len).offset(at).rw_flags(way.flags()).build(),
+/// A request on contiguous memory, which is registered if it has a slot.
+fn on_one_segment(
+    (device, at): (Fixed, u64),
+    way: Way,
+    (ptr, len): (*mut u8, u32),
+    slot: Option<u16>,
+) -> squeue::Entry {
+    match (way, slot) {
+        (Way::Read, Some(slot)) => opcode::ReadFixed::new(device, ptr, len, slot).offset(at).build(),
+        (Way::Write { .. }, Some(slot)) => {
+            opcode::WriteFixed::new(device, ptr, len, slot).offset(at).rw_flags(way.flags()).build()
+        }
+        (Way::Read, None) => opcode::Read::new(device, ptr, len).offset(at).build(),
+        (Way::Write { .. }, None) => {
+            opcode::Write::new(device, ptr, len).offset(at).rw_flags(way.flags()).build()
+        }
     }
 }

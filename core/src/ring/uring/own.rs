@@ -23,6 +23,7 @@ use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, opcode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::flight::Flights;
+use super::setup::Asked;
 use super::wake::EventWake;
 use super::{CANCEL_KEY, MAX_DEVICES, MAX_IN_FLIGHT, SQ_ENTRIES, UringOptions, UringRing, setup};
 use crate::buffer::Region;
@@ -137,6 +138,11 @@ impl OwnedRing {
         &mut self.0
     }
 
+    /// Requests so far whose memory was registered and the host's.
+    pub(crate) fn requests_through_buffers(&self) -> u64 {
+        self.0.through_buffers()
+    }
+
     /// Whether this is the thread that may enter the ring.
     pub(crate) fn is_mine(&self) -> bool {
         self.0.is_mine()
@@ -193,7 +199,8 @@ impl UringRing {
         let (sentinel, held) = Sentinel::new()?;
         let mut kernel = Kernel::new(io);
         let places = (MAX_DEVICES, held.as_fd());
-        let slots = setup.register(&mut kernel.submitter, &region, places, limits)?;
+        let asked = Asked { host_buffers: options.host_buffers, limits };
+        let slots = setup.register(&mut kernel.submitter, &region, places, asked)?;
         drop(held);
         let wake = Arc::new(EventWake::new()?);
         let mut ring = Self {
@@ -210,6 +217,7 @@ impl UringRing {
             wake_count: Box::new(AtomicU64::new(0)),
             wake_armed: false,
             enters: 0,
+            through_buffers: 0,
             over: None,
         };
         // A first call, so that a filter which forbids it speaks now and not in the middle of a job.

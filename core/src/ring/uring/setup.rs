@@ -9,7 +9,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::buffer::Region;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ring::uring::UringLimits;
+use crate::ring::uring::{MAX_HOST_BUFFERS, UringLimits};
 
 /// Sets of flags, best first, each with the kernel that brought it.
 const LADDER: [Rung; 4] = [
@@ -67,6 +67,17 @@ pub struct Setup {
     pub no_iowait: bool,
     /// Why the memory is not registered, if it is not.
     pub buffer_refused: Option<String>,
+    /// Places for memory of the host's in the kernel's table.
+    pub host_buffers: u16,
+}
+
+/// What is asked for beside the flags.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// Places for memory of the host's.
+    pub(super) host_buffers: u16,
+    /// What to do without.
+    pub(super) limits: UringLimits,
 }
 
 /// Builds a ring with the best flags that the kernel takes.
@@ -162,7 +173,7 @@ impl Setup {
         submitter: &mut Submitter<'_>,
         region: &Region,
         (devices, sentinel): (usize, BorrowedFd<'_>),
-        limits: UringLimits,
+        Asked { host_buffers, limits }: Asked,
     ) -> Result<usize> {
         // The kernel counts the table against the limit on open files, whether its slots are in use or not.
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -170,20 +181,42 @@ impl Setup {
         let mut table = vec![-1; devices];
         table.push(sentinel.as_raw_fd());
         submitter.register_files(&table).map_err(refused)?;
-        if !limits.no_fixed_buffer {
-            self.register_memory(submitter, region);
-        }
+        let host_buffers = if limits.no_host_buffers { 0 } else { host_buffers.min(MAX_HOST_BUFFERS) };
+        self.register_buffers(submitter, (!limits.no_fixed_buffer).then_some(region), host_buffers);
         self.ring_fd = !limits.no_ring_fd && submitter.register_ring_fd().is_ok();
         Ok(devices)
     }
 
-    /// Registers the copy memory as one buffer; without that every request looks its pages up.
-    fn register_memory(&mut self, submitter: &Submitter<'_>, region: &Region) {
-        let memory = libc::iovec { iov_base: region.as_ptr().cast(), iov_len: region.len() };
-        // SAFETY: the region stays mapped until the ring is gone (`own` drops them in this order or leaks it).
-        match unsafe { submitter.register_buffers(&[memory]) } {
-            Ok(()) => self.fixed_buffer = true,
-            Err(e) => self.buffer_refused = Some(why_not_registered(&e)),
+    /// Registers the copy memory as one buffer, and after it empty places for the host's; without a buffer every request looks its
+    /// pages up. A place without an address is an empty one since Linux 5.13, which also brought the filling of such places; the
+    /// register call that makes a table of empty places by a flag needs 5.19, and is not needed.
+    fn register_buffers(&mut self, submitter: &Submitter<'_>, copy: Option<&Region>, host_buffers: u16) {
+        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let mut table = vec![empty; 1 + usize::from(host_buffers)];
+        if let Some(region) = copy {
+            table[0] = libc::iovec { iov_base: region.as_ptr().cast(), iov_len: region.len() };
+            if self.register_table(submitter, &table) {
+                (self.fixed_buffer, self.host_buffers) = (true, host_buffers);
+                return;
+            }
+            // Its size may be what was refused, or the table's; each may do without the other.
+            table[0] = empty;
+        }
+        if host_buffers > 0 && self.register_table(submitter, &table) {
+            self.host_buffers = host_buffers;
+        }
+    }
+
+    /// Registers a table; whether the kernel took it.
+    fn register_table(&mut self, submitter: &Submitter<'_>, table: &[libc::iovec]) -> bool {
+        // SAFETY: what is not empty in it is the copy memory, which stays mapped until the ring is gone (`own` drops them in this order
+        // or leaks it).
+        match unsafe { submitter.register_buffers(table) } {
+            Ok(()) => true,
+            Err(e) => {
+                self.buffer_refused.get_or_insert_with(|| why_not_registered(&e));
+                false
+            }
         }
     }
 }

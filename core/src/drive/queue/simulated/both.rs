@@ -18,11 +18,16 @@ const WRITES: u64 = 8;
 
 /// A write of the guest, one chunk full of a word; its memory, which is ours until the completion is popped.
 fn write(sim: &mut Sim, chunk: u64, word: u64) -> HostMemory {
+    write_as(sim, chunk, word, WriteFlags::default())
+}
+
+/// The same with flags.
+fn write_as(sim: &mut Sim, chunk: u64, word: u64, flags: WriteFlags) -> HostMemory {
     let mut buffer = AlignedBuf::new(bytes_usize(WRITE), 4096).unwrap();
     fill(&mut buffer, word);
     let buffer = GuestBuffer::from(buffer);
     let memory = buffer.memory();
-    let (wish, now_ns) = (Wish::Write(WriteFlags::default()), sim.world.now_ns());
+    let (wish, now_ns) = (Wish::Write(flags), sim.world.now_ns());
     let range = ByteRange::at(chunk * CHUNK, WRITE);
     let accepted = sim.lines[0].core.accept(wish, range, Some(buffer), chunk, now_ns);
     accepted.map_err(|rejected| rejected.to_string()).unwrap();
@@ -109,6 +114,43 @@ fn a_copy_is_made_exactly_where_the_host_does_not_promise_to_keep_still() {
         assert_eq!(sim.wrong, None);
         assert!(share(&sim).dirty.is_clean());
     }
+}
+
+/// A block device without a command for zeroes succeeds, by having the kernel write pages of them; so it must not be asked.
+#[test]
+fn zeroes_without_a_fallback_are_not_sent_to_a_disk_that_would_write_them() {
+    let mut sim = blocking(7, Recipe::default().options);
+    sim.lines[0].ring.slow_zeroes = true;
+    let before = (sim.disk.writes(), share(&sim).progress().active_bytes);
+    for (no_fallback, errno) in [(true, Some(libc::EOPNOTSUPP)), (false, None)] {
+        let Line { core, ring, .. } = &mut sim.lines[0];
+        let wish = Wish::WriteZeroes(ZeroFlags { no_fallback, ..ZeroFlags::default() });
+        core.accept(wish, ByteRange::at(0, CHUNK), None, 1, ring.now_ns()).unwrap();
+        while core.answers() == 0 {
+            core.turn(ring, core.sleep(1, None, ring.now_ns())).unwrap();
+            ring.due_ns().into_iter().for_each(|at_ns| sim.world.advance_to(at_ns));
+        }
+        assert_eq!(core.pop().unwrap().result.err().map(|e| e.errno()), errno);
+        let untouched = (sim.disk.writes(), share(&sim).progress().active_bytes) == before;
+        assert_eq!(untouched, no_fallback);
+    }
+    sim.check_target();
+    assert_eq!(sim.wrong, None);
+}
+
+/// Promised for one write, it holds for that one alone.
+#[test]
+fn a_promise_for_one_write_spares_that_ones_copy() {
+    let mut sim = blocking(7, Recipe::default().options);
+    let stable = |chunk: u64| WriteFlags { stable: chunk < 3, ..WriteFlags::default() };
+    (0..WRITES).for_each(|chunk| _ = write_as(&mut sim, chunk, chunk + 1, stable(chunk)));
+    let Line { core, ring, .. } = &mut sim.lines[0];
+    core.turn(ring, Wait::POLL).unwrap();
+    assert_eq!(bytes_usize(WRITES), core.targets, "all are on their way to both sides");
+    assert_eq!(u64::from(core.window.used_bytes() - ZEROES_BYTES), (WRITES - 3) * WRITE);
+    finish(&mut sim, |_| {});
+    sim.check_target();
+    assert_eq!(sim.wrong, None);
 }
 
 /// One side after the other would cost the guest the sum of both.

@@ -9,6 +9,7 @@ mod both;
 mod broken;
 mod counted;
 mod odd;
+mod regions;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -58,6 +59,8 @@ struct Asked {
     range: ByteRange,
     /// The model's time when it was sent.
     since: u64,
+    /// Where its data lies.
+    memory: Option<(usize, usize)>,
 }
 
 /// A queue with its ring and what it owes.
@@ -195,8 +198,8 @@ impl Sim {
         let fua = self.chance(20);
         let wish = match self.world.pick(20) {
             0..5 => Wish::Read,
-            5..15 => Wish::Write(WriteFlags { fua }),
-            15..17 => Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua }),
+            5..15 => Wish::Write(WriteFlags { fua, ..WriteFlags::default() }),
+            15..17 => Wish::WriteZeroes(ZeroFlags { punch: self.chance(50), fua, ..ZeroFlags::default() }),
             17 => Wish::Discard,
             _ => Wish::Flush,
         };
@@ -208,6 +211,7 @@ impl Sim {
             fill(&mut buffer, if wish.changes() { tag } else { u64::MAX });
             GuestBuffer::from(buffer)
         });
+        let memory = buffer.as_ref().and_then(|buffer| buffer.memory().extents().next());
         let now_ns = self.world.now_ns();
         if self.lines[line].core.accept(wish, range, buffer, tag, now_ns).is_err() {
             return;
@@ -216,7 +220,7 @@ impl Sim {
         if wish.changes() {
             self.model.sent(range, tag, if matches!(wish, Wish::Write(_)) { tag } else { 0 });
         }
-        self.lines[line].asked.insert(tag, Asked { wish, range, since });
+        self.lines[line].asked.insert(tag, Asked { wish, range, since, memory });
     }
 
     /// Turns a queue and takes what it completed.

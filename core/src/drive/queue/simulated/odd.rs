@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::buffer::{BufRange, HostMemory};
+use crate::buffer::{BufRange, HostMemory, HostRegion};
 use crate::device::Extent;
 use crate::error::{Error, Result};
 use crate::ring::sim::{SimDisk, SimRing};
@@ -20,16 +20,30 @@ pub(super) struct OddRing {
     swallowed: Vec<(Request, Tag)>,
     /// The next `enter` fails, and every other.
     pub(super) is_broken: bool,
+    /// Its disks have no command for zeroes: they write pages of them.
+    pub(super) slow_zeroes: bool,
 }
 
 impl OddRing {
     pub(super) fn new(inner: SimRing) -> Self {
-        Self { inner, disks: Vec::new(), dead: None, swallowed: Vec::new(), is_broken: false }
+        Self {
+            inner,
+            disks: Vec::new(),
+            dead: None,
+            swallowed: Vec::new(),
+            is_broken: false,
+            slow_zeroes: false,
+        }
     }
 
     /// When there is something to do.
     pub(super) fn due_ns(&self) -> Option<u64> {
         self.inner.due_ns()
+    }
+
+    /// Requests that named a registered buffer.
+    pub(super) fn through_buffers(&self) -> u64 {
+        self.inner.through_buffers()
     }
 
     /// From now on nothing that is sent to this disk comes back.
@@ -113,8 +127,24 @@ impl Ring for OddRing {
         self.inner.writes_through(slot)
     }
 
+    fn zeroes_quickly(&self, slot: DeviceSlot) -> bool {
+        !self.slow_zeroes && self.inner.zeroes_quickly(slot)
+    }
+
     fn is_zero(&self, buf: BufRange) -> bool {
         self.inner.is_zero(buf)
+    }
+
+    fn host_buffers(&self) -> u16 {
+        self.inner.host_buffers()
+    }
+
+    fn register_memory(&mut self, index: u16, region: HostRegion) -> std::result::Result<(), i32> {
+        self.inner.register_memory(index, region)
+    }
+
+    fn unregister_memory(&mut self, index: u16) {
+        self.inner.unregister_memory(index);
     }
 
     fn stage(&mut self, from: HostMemory, into: BufRange) {
