@@ -20,6 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) struct Usage {
     /// A job works with it.
     pub(crate) held: bool,
+    /// A drive records its writes in it. It changes only while no job has it, so who has it may rely on what it finds.
+    pub(crate) recording: bool,
 }
 
 impl DirtyBitmap {

@@ -40,7 +40,7 @@ mod words;
 
 pub use claims::Claims;
 pub use dirty::DirtyBitmap;
-pub(crate) use hold::Hold;
+pub(crate) use hold::{Hold, Usage};
 
 /// Ways to break the protocol, each of which a model must notice; a model that cannot fail proves nothing.
 #[cfg(loom)]

@@ -42,6 +42,14 @@ pub enum Mutation {
     StaleStatus,
     /// A write that is to be durable at its end is not followed by a flush where the device does not make it so.
     TrustWriteThrough,
+    /// A guest write that went to both sides is not recorded in the drive's bitmaps.
+    ActiveUnrecorded,
+    /// The drive's bitmaps record nothing while a job runs.
+    RecordingSuspended,
+    /// A bitmap that a job worked with is not recorded any more after it.
+    RecordingNotResumed,
+    /// A bitmap that a job works with is recorded besides.
+    WorkingRecorded,
 }
 
 impl Mutation {
