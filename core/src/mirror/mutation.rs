@@ -48,13 +48,11 @@ pub enum Mutation {
     RecordingSuspended,
     /// A bitmap that a job worked with is not recorded any more after it.
     RecordingNotResumed,
-    /// A bitmap that a job works with is recorded besides.
-    WorkingRecorded,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::MarkBefore,
         Self::ClearLate,
         Self::ReleaseBeforeRedirty,
@@ -72,5 +70,8 @@ impl Mutation {
         Self::DirtyBeforeSweep,
         Self::StaleStatus,
         Self::TrustWriteThrough,
+        Self::ActiveUnrecorded,
+        Self::RecordingSuspended,
+        Self::RecordingNotResumed,
     ];
 }

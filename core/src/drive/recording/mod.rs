@@ -242,10 +242,8 @@ impl<F: Follows> Watchers<F> {
     fn publish(&self, registry: &mut Registry<F>) {
         let follower = registry.follower.clone();
         let breaks = |mutation| follower.as_ref().is_some_and(|follower| follower.breaks(mutation));
-        let works_with = |bits| {
-            let own = follower.as_ref().is_some_and(|follower| Arc::ptr_eq(follower.works_with(), bits));
-            own && !breaks(Mutation::WorkingRecorded)
-        };
+        let works_with =
+            |bits| follower.as_ref().is_some_and(|follower| Arc::ptr_eq(follower.works_with(), bits));
         let suspended = breaks(Mutation::RecordingSuspended);
         let recording = registry.bitmaps.iter().filter(|listed| listed.records && !works_with(&listed.bits));
         let bitmaps: Box<[_]> =
