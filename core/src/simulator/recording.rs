@@ -124,6 +124,9 @@ impl Note {
     }
 }
 
+/// A bitmap for a job to work with, and the disk that it is compared with if it is that of the job before.
+type Working = (Arc<DirtyBitmap>, Option<Vec<u8>>);
+
 /// The host as far as it has bitmaps.
 #[derive(Debug)]
 pub(super) struct Recorder {
@@ -257,7 +260,7 @@ impl Simulation {
 
     /// The bitmap that the next job works with, if it is one that records; and the disk that this is compared with, if a job had it
     /// before. The host sets in it what is to be copied otherwise.
-    pub(super) fn working_bitmap(&mut self) -> Result<Option<(Arc<DirtyBitmap>, Option<Vec<u8>>)>, Wrong> {
+    pub(super) fn working_bitmap(&mut self) -> Result<Option<Working>, Wrong> {
         if !self.recipe.recording.working {
             return Ok(None);
         }

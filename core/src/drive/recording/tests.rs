@@ -149,6 +149,9 @@ fn a_bitmap_leaves_the_drive_with_its_last_handle_and_does_not_keep_the_drive() 
     kept.disable().unwrap();
 }
 
+/// Something that would change a bitmap, by name.
+type Attempt<'a> = (&'a str, Box<dyn Fn() -> Result<()> + 'a>);
+
 /// What a host changes while a job works with the bitmap, the job copies twice or not at all.
 #[test]
 fn whatever_would_change_a_bitmap_is_refused_while_a_job_works_with_it() {
@@ -156,7 +159,7 @@ fn whatever_would_change_a_bitmap_is_refused_while_a_job_works_with_it() {
     let (working, other) = (bitmap(&drive, "working", true), bitmap(&drive, "other", true));
     other.set(ByteRange::at(0, DISK)).unwrap();
     let job = follower(Some(&working)).unwrap();
-    let attempts: [(&str, Box<dyn Fn() -> Result<()>>); 8] = [
+    let attempts: [Attempt<'_>; 8] = [
         ("clear", Box::new(|| working.clear())),
         ("enable", Box::new(|| working.enable())),
         ("disable", Box::new(|| working.disable())),
