@@ -175,6 +175,7 @@ proptest! {
         };
         for op in &ops {
             step(op, &map, &claims, &mut model)?;
+            prop_assert_eq!(map.counted(), map.count());
         }
         for chunk in (0..chunks).step_by(1 + chunks as usize / 500) {
             prop_assert_eq!(map.test(Chunk(chunk)), model.dirty[chunk as usize]);
@@ -183,5 +184,6 @@ proptest! {
         let mut expected = model.runs();
         map.drain(|run| assert_eq!(expected.remove(0), pair(run)));
         prop_assert!(expected.is_empty());
+        prop_assert_eq!(map.counted(), 0);
     }
 }

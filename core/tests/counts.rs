@@ -127,20 +127,23 @@ fn workers_allocate_nothing_per_request() {
     }
 }
 
-/// Tracked requests, also those that end on another thread than they began on, while a job follows and every write marks its
-/// chunk: if one of them allocated, a host that has no memory left could not complete its guest's requests.
+/// Tracked requests, also those that end on another thread than they began on, while a job follows or bitmaps record and every write
+/// marks its chunk: if one of them allocated, a host that has no memory left could not complete its guest's requests.
 #[test]
-fn begin_and_end_of_a_tracked_request_allocate_nothing_also_with_a_job() {
+fn begin_and_end_of_a_tracked_request_allocate_nothing_also_with_a_job_and_bitmaps() {
     let _one = alone();
     let dir = scratch();
     files(dir.path(), 8 * MIB);
-    for with_job in [false, true] {
+    for (with_job, with_bitmaps) in [(false, false), (false, true), (true, false), (true, true)] {
         let drive = Drive::new(Device::open_source(&dir.path().join("source")).unwrap()).unwrap();
         let job = with_job.then(|| {
             let target = Device::open_target(&dir.path().join("target"), TargetOptions::default()).unwrap();
             follow(&drive, target, CopyMode::Background)
         });
+        let bitmap = |name| drive.add_bitmap(name, None, true).unwrap();
+        let bitmaps: Vec<_> = ["one", "two"].into_iter().filter(|_| with_bitmaps).map(bitmap).collect();
         no_tracked_request_allocates(&drive);
+        assert!(bitmaps.iter().all(|bitmap| bitmap.info().dirty_bytes > MIB / 2));
         if let Some(share) = job {
             assert!(share.left_bytes() > MIB / 2, "{} bytes were marked", share.left_bytes());
         }

@@ -319,7 +319,11 @@ fn an_event_loop_hears_of_every_completion() {
 #[test]
 fn requests_allocate_nothing_after_the_first() {
     for disk in disks(4 * MIB) {
-        no_request_allocates(&disk.drive(), &disk.path());
+        let drive = disk.drive();
+        no_request_allocates(&drive, &disk.path());
+        let bitmaps = ["one", "two"].map(|name| drive.add_bitmap(name, None, true).unwrap());
+        no_request_allocates(&drive, &disk.path());
+        assert!(bitmaps.iter().all(|bitmap| bitmap.info().dirty_bytes == 4 * MIB));
     }
 }
 
@@ -330,10 +334,12 @@ fn writes_to_both_sides_allocate_nothing_after_the_first() {
         let drive = disk.drive();
         let target = Device::open_target(&target.path(), TargetOptions::default()).unwrap();
         let share = follow(&drive, target, CopyMode::WriteBlocking);
+        let bitmaps = ["one", "two"].map(|name| drive.add_bitmap(name, None, true).unwrap());
         no_request_allocates(&drive, &disk.path());
         // 48 writes of 4 KiB in each of 53 rounds; a few may meet the zeroes and go to the drive alone.
         let active_bytes = share.progress().active_bytes;
         assert!(active_bytes > 2000 * 4096, "{active_bytes} bytes went to both sides");
+        assert!(bitmaps.iter().all(|bitmap| bitmap.info().dirty_bytes == 4 * MIB));
     }
 }
 

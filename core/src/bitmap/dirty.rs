@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
+use std::sync::Mutex;
 
+use super::changes::Changes;
 use super::drain::drain;
+use super::hold::Usage;
 use super::pieces::{first_bit_of, mask_in, word_of};
 use super::sync::WORD_BITS;
 use super::tree::Tree;
@@ -35,8 +37,10 @@ pub struct DirtyBitmap {
     disk_bytes: u64,
     /// Bytes of a chunk.
     granularity: Granularity,
-    /// A job works with it, see `hold`.
-    pub(super) in_use: AtomicBool,
+    /// How many of the bits are set.
+    changes: Changes,
+    /// Who uses it, see `hold`.
+    pub(super) usage: Mutex<Usage>,
 }
 
 /// The number of chunks of a disk, if a map may be made for it.
@@ -64,7 +68,7 @@ impl DirtyBitmap {
     /// [`ErrorKind::InvalidArgument`] for a disk over 64 TiB, [`ErrorKind::NoMemory`] when there are not enough addresses.
     pub fn new(disk_bytes: u64, granularity: Granularity) -> Result<Self> {
         let tree = Tree::new(chunks_for(disk_bytes, granularity)?)?;
-        Ok(Self { tree, disk_bytes, granularity, in_use: AtomicBool::new(false) })
+        Ok(Self { tree, disk_bytes, granularity, changes: Changes::default(), usage: Mutex::default() })
     }
 
     /// Bytes that a bit stands for.
@@ -93,7 +97,7 @@ impl DirtyBitmap {
     /// does not.
     #[inline]
     pub fn set(&self, chunks: ChunkRange) -> u64 {
-        self.tree.set(bits_of(chunks))
+        self.changes.set(chunks.start(), self.tree.set(bits_of(chunks)))
     }
 
     /// Marks every chunk that `bytes` touches as dirty, see [`Self::set`]; returns how many were clean.
@@ -108,7 +112,7 @@ impl DirtyBitmap {
     /// write whose [`Self::set`] found its bit still set. Many threads may clear, also the same chunks; each bit is
     /// counted by exactly one.
     pub fn clear(&self, chunks: ChunkRange) -> u64 {
-        self.tree.clear(bits_of(chunks))
+        self.changes.cleared(chunks.start(), self.tree.clear(bits_of(chunks)))
     }
 
     /// Whether `chunk` is dirty.
@@ -131,6 +135,19 @@ impl DirtyBitmap {
         self.tree.count()
     }
 
+    /// The same as those who change the map have counted it, without a look at the bits: exact when nobody changes any, and off
+    /// by what is just being changed otherwise.
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        self.changes.dirty()
+    }
+
+    /// How often a chunk turned dirty so far.
+    #[must_use]
+    pub(crate) fn dirtied(&self) -> u64 {
+        self.changes.dirtied()
+    }
+
     /// Whether no chunk is dirty; exact when nobody changes the map.
     #[must_use]
     pub fn is_clean(&self) -> bool {
@@ -142,7 +159,11 @@ impl DirtyBitmap {
     /// For one consumer at a time; setters may run. A bit that is set meanwhile is given out or stays. Each run was cleared before
     /// `f` gets it, with the fence of [`Self::clear`]. Should `f` panic, the runs that it was not given yet are dirty again.
     pub fn drain(&self, mut f: impl FnMut(ChunkRange)) {
-        drain(&self.tree, |bits| f(ChunkRange::new(bits.start, bits.end)));
+        drain(&self.tree, |bits| {
+            // Before `f`, which may panic: it has this run then.
+            self.changes.cleared(bits.start, bits.end - bits.start);
+            f(ChunkRange::new(bits.start, bits.end));
+        });
     }
 
     /// Marks as dirty what is dirty in `other`; returns how many were clean.
@@ -162,7 +183,8 @@ impl DirtyBitmap {
         if std::ptr::eq(self, other) {
             return Ok(0);
         }
-        Ok(self.tree.set_from(|sink| other.tree.for_each_word(other.tree.words(), sink)))
+        let changed = self.tree.set_from(|sink| other.tree.for_each_word(other.tree.words(), sink));
+        Ok(self.changes.set(0, changed))
     }
 
     /// The bits of `chunks`, cut at the end of the disk: the first chunk is the lowest bit of the first byte.
@@ -184,14 +206,15 @@ impl DirtyBitmap {
     /// how many were clean. Chunks whose bit is 0 are left as they are; bits past the end of the disk are ignored.
     pub fn from_bytes(&self, first: Chunk, bytes: &[u8]) -> u64 {
         let end = first.0.saturating_add(bytes_u64(bytes.len()).saturating_mul(8)).min(self.chunks());
-        self.tree.set_from(|sink| {
+        let changed = self.tree.set_from(|sink| {
             for (word, mask) in super::pieces::pieces(first.0..end) {
                 let found = get(bytes, first_bit_of(word), first.0) & mask;
                 if found != 0 {
                     sink(word, found);
                 }
             }
-        })
+        });
+        self.changes.set(first.0, changed)
     }
 
     /// Breaks the protocol on purpose, to see that the models notice.

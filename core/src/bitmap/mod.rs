@@ -10,8 +10,9 @@
 //! | `pieces` | ranges of bits cut into words |
 //! | `tree` | leaves and summaries, and the argument why no bit is lost between them |
 //! | `drain` | taking everything out |
+//! | `changes` | how many bits are set |
 //! | `dirty`, `claims` | the two public types |
-//! | `hold` | the right to work with a bitmap, for one job at a time |
+//! | `hold` | the right to work with a bitmap, for one job at a time; what a host does to it by hand |
 //!
 //! How a copier uses them, in this order (*Claim, clear, read*):
 //!
@@ -26,6 +27,7 @@
 //! the copy is complete, for a copier may have claimed, failed, marked and released in between. Whoever decides that must
 //! know that no copier is under way, or hold the claim of the chunk that he asks about.
 
+mod changes;
 mod claims;
 mod dirty;
 mod drain;
@@ -38,7 +40,7 @@ mod words;
 
 pub use claims::Claims;
 pub use dirty::DirtyBitmap;
-pub(crate) use hold::Hold;
+pub(crate) use hold::{Hold, Usage};
 
 /// Ways to break the protocol, each of which a model must notice; a model that cannot fail proves nothing.
 #[cfg(loom)]

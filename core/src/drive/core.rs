@@ -1,4 +1,4 @@
-//! What all handles of a drive share: the gate, the device it stands on, the job that follows it, its latencies.
+//! What all handles of a drive share: the gate, the device it stands on, who is told of its writes, its latencies.
 //!
 //! The I/O path takes no lock: it passes the gate, reads atomics and borrows the follower. The lock in here is for
 //! what happens rarely: attaching, closing and opening the gate, new queues, hosts that wait for the gate.
@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::follower::{Attached, Follower};
+use super::follower::Follower;
 use super::gate::{Gate, Pass};
 use super::latency::Latencies;
 use super::memory::Memory;
+use super::recording::{Follows, Watchers};
 use crate::buffer::HostRegion;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mirror::Mutation;
 use crate::ring::Wake;
 use crate::units::ByteRange;
 
@@ -41,8 +43,8 @@ pub(crate) struct DriveCore<D> {
     place: ArcSwap<Place<D>>,
     /// The number of that place, for the I/O path.
     number: AtomicU64,
-    /// The job that follows.
-    attached: Attached<Follower<D>>,
+    /// Who is told of writes: the job that follows, and bitmaps that record.
+    watchers: Watchers<Follower<D>>,
     /// Whether there is one; for the choice of the histogram, and under the lock for who attaches.
     has_job: AtomicBool,
     /// What requests took without a job, and with one.
@@ -70,7 +72,7 @@ impl<D> DriveCore<D> {
             gate: Gate::new(),
             place: ArcSwap::from_pointee(Place { device, writable }),
             number: AtomicU64::new(0),
-            attached: Attached::default(),
+            watchers: Watchers::default(),
             has_job: AtomicBool::new(false),
             latencies: [Latencies::default(), Latencies::default()],
             generation: AtomicU64::new(0),
@@ -119,7 +121,12 @@ impl<D> DriveCore<D> {
 
     /// The job that follows now.
     pub(crate) fn follower(&self) -> Option<Arc<Follower<D>>> {
-        self.attached.current()
+        self.watchers.follower()
+    }
+
+    /// Who is told of writes.
+    pub(super) fn watchers(&self) -> &Watchers<Follower<D>> {
+        &self.watchers
     }
 
     /// Whether a job follows.
@@ -129,11 +136,11 @@ impl<D> DriveCore<D> {
 
     // ---- requests ----
 
-    /// A guest's write of `range` has completed, whatever its result: tells the job. Called before its pass is given
-    /// back and before the guest hears of it (*Mark after, before the ack*; this is the one place).
+    /// A guest's write of `range` has completed, whatever its result: tells the job, and the bitmaps that record. Called before its
+    /// pass is given back and before the guest hears of it (*Mark after, before the ack*; this is the one place).
     #[inline]
     pub(crate) fn written(&self, range: ByteRange) {
-        self.attached.after_write(|follower| {
+        self.watchers.after_write(range, |follower| {
             if follower.share.guest_wrote(range) {
                 follower.home.wake();
             }
@@ -141,10 +148,11 @@ impl<D> DriveCore<D> {
     }
 
     /// The same for a write that `follower` knows of already, because it went to both sides: another job may have
-    /// attached while it was under way.
+    /// attached while it was under way, and bitmaps record it in any case.
     pub(crate) fn written_beside(&self, range: ByteRange, follower: &Arc<Follower<D>>) {
-        self.attached.after_write(|current| {
-            if !std::ptr::eq(current, Arc::as_ptr(follower)) && current.share.guest_wrote(range) {
+        let recorded = if follower.breaks(Mutation::ActiveUnrecorded) { ByteRange::default() } else { range };
+        self.watchers.after_write(recorded, |current| {
+            if !Arc::ptr_eq(current, follower) && current.share.guest_wrote(range) {
                 current.home.wake();
             }
         });
@@ -198,7 +206,8 @@ impl<D> DriveCore<D> {
     /// write that ended unrecorded is visible to this thread's reads; the initial fill is decided after it.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when one is attached already.
+    /// [`ErrorKind::Busy`] when one is attached already, [`ErrorKind::InvalidArgument`] when its working bitmap records another
+    /// drive's writes.
     pub(crate) fn attach(&self, follower: Arc<Follower<D>>) -> Result<()> {
         let wakers = self.lock();
         if self.has_job.swap(true, Ordering::AcqRel) {
@@ -206,7 +215,10 @@ impl<D> DriveCore<D> {
                 "another job runs on it, and a drive takes one at a time; cancel that one or wait for its end",
             ));
         }
-        self.attached.attach(follower);
+        if let Err(error) = self.watchers.attach(follower) {
+            self.has_job.store(false, Ordering::Release);
+            return Err(error);
+        }
         self.changed(wakers);
         Ok(())
     }
@@ -215,7 +227,7 @@ impl<D> DriveCore<D> {
     /// it, and when the queues have looked.
     pub(crate) fn detach(&self) {
         let wakers = self.lock();
-        self.attached.detach();
+        self.watchers.detach();
         self.has_job.store(false, Ordering::Release);
         self.changed(wakers);
     }

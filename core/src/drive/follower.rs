@@ -33,10 +33,12 @@
 //! moment by counting it then, so a job is freed when its last lender's call returns, a bounded time.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use super::recording::Follows;
+use crate::bitmap::DirtyBitmap;
 use crate::bitmap::sync::{fence_before_test, full_fence};
-use crate::mirror::Share;
+use crate::mirror::{Mutation, Share};
 use crate::ring::Wake;
 
 /// A job as the requests of its drive see it.
@@ -50,11 +52,36 @@ pub(crate) struct Follower<D> {
     pub(crate) home: Arc<dyn Wake>,
 }
 
+impl<D> Follows for Follower<D> {
+    fn works_with(&self) -> &Arc<DirtyBitmap> {
+        self.share.dirty.bits()
+    }
+
+    fn breaks(&self, mutation: Mutation) -> bool {
+        self.share.is_mutated(mutation)
+    }
+}
+
 /// Who follows, if anybody; see the module for its memory order.
 #[derive(Debug)]
 pub struct Attached<T> {
     /// The follower.
     current: published::Published<T>,
+}
+
+/// A follower that was replaced, and that requests which were ending at that moment may still hold.
+#[derive(Debug)]
+pub struct Replaced<T>(Option<Weak<T>>);
+
+impl<T> Replaced<T> {
+    /// Whether nobody holds it any more. What was done with it is visible to this thread then.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        // What is lent was counted when it was replaced, so a count of 0 is final. The last one's release is acquired by the fence.
+        let gone = self.0.as_ref().is_none_or(|replaced| replaced.strong_count() == 0);
+        published::acquire();
+        gone
+    }
 }
 
 impl<T> Default for Attached<T> {
@@ -67,20 +94,25 @@ impl<T> Attached<T> {
     /// Attaches: when this returns, every write that ends later finds the follower, and every write whose end did not
     /// find it is visible to this thread's reads. The caller sees to it that one is attached at a time.
     pub fn attach(&self, follower: Arc<T>) {
-        self.current.store(Some(follower));
-        full_fence();
+        let _ = self.replace(Some(follower));
     }
 
     /// Detaches. Calls of [`after_write`](Self::after_write) that are under way on other threads may still hold the
     /// follower until they return.
     pub fn detach(&self) {
-        self.current.store(None);
+        let _ = self.replace(None);
     }
 
-    /// The follower, for whoever must know now and is not a write that has just ended.
-    #[must_use]
-    pub fn current(&self) -> Option<Arc<T>> {
-        self.current.load().as_ref().map(Arc::clone)
+    /// Attaches and detaches at one stroke, with what both promise; says who was replaced.
+    pub fn replace(&self, follower: Option<Arc<T>>) -> Replaced<T> {
+        let replaced = Replaced(self.current.swap(follower).as_ref().map(Arc::downgrade));
+        full_fence();
+        replaced
+    }
+
+    /// Shows the follower to whoever must know now and is not a write that has just ended.
+    pub fn look<R>(&self, look: impl FnOnce(Option<&T>) -> R) -> R {
+        look(self.current.load().as_deref())
     }
 
     /// Calls `mark` with the follower, if there is one, after a write has completed and before its author hears of
@@ -98,8 +130,14 @@ impl<T> Attached<T> {
 #[cfg(not(loom))]
 mod published {
     use std::sync::Arc;
+    use std::sync::atomic::{Ordering, fence};
 
     use arc_swap::{ArcSwapOption, Guard};
+
+    /// After a look at how many hold what was published: what they did before they let go is visible.
+    pub(super) fn acquire() {
+        fence(Ordering::Acquire);
+    }
 
     /// The pointer.
     #[derive(Debug)]
@@ -111,9 +149,9 @@ mod published {
             Self(ArcSwapOption::const_empty())
         }
 
-        /// Replaces who is published.
-        pub(super) fn store(&self, value: Option<Arc<T>>) {
-            self.0.store(value);
+        /// Replaces who is published. What readers have borrowed of the one before is counted when this returns.
+        pub(super) fn swap(&self, value: Option<Arc<T>>) -> Option<Arc<T>> {
+            self.0.swap(value)
         }
 
         /// Borrows who is published.
@@ -125,20 +163,46 @@ mod published {
 }
 
 /// The same for the model checker, which cannot look inside `ArcSwap`: a number with acquire and release order, as
-/// weak as the real pointer is to its readers, and a list that is only ever added to.
+/// weak as the real pointer is to its readers. Who finds that number's follower replaced already looks again, as `ArcSwap` does once
+/// it has said what it borrows; so what is lent of one that was replaced is counted.
 #[cfg(loom)]
 mod published {
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::ops::Deref;
+    use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-    use crate::bitmap::sync::{AtomicU64, Ordering};
+    use crate::bitmap::sync::{AtomicU64, Ordering, full_fence};
+
+    /// After a look at how many hold what was published. The count is not the model's, but who lets go of it fences, too.
+    pub(super) fn acquire() {
+        full_fence();
+    }
+
+    /// What is lent.
+    pub(super) struct Lent<T>(Option<Arc<T>>);
+
+    impl<T> Deref for Lent<T> {
+        type Target = Option<Arc<T>>;
+
+        fn deref(&self) -> &Self::Target {
+            &self.0
+        }
+    }
+
+    impl<T> Drop for Lent<T> {
+        fn drop(&mut self) {
+            if self.0.is_some() {
+                full_fence();
+            }
+        }
+    }
 
     /// The pointer.
     #[derive(Debug)]
     pub(super) struct Published<T> {
         /// Which one of the list is published; 0 = none.
         number: AtomicU64,
-        /// All that ever were. A lock that the model does not see, so it orders nothing there.
-        all: Mutex<Vec<Arc<T>>>,
+        /// All that ever were; `None` = replaced. A lock that the model does not see, so it orders nothing there.
+        all: Mutex<Vec<Option<Arc<T>>>>,
     }
 
     impl<T> Published<T> {
@@ -147,20 +211,38 @@ mod published {
             Self { number: AtomicU64::new(0), all: Mutex::new(Vec::new()) }
         }
 
+        /// The list.
+        fn all(&self) -> MutexGuard<'_, Vec<Option<Arc<T>>>> {
+            self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
         /// Replaces who is published.
-        pub(super) fn store(&self, value: Option<Arc<T>>) {
+        pub(super) fn swap(&self, value: Option<Arc<T>>) -> Option<Arc<T>> {
             let number = value.map_or(0, |value| {
-                let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-                all.push(value);
+                let mut all = self.all();
+                all.push(Some(value));
                 all.len() as u64
             });
-            self.number.store(number, Ordering::Release);
+            let before = self.number.swap(number, Ordering::AcqRel);
+            self.all().get_mut(index(before)?)?.take()
         }
 
         /// Borrows who is published.
-        pub(super) fn load(&self) -> Option<Arc<T>> {
-            let number = usize::try_from(self.number.load(Ordering::Acquire)).ok()?.checked_sub(1)?;
-            self.all.lock().unwrap_or_else(PoisonError::into_inner).get(number).map(Arc::clone)
+        pub(super) fn load(&self) -> Lent<T> {
+            let mut number = self.number.load(Ordering::Acquire);
+            loop {
+                let Some(index) = index(number) else { return Lent(None) };
+                if let Some(found) = self.all().get(index).cloned().flatten() {
+                    return Lent(Some(found));
+                }
+                // A read-modify-write sees the newest.
+                number = self.number.fetch_add(0, Ordering::AcqRel);
+            }
         }
+    }
+
+    /// Where in the list that number is.
+    fn index(number: u64) -> Option<usize> {
+        usize::try_from(number).ok()?.checked_sub(1)
     }
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `gate` | lets requests in, knows who is inside, can be closed |
 //! | `follower` | the job as requests see it; how it is attached without missing a write |
+//! | `recording` | who is told of writes: the job, and bitmaps that record for the host |
 //! | `core` | what all handles of a drive share |
 //! | `tracker` | for hosts that do their own I/O: `begin` and `end` of each request |
 //! | `queue` | guest I/O through the library |
@@ -26,16 +27,18 @@ mod latency;
 mod memory;
 mod per_thread;
 pub mod queue;
+mod recording;
 #[cfg(test)]
 mod tests;
 mod tracker;
 
 use std::sync::Arc;
 
-pub use follower::Attached;
+pub use follower::{Attached, Replaced};
 pub use gate::{Enter, Gate, Leaving, PASSES, Pass};
 pub use in_use::{InUse, MAX_REGIONS, RegionSet};
 pub use latency::{LONGEST_NS, Latencies, LatencyCounts, Percentiles};
+pub use recording::{Bitmap, BitmapInfo, Follows, MAX_BITMAPS, Watchers};
 pub use tracker::{Admission, IoKind, Token, Tracker};
 
 pub(crate) use self::core::DriveCore;

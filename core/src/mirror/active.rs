@@ -133,7 +133,12 @@ impl Share {
         if off || !self.may_be_active(range) {
             return None;
         }
+        // A queue may have looked at the job before it ended: then the bits are not its own to clear any more.
+        if !self.enter_bitmap() {
+            return None;
+        }
         if !self.writers.claim_for_guest(range) {
+            self.leave_bitmap();
             return None;
         }
         let covered = match self.is_mutated(Mutation::ActiveClearsPartly) {
@@ -167,6 +172,7 @@ impl Share {
     pub fn cancel_active(&self, write: ActiveWrite) -> bool {
         let marked = self.dirty.mark_chunks(write.cleared) > 0;
         self.writers.release_by_guest(write.range);
+        self.leave_bitmap();
         marked && self.doorbell.is_mine_to_ring()
     }
 
@@ -199,6 +205,7 @@ impl Share {
             }
             self.writers.release_by_guest(range);
         }
+        self.leave_bitmap();
         self.active_bytes.fetch_add(range.len(), Ordering::Release);
         if let (Err(errno), false) = (target, self.is_ending()) {
             let notice = self.on_error(Side::Target, errno, range, FailureCause::Io, now_ns);

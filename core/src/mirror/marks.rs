@@ -1,96 +1,60 @@
 //! The dirty bits of a job, and how many there are at any moment.
 //!
-//! A bitmap can count its bits only by a scan, which is dear where much is dirty, and the job's home wants to know every few
-//! milliseconds: the remainder decides about READY, about the switch-over, about escalation. So who sets or clears bits
-//! adds what changed to a counter; the bitmap tells each caller exactly which bits were his. Counters are spread over
-//! cache lines by the place on the disk, so that guest threads do not meet on one.
-//!
-//! The sum is exact when nobody sets or clears, and off by what is just being changed otherwise. Decisions that must be
-//! right look at the bits ([`Marks::is_clean`]), behind the closed gate.
+//! The job's home wants to know every few milliseconds how much is left: the remainder decides about READY, about the switch-over,
+//! about escalation. A scan would be dear, so the bitmap's own counters say it (`bitmap/changes.rs`). They are exact when nobody sets
+//! or clears, and off by what is just being changed otherwise. Decisions that must be right look at the bits
+//! ([`Marks::is_clean`]), behind the closed gate.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bitmap::DirtyBitmap;
-use crate::units::{ByteRange, Chunk, ChunkRange, bytes_usize};
-
-/// How many places there are to count at.
-const SHARDS: usize = 16;
-/// Chunks that are neighbours on the disk share a word of the bitmap, and a counter.
-const NEIGHBOURS_SHIFT: u32 = 6;
-
-/// Counters on a cache line of their own (two, for hardware fetches pairs).
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Counts {
-    /// Bits that turned from clean to dirty.
-    set: AtomicU64,
-    /// Bits that turned from dirty to clean.
-    cleared: AtomicU64,
-}
+use crate::units::{ByteRange, Chunk, ChunkRange};
 
 /// Dirty bits that are counted.
 #[derive(Debug)]
 pub struct Marks {
     /// The bits; a caller's own bitmap, or the job's.
     bits: Arc<DirtyBitmap>,
-    /// What changed, by place.
-    counts: [Counts; SHARDS],
 }
 
 impl Marks {
-    /// Counts what is dirty in `bits` already.
+    /// What is dirty in `bits` already is the job's as well.
     #[must_use]
     pub fn new(bits: Arc<DirtyBitmap>) -> Self {
-        let counts: [Counts; SHARDS] = Default::default();
-        counts[0].set.store(bits.count(), Ordering::Relaxed);
-        Self { bits, counts }
+        Self { bits }
     }
 
-    /// Where changes of chunks at `chunk` are counted.
-    fn shard(&self, chunk: u64) -> &Counts {
-        &self.counts[bytes_usize(chunk >> NEIGHBOURS_SHIFT) % SHARDS]
+    /// The bits.
+    #[must_use]
+    pub fn bits(&self) -> &Arc<DirtyBitmap> {
+        &self.bits
     }
 
     /// Marks `chunks` as dirty, see [`DirtyBitmap::set`]; returns how many were clean.
     pub fn mark_chunks(&self, chunks: ChunkRange) -> u64 {
-        let changed = self.bits.set(chunks);
-        if changed > 0 {
-            self.shard(chunks.start()).set.fetch_add(changed, Ordering::Relaxed);
-        }
-        changed
+        self.bits.set(chunks)
     }
 
     /// Marks every chunk that `range` touches; returns how many were clean.
     pub fn mark(&self, range: ByteRange) -> u64 {
-        self.mark_chunks(self.bits.granularity().chunks_touched(range))
+        self.bits.set_bytes(range)
     }
 
     /// Marks `chunks` as clean, see [`DirtyBitmap::clear`]; returns how many were dirty.
     pub fn clean(&self, chunks: ChunkRange) -> u64 {
-        let changed = self.bits.clear(chunks);
-        if changed > 0 {
-            self.shard(chunks.start()).cleared.fetch_add(changed, Ordering::Relaxed);
-        }
-        changed
+        self.bits.clear(chunks)
     }
 
     /// Bytes of the chunks that are dirty.
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
-        let sum = |of: fn(&Counts) -> &AtomicU64| {
-            self.counts.iter().map(|c| of(c).load(Ordering::Relaxed)).sum::<u64>()
-        };
-        // What was cleared is read first: a bit that is set and cleared in between must not count as less than none.
-        let cleared = sum(|c| &c.cleared);
-        sum(|c| &c.set).saturating_sub(cleared).saturating_mul(self.bits.granularity().bytes())
+        self.bits.counted().saturating_mul(self.bits.granularity().bytes())
     }
 
-    /// Bytes of the chunks that turned dirty so far, as often as they did.
+    /// Bytes of the chunks that turned dirty since the bitmap was made, as often as they did; of use for the difference of two moments.
     #[must_use]
     pub fn dirtied_bytes(&self) -> u64 {
-        let set: u64 = self.counts.iter().map(|c| c.set.load(Ordering::Relaxed)).sum();
-        set.saturating_mul(self.bits.granularity().bytes())
+        self.bits.dirtied().saturating_mul(self.bits.granularity().bytes())
     }
 
     /// The first run of dirty chunks, see [`DirtyBitmap::next_run`].

@@ -42,11 +42,17 @@ pub enum Mutation {
     StaleStatus,
     /// A write that is to be durable at its end is not followed by a flush where the device does not make it so.
     TrustWriteThrough,
+    /// A guest write that went to both sides is not recorded in the drive's bitmaps.
+    ActiveUnrecorded,
+    /// The drive's bitmaps record nothing while a job runs.
+    RecordingSuspended,
+    /// A bitmap that a job worked with is not recorded any more after it.
+    RecordingNotResumed,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::MarkBefore,
         Self::ClearLate,
         Self::ReleaseBeforeRedirty,
@@ -64,5 +70,8 @@ impl Mutation {
         Self::DirtyBeforeSweep,
         Self::StaleStatus,
         Self::TrustWriteThrough,
+        Self::ActiveUnrecorded,
+        Self::RecordingSuspended,
+        Self::RecordingNotResumed,
     ];
 }

@@ -89,8 +89,8 @@ pub struct Share {
     pub geometry: Geometry,
     /// Chunks whose copy is stale, below the sweep's position.
     pub dirty: Marks,
-    /// The caller's working bitmap is this job's until its last part is gone, or until this is gone for a job that did not start:
-    /// until then bits may be set that nobody else knows of.
+    /// The caller's working bitmap is this job's until its last part is gone and the last guest write that it had sent to both sides
+    /// has ended, or until this is gone for a job that did not start: until then bits may change that nobody else knows of.
     hold: Option<Hold>,
     /// Who has the right to write to the target now.
     pub writers: Writers,
@@ -302,9 +302,19 @@ impl Share {
         self.lost_notices.swap(0, Ordering::Relaxed)
     }
 
-    /// The last part of the job is gone: the caller's bitmap is free for another job.
+    /// The last part of the job is gone: the caller's bitmap is free for another job, once no guest write changes it any more.
     pub(crate) fn release_bitmap(&self) {
         self.hold.iter().for_each(Hold::release);
+    }
+
+    /// A guest write is about to change the caller's bitmap in the job's name; `false` when the job has let go of it.
+    pub(super) fn enter_bitmap(&self) -> bool {
+        self.hold.as_ref().is_none_or(Hold::enter)
+    }
+
+    /// It does not change it any more.
+    pub(super) fn leave_bitmap(&self) {
+        self.hold.iter().for_each(Hold::leave);
     }
 
     /// How much copiers may have in flight now.

@@ -173,6 +173,7 @@ impl Simulation {
                 return Err(Wrong::new(format!("{:?} failed on a disk without errors: {e}", asked.wish)));
             }
             self.completed += 1;
+            self.asked_write_ended(asked.wish, asked.range, asked.since)?;
             match asked.wish {
                 Wish::Read if whole => {
                     let data = done.buffer.and_then(GuestBuffer::into_aligned);
@@ -206,7 +207,7 @@ impl Simulation {
             // Nobody will hear of it, and it may have done anything.
             self.model.ended(asked.range, tag, false, false);
         }
-        Ok(())
+        self.check_recorded()
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `simulation` | who is there, and who comes next |
 //! | `guests` | host threads with queues |
 //! | `tracked` | host threads that do their own I/O, with trackers |
+//! | `recording` | bitmaps of the drive, and what must be in them |
 //! | `host` | commands at random times, and the end of each job |
 //! | `model` | what the drive may hold, byte by byte, also after a power failure |
 //! | `watch` | what must hold at every moment and at the end of the run |
@@ -20,7 +21,7 @@
 //! What is checked: an acknowledged guest write is on the drive; every request completes once and is refused for lack of room
 //! only; a job's outcome is true, in how it ended, why, how long the pause was and what is left; "ready" is true; so is every
 //! error that the host hears of; a chunk that differs is dirty or somebody's; nobody but the guest writes the source; after every
-//! end the gate is open and the job detached; nothing hangs; a target's error is not the guest's; the gate is closed for
+//! end the gate is open and the job detached; the drive's bitmaps know of every write; nothing hangs; a target's error is not the guest's; the gate is closed for
 //! `max_pause` at most; after a power failure what was flushed is there.
 //!
 //! A run that fails says how to have it again: `BLKMIRROR_SEED=<seed> cargo test -p blkmirror-core --lib simulator::tests::replay`.
@@ -32,6 +33,7 @@ pub(crate) mod model;
 mod outcome;
 mod ready;
 mod recipe;
+mod recording;
 mod simulation;
 mod told;
 mod tracked;

@@ -33,6 +33,8 @@ impl Simulation {
         self.story.active_bytes += outcome.progress.active_bytes;
         self.check_outcome(&outcome)?;
         if let Some(live) = self.live.take() {
+            let left = if outcome.pivoted { &live.source } else { &live.target };
+            self.job_left_bitmap(left, outcome.end == End::Completed)?;
             if outcome.end == End::Completed {
                 let left = if outcome.pivoted { &live.source } else { &live.target };
                 self.left.push((Arc::clone(left), left.writes()));

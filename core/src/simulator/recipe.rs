@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::recording::RecordingPlan;
 use crate::mirror::{CopyModeChoice, ErrorPolicy, LatencyBudget, MirrorOptions, OnCopied, SyncMode};
 use crate::ring::sim::{Faults, World};
 use crate::units::{Granularity, KIB, bytes_usize};
@@ -122,6 +123,8 @@ pub(super) struct Recipe {
     pub(super) neighbour: bool,
     /// Jobs one after the other.
     pub(super) jobs: u32,
+    /// Bitmaps of the drive; chosen by a chance of its own.
+    pub(super) recording: RecordingPlan,
 }
 
 /// Picks one of several.
@@ -184,6 +187,7 @@ impl Recipe {
             crash_ns: percent(c, 12).then(|| c.pick(60 * MS)),
             neighbour: percent(c, 15),
             jobs: if percent(c, 20) { 2 } else { 1 },
+            recording: RecordingPlan::new(seed),
         };
         if recipe.guests.stable_buffers {
             // Its price: a write waits for the target, which has the host's memory, for as long as that hangs.

@@ -11,6 +11,7 @@ use super::guests::Line;
 use super::host::Host;
 use super::model::{self, Model};
 use super::recipe::{Death, First, Recipe};
+use super::recording::Recorder;
 use super::tracked::Tracked;
 use super::watch::Watch;
 use crate::bitmap::DirtyBitmap;
@@ -76,6 +77,10 @@ pub struct Story {
     pub errors: u32,
     /// Runs that ended by a power failure.
     pub crashed: u32,
+    /// Writes that ended while a bitmap of the drive recorded, by bitmap.
+    pub recorded: u64,
+    /// Jobs that copied what such a bitmap said to a disk of the job before.
+    pub resumed: u32,
     /// A checksum of the disks.
     pub content: u64,
 }
@@ -97,6 +102,8 @@ impl Story {
         self.active_bytes += other.active_bytes;
         self.errors += other.errors;
         self.crashed += other.crashed;
+        self.recorded += other.recorded;
+        self.resumed += other.resumed;
     }
 }
 
@@ -155,6 +162,8 @@ pub(super) struct Simulation {
     pub(super) jobs: u32,
     /// The host.
     pub(super) host: Host,
+    /// Has bitmaps of the drive.
+    pub(super) recorder: Recorder,
     /// Looks at everything.
     pub(super) watch: Watch,
     /// Requests that guests asked for.
@@ -204,6 +213,7 @@ impl Simulation {
             tracked: (0..recipe.guests.trackers).map(|_| Tracked::default()).collect(),
             model: disk.look(Model::new),
             host: Host::new(&recipe),
+            recorder: Recorder::new(&recipe, &drive)?,
             watch: Watch::default(),
             errors_possible: recipe.has_errors(0),
             recipe,
@@ -253,7 +263,8 @@ impl Simulation {
     }
 
     /// A target for the next job: what it holds is what the job may rely on, and garbage elsewhere.
-    fn target(&self, source: &SimDisk, options: &mut MirrorOptions) -> Arc<SimDisk> {
+    fn target(&mut self, source: &SimDisk, options: &mut MirrorOptions) -> Result<Arc<SimDisk>, Wrong> {
+        let recorded = if self.recipe.first == First::Bitmap { self.working_bitmap()? } else { None };
         let recipe = &self.recipe;
         let target = SimDisk::new(recipe.bytes);
         let mut image = source.content();
@@ -269,31 +280,34 @@ impl Simulation {
             }
             First::Nothing => {}
             First::Bitmap => {
-                let bitmap = DirtyBitmap::new(recipe.bytes, recipe.granularity).ok();
-                if let Some(bitmap) = &bitmap {
-                    for (chunk, part) in image.chunks_mut(bytes_usize(recipe.granularity.bytes())).enumerate()
-                    {
-                        if self.chance(40) {
-                            garbage(part);
-                            bitmap.set(ChunkRange::new(bytes_u64(chunk), bytes_u64(chunk) + 1));
-                        }
+                let bits = || DirtyBitmap::new(recipe.bytes, recipe.granularity).map(Arc::new);
+                let (bitmap, left) = match recorded {
+                    Some((bitmap, left)) => (bitmap, left),
+                    None => (bits().map_err(|e| Wrong::new(e.to_string()))?, None),
+                };
+                for (chunk, part) in image.chunks_mut(bytes_usize(recipe.granularity.bytes())).enumerate() {
+                    if self.chance(40) && left.is_none() {
+                        garbage(part);
+                        bitmap.set(ChunkRange::new(bytes_u64(chunk), bytes_u64(chunk) + 1));
                     }
                 }
-                options.bitmap = bitmap.map(Arc::new);
+                // What was left behind by the job before, as it is: the bitmap says what differs.
+                image = left.unwrap_or(image);
+                options.bitmap = Some(bitmap);
             }
         }
         target.poke(0, &image);
         target.set_faults(recipe.faults[1]);
         target.set_latency(recipe.latency_ns[1].0, recipe.latency_ns[1].1);
         target.set_rate(recipe.rate_bytes_per_s);
-        target
+        Ok(target)
     }
 
     /// Starts a job.
     pub(super) fn start(&mut self) -> Result<(), Wrong> {
         let source = Arc::clone(&self.drive.place().device);
         let mut options = self.recipe.options.clone();
-        let target = self.target(&source, &mut options);
+        let target = self.target(&source, &mut options)?;
         let started = self.crew.start(&self.drive, &target, &options, self.mutation);
         let (job, share) = started.map_err(|e| Wrong::new(format!("a job cannot be started: {e}")))?;
         self.jobs += 1;
@@ -377,6 +391,7 @@ impl Simulation {
                 self.act_as_host()?;
             }
         }
+        self.record()?;
         self.look()?;
         Ok(true)
     }

@@ -85,6 +85,8 @@ fn assert_everything_happened(sum: &Story) {
         active_bytes,
         errors,
         crashed,
+        recorded,
+        resumed,
         ..
     } = *sum;
     for (what, count) in [
@@ -99,6 +101,8 @@ fn assert_everything_happened(sum: &Story) {
         ("bytes written to both sides", active_bytes),
         ("errors that hosts heard of", u64::from(errors)),
         ("power failures", u64::from(crashed)),
+        ("writes that were recorded", recorded),
+        ("jobs that went on with what was recorded", u64::from(resumed)),
     ] {
         assert!(count > 0, "no {what} in all these seeds: {sum:#?}");
     }

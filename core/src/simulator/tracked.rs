@@ -222,6 +222,7 @@ impl Simulation {
             }
             Todo::Flush { fails: false, .. } => self.model.flushed(io.since),
             Todo::Change(Change { write, .. }) => {
+                self.write_ended(token.range(), io.since, true)?;
                 let whole = result.is_ok() && token.kind() != IoKind::Discard;
                 self.model.ended(token.range(), write, whole, false);
             }

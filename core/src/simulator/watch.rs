@@ -147,7 +147,7 @@ impl Simulation {
     }
 
     /// Ranges that guests are writing to now.
-    fn being_written(&self) -> Vec<ByteRange> {
+    pub(super) fn being_written(&self) -> Vec<ByteRange> {
         let asked = self.lines.iter().flat_map(|line| line.asked.values());
         let queued = asked.filter(|asked| changes(asked.wish)).map(|asked| asked.range);
         queued.chain(self.tracked.iter().flat_map(|tracked| tracked.writes())).collect()
@@ -210,6 +210,7 @@ impl Simulation {
         if self.drive.gate().is_closed() || !self.drive.is_quiet(false) {
             return Err(Wrong::new("somebody never left the gate"));
         }
+        self.check_recorded()?;
         if self.left.iter().any(|(disk, writes)| disk.writes() != *writes) {
             return Err(Wrong::new("a disk was written after the job that it was part of had completed"));
         }

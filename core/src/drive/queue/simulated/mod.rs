@@ -21,6 +21,7 @@ use super::core::QueueCore;
 use super::request::Wish;
 use super::{QueueOptions, WriteFlags, ZeroFlags};
 use crate::buffer::{AlignedBuf, GuestBuffer};
+use crate::drive::Bitmap;
 use crate::drive::core::DriveCore;
 use crate::drive::follower::Follower;
 use crate::mirror::{
@@ -78,6 +79,8 @@ struct Sim {
     lines: Vec<Line>,
     job: Option<FakeJob>,
     model: Model,
+    /// Records from the beginning, when everything was zero.
+    recorded: Bitmap,
     next_tag: u64,
     /// Requests that failed.
     failures: u64,
@@ -156,6 +159,7 @@ impl Sim {
             Line { core, ring, asked: BTreeMap::new() }
         });
         let lines = lines.collect();
+        let recorded = drive.add_bitmap("all", Granularity::new(BLOCK).ok(), true).unwrap();
         Self {
             world,
             drive,
@@ -163,6 +167,7 @@ impl Sim {
             lines,
             job: None,
             model: Model::new(&vec![0; bytes_usize(DISK)]),
+            recorded,
             next_tag: 1,
             failures: 0,
             successes: 0,
@@ -381,6 +386,14 @@ impl Sim {
             self.blame(format!("the drive is wrong: {e}"));
         }
         self.check_target();
+        let recorded = self.recorded.working();
+        let mut written = content
+            .chunks(bytes_usize(BLOCK))
+            .zip(0..)
+            .filter(|(data, _)| data.iter().any(|&byte| byte != 0));
+        if let Some((_, block)) = written.find(|&(_, block)| !recorded.test(Chunk(block))) {
+            self.blame(format!("block {block} was written and is not recorded"));
+        }
     }
 }
 
