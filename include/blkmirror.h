@@ -58,7 +58,11 @@ extern "C" {
 
 /* Objects ----------------------------------------------------------------------------------------------------------------- */
 
-/** A dirty bitmap of a drive. Every function that takes one may be called from any thread. */
+/**
+ * A dirty bitmap of a drive. While it is enabled every guest write marks the chunks that it touches, after it has ended, whatever its
+ * result, and before the host hears of it. It stays with the drive over a pivot. Every function that takes one may be called from any
+ * thread.
+ */
 typedef struct blkm_bitmap blkm_bitmap;
 
 /**
@@ -510,6 +514,36 @@ void *blkm_blockalign(struct blkm_drive *drive,
 /** Gives memory of `blkm_blockalign` back. NULL is allowed. Threads: any. Since 0.1. */
 void blkm_vfree(void *memory);
 
+/**
+ * Registers memory of the host's with a drive, such as its guest's RAM, once for all queues: requests whose data lies in one piece inside
+ * it spare the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request.
+ * `flags` is zero.
+ *
+ * The memory stays mapped as it is, readable and writable, until `blkm_mem_region_unmap` of it has succeeded, or the drive and all its
+ * queues are closed. Each queue takes it up when it is used next, and then the kernel pins every page of it, once for each queue. That
+ * counts against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK; what the kernel refuses is used unregistered, which
+ * `blkm_queue_get_info` tells.
+ *
+ * Returns 0, or -errno: `-EINVAL` for memory that is empty or wraps, or flags; `-EEXIST` when it overlaps another region; `-EMFILE` with 32
+ * regions, or 4 TiB. Threads: any. Since 0.1.
+ */
+int blkm_mem_region_map(struct blkm_drive *drive,
+                        void *addr,
+                        size_t len_bytes,
+                        uint64_t flags);
+
+/**
+ * Takes a region back, given as it was mapped. From when this has succeeded the host may unmap the memory, or map other memory at the same
+ * address. Its pages stay pinned until every queue of the drive has been used once more; their completion descriptors are made readable
+ * for that.
+ *
+ * Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request with memory in it is under way:
+ * take its completion first. Threads: any. Since 0.1.
+ */
+int blkm_mem_region_unmap(struct blkm_drive *drive,
+                          void *addr,
+                          size_t len_bytes);
+
 /* Queues: guest I/O through the library ----------------------------------------------------------------------------------- */
 
 /** The queue has no completion descriptor; the host only processes it. An optimisation for hosts that poll. */
@@ -566,6 +600,8 @@ typedef struct blkm_queue_info {
     uint64_t registered_bytes;
     /** Bytes that it has refused; requests there are sent without. */
     uint64_t unregistered_bytes;
+    /** Requests to a device so far that went through registered memory. */
+    uint64_t registered_requests;
     /** Why it refused last: -errno, such as -ENOMEM for `RLIMIT_MEMLOCK`; 0: it did not. */
     int32_t register_ret;
     /** Requests accepted at most. */
@@ -655,6 +691,12 @@ int blkm_queue_get_info(struct blkm_queue *queue, struct blkm_queue_info *info);
 /** Zeroes: space may be given back. */
 #define BLKM_REQ_MAY_UNMAP 2
 
+/** Zeroes: fail with -EOPNOTSUPP where the device has no quick way to zero, instead of writing them as data. */
+#define BLKM_REQ_NO_FALLBACK 4
+
+/** Writes: the data does not change before the completion, so write-blocking needs no copy of it; see `BLKM_QUEUE_F_STABLE_BUFFERS`. */
+#define BLKM_REQ_STABLE_BUFFER 8
+
 /**
  * Reads `len_bytes` at `offset_bytes` into `buffer`.
  *
@@ -687,7 +729,7 @@ void blkm_queue_readv(struct blkm_queue *queue,
                       uint32_t flags);
 
 /**
- * Writes `len_bytes` from `buffer` at `offset_bytes`; `flags` are `BLKM_REQ_FUA` or zero. All else as `blkm_queue_read`, and `-EACCES`
+ * Writes `len_bytes` from `buffer` at `offset_bytes`; `flags`: `BLKM_REQ_FUA`, `BLKM_REQ_STABLE_BUFFER`. All else as `blkm_queue_read`, and `-EACCES`
  * for a drive that is read-only.
  *
  * The guest may change the data before the completion: which bytes are on the disk then is its own affair, but a mirror has the same.
@@ -714,7 +756,8 @@ void blkm_queue_writev(struct blkm_queue *queue,
                        uint32_t flags);
 
 /**
- * Makes a range read as zeroes; written as data where the device knows no better. `flags`: `BLKM_REQ_MAY_UNMAP`, `BLKM_REQ_FUA`. All
+ * Makes a range read as zeroes; written as data where the device knows no better. `flags`: `BLKM_REQ_MAY_UNMAP`, `BLKM_REQ_NO_FALLBACK`,
+ * `BLKM_REQ_FUA`. All
  * else as `blkm_queue_write`.
  *
  * Threads: the queue's. Since 0.1.
@@ -832,6 +875,143 @@ int blkm_tracker_wait(struct blkm_tracker *tracker, int64_t timeout_ns);
  * Returns the descriptor, or -errno. Threads: any. Since 0.1.
  */
 int blkm_tracker_get_open_fd(struct blkm_tracker *tracker);
+
+/* Bitmaps ----------------------------------------------------------------------------------------------------------------- */
+
+/** It does not record until it is enabled. */
+#define BLKM_BITMAP_F_DISABLED 1
+
+/** How a bitmap is made. All zero but for the name is the default. */
+typedef struct blkm_bitmap_opts {
+    /** sizeof(blkm_bitmap_opts). */
+    size_t struct_size;
+    /** `BLKM_BITMAP_F_*`. */
+    uint64_t flags;
+    /** Its name: 1 to 255 bytes of UTF-8, unlike those of the drive's other bitmaps. Copied. */
+    const char *name;
+    /** Bytes that a bit stands for: a power of two from 512 bytes on; 0: 64 KiB. */
+    uint64_t granularity_bytes;
+    /** Zero. */
+    uint64_t reserved[4];
+} blkm_bitmap_opts;
+
+/** Guest writes are recorded in it, by the drive or by the job that works with it. */
+#define BLKM_BITMAP_IS_RECORDING 1
+
+/** A job works with it: it cannot be changed. */
+#define BLKM_BITMAP_IS_BUSY 2
+
+/** What a bitmap is now. As QEMU's BlockDirtyInfo. */
+typedef struct blkm_bitmap_info {
+    /** Set by the caller: sizeof(blkm_bitmap_info). */
+    size_t struct_size;
+    /** `BLKM_BITMAP_IS_*`. */
+    uint64_t flags;
+    /** Bytes of the drive. */
+    uint64_t size_bytes;
+    /** Bytes that a bit stands for. */
+    uint64_t granularity_bytes;
+    /** Bytes of the chunks that are dirty, the last one counted as long as it is; exact when nobody writes. */
+    uint64_t dirty_bytes;
+    /** Its name. */
+    char name[256];
+    /** Zero so far. */
+    uint64_t reserved[4];
+} blkm_bitmap_info;
+
+/**
+ * Sets options to the defaults for the size that the caller's header has; the name is the caller's to set.
+ *
+ * Since 0.1.
+ */
+void blkm_bitmap_opts_init(struct blkm_bitmap_opts *opts, size_t struct_size);
+
+/**
+ * Adds a bitmap to a drive, with nothing dirty in it. Unless it is made disabled, every write that ends after this has returned is in it.
+ * On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory and is gone with its last
+ * handle.
+ *
+ * Returns 0, or -errno: `-EEXIST` for a name that the drive's bitmaps have already; `-EINVAL` without a name; `-EMFILE` when the drive has
+ * 64 bitmaps; `-ENOMEM`. Threads: any. Since 0.1.
+ */
+int blkm_bitmap_create(struct blkm_drive *drive,
+                       const struct blkm_bitmap_opts *opts,
+                       struct blkm_bitmap **out);
+
+/**
+ * Closes the caller's handle and sets `*bitmap` to NULL: the bitmap leaves its drive, once a job that works with it is over. NULL, and a
+ * pointer to NULL, are allowed. Threads: any, while no other call uses this handle. Since 0.1.
+ */
+void blkm_bitmap_close(struct blkm_bitmap **bitmap);
+
+/**
+ * Lets it record: every write that ends after this has returned is in it.
+ *
+ * Returns 0, or -errno: `-EBUSY` while a job works with it, `-EPERM` when its drive is gone. Threads: any. Since 0.1.
+ */
+int blkm_bitmap_enable(struct blkm_bitmap *bitmap);
+
+/**
+ * Lets it not record any more: when this has returned, no guest write changes it.
+ *
+ * Returns 0, or -errno: `-EBUSY` while a job works with it. Threads: any. Since 0.1.
+ */
+int blkm_bitmap_disable(struct blkm_bitmap *bitmap);
+
+/**
+ * Makes everything clean. While it records, a write that ends meanwhile is in it, or is seen by who reads the drive afterwards.
+ *
+ * Returns 0, or -errno: `-EBUSY` while a job works with it. Threads: any. Since 0.1.
+ */
+int blkm_bitmap_clear(struct blkm_bitmap *bitmap);
+
+/**
+ * Marks in `target` what is dirty in any of the `count` bitmaps at `sources`, of this drive or of others; it may be among them itself. All
+ * or nothing.
+ *
+ * Returns 0, or -errno, and nothing has changed: `-EINVAL` unless all have the same size and granularity, `-EBUSY` while a job works with
+ * one of them. Threads: any. Since 0.1.
+ */
+int blkm_bitmap_merge(struct blkm_bitmap *target,
+                      struct blkm_bitmap *const *sources,
+                      size_t count);
+
+/**
+ * Marks every chunk that a range touches.
+ *
+ * Returns 0, or -errno: `-EINVAL` for a range past the end of the drive, `-EBUSY` while a job works with it. Threads: any. Since 0.1.
+ */
+int blkm_bitmap_set_dirty(struct blkm_bitmap *bitmap,
+                          uint64_t offset_bytes,
+                          uint64_t len_bytes);
+
+/**
+ * Makes clean every chunk that lies in a range as a whole; the last one of the drive does when its last byte does.
+ *
+ * Returns 0, or -errno as `blkm_bitmap_set_dirty`. Threads: any. Since 0.1.
+ */
+int blkm_bitmap_reset_dirty(struct blkm_bitmap *bitmap, uint64_t offset_bytes, uint64_t len_bytes);
+
+/**
+ * Fills in what a bitmap is, up to `info->struct_size`, which the caller has set.
+ *
+ * Returns 0, or -errno: `-EINVAL` for NULL or a size that is too small. Threads: any. Since 0.1.
+ */
+int blkm_bitmap_query(struct blkm_bitmap *bitmap, struct blkm_bitmap_info *info);
+
+/**
+ * The first dirty area between `start_bytes` and `end_bytes`, and at most `max_len_bytes` of it, into `*offset_bytes` and `*len_bytes`; either
+ * may be NULL. To see all, ask again from `*offset_bytes + *len_bytes` on. `end_bytes` may be `UINT64_MAX` for the drive's end.
+ *
+ * Returns 1 if there is one, 0 if not, or -errno: `-EINVAL` when that is no range of the drive, or the length is 0.
+ * Threads: any. Since 0.1.
+ */
+int blkm_bitmap_next_dirty_area(struct blkm_bitmap *bitmap,
+                                uint64_t start_bytes,
+                                uint64_t end_bytes,
+                                uint64_t max_len_bytes,
+                                uint64_t *offset_bytes,
+                                uint64_t *len_bytes);
 
 /* Jobs -------------------------------------------------------------------------------------------------------------------- */
 

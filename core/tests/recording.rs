@@ -139,7 +139,11 @@ fn queue_guest(drive: &Drive, stop: &AtomicBool) {
         for tag in 0..4 {
             let range = ByteRange::at(chance.below(BYTES / BLOCK - 4) * BLOCK, (1 + chance.below(4)) * BLOCK);
             match chance.below(8) {
-                0 => queue.write_zeroes(range, ZeroFlags { punch: true, fua: false }, tag).unwrap(),
+                0 => {
+                    queue
+                        .write_zeroes(range, ZeroFlags { punch: true, ..ZeroFlags::default() }, tag)
+                        .unwrap();
+                }
                 1 => queue.discard(range, tag).unwrap(),
                 _ => {
                     let mut data = AlignedBuf::new(usize::try_from(range.len()).unwrap(), 4096).unwrap();

@@ -6,7 +6,6 @@ use std::os::fd::BorrowedFd;
 
 use blkmirror_core::Result;
 use blkmirror_core::device::{Device, DeviceKind, ExtentKind, Role, TargetOptions, ZeroMode};
-use blkmirror_core::units::ByteRange;
 
 use crate::border::handle::{Health, borrow, close, create, object, with};
 use crate::border::sized::{self, structure};
@@ -298,9 +297,13 @@ pub unsafe extern "C" fn blkm_device_preallocate(
     offset_bytes: u64,
     len_bytes: u64,
 ) -> c_int {
-    let range = ByteRange::at(offset_bytes, len_bytes);
+    let attempt = "preallocate space in a device";
     // SAFETY: the caller's handle, as the header says.
-    unsafe { with(device, "preallocate space in a device", |d: &blkm_device| d.device.preallocate(range)) }
+    unsafe {
+        with(device, attempt, |d: &blkm_device| {
+            d.device.preallocate(sum::range(offset_bytes, len_bytes, attempt)?)
+        })
+    }
 }
 
 /// Makes a range read as zeroes without writing any, and gives its space back unless `keep_allocated`. For a target before a job; not
@@ -314,11 +317,13 @@ pub unsafe extern "C" fn blkm_device_write_zeroes(
     len_bytes: u64,
     keep_allocated: bool,
 ) -> c_int {
-    let range = ByteRange::at(offset_bytes, len_bytes);
+    let attempt = "write zeroes to a device";
     let mode = if keep_allocated { ZeroMode::Keep } else { ZeroMode::Punch };
-    let body = |d: &blkm_device| d.device.write_zeroes(range, mode).map(drop);
+    let body = |d: &blkm_device| {
+        d.device.write_zeroes(sum::range(offset_bytes, len_bytes, attempt)?, mode).map(drop)
+    };
     // SAFETY: the caller's handle, as the header says.
-    unsafe { with(device, "write zeroes to a device", body) }
+    unsafe { with(device, attempt, body) }
 }
 
 /// Tells a device that a range is not needed, before a job; see `blkm_device_write_zeroes`. It blocks until then.
@@ -330,9 +335,13 @@ pub unsafe extern "C" fn blkm_device_discard(
     offset_bytes: u64,
     len_bytes: u64,
 ) -> c_int {
-    let range = ByteRange::at(offset_bytes, len_bytes);
+    let attempt = "discard on a device";
     // SAFETY: the caller's handle, as the header says.
-    unsafe { with(device, "discard on a device", |d: &blkm_device| d.device.discard(range)) }
+    unsafe {
+        with(device, attempt, |d: &blkm_device| {
+            d.device.discard(sum::range(offset_bytes, len_bytes, attempt)?)
+        })
+    }
 }
 
 /// Whether two devices share bytes: the same file or device under two names, a partition and its disk, a loop device and its file.

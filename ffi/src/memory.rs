@@ -3,10 +3,11 @@
 
 use std::ffi::{c_int, c_void};
 
+use blkmirror_core::buffer::HostRegion;
 use blkmirror_core::{Error, ErrorKind, Result};
 
-use crate::border::guard;
-use crate::border::handle::borrow;
+use crate::border::handle::{borrow, with};
+use crate::border::{guard, sum};
 use crate::drive::blkm_drive;
 
 /// Memory for requests of a drive: at least `len_bytes`, aligned as the drive's queues want it, in whole blocks, not cleared. It is given
@@ -31,6 +32,51 @@ pub unsafe extern "C" fn blkm_blockalign(drive: *mut blkm_drive, len_bytes: usiz
 pub unsafe extern "C" fn blkm_vfree(memory: *mut c_void) {
     // SAFETY: it came from posix_memalign, by the caller's promise, or is NULL.
     unsafe { libc::free(memory) }
+}
+
+/// Registers memory of the host's with a drive, such as its guest's RAM, once for all queues: requests whose data lies in one piece inside
+/// it spare the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request.
+/// `flags` is zero.
+///
+/// The memory stays mapped as it is, readable and writable, until `blkm_mem_region_unmap` of it has succeeded, or the drive and all its
+/// queues are closed. Each queue takes it up when it is used next, and then the kernel pins every page of it, once for each queue. That
+/// counts against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK; what the kernel refuses is used unregistered, which
+/// `blkm_queue_get_info` tells.
+///
+/// Returns 0, or -errno: `-EINVAL` for memory that is empty or wraps, or flags; `-EEXIST` when it overlaps another region; `-EMFILE` with 32
+/// regions, or 4 TiB. Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn blkm_mem_region_map(
+    drive: *mut blkm_drive,
+    addr: *mut c_void,
+    len_bytes: usize,
+    flags: u64,
+) -> c_int {
+    let attempt = "map a memory region";
+    let body = |d: &blkm_drive| {
+        sum::known_flags(flags, 0, attempt)?;
+        // SAFETY: the caller's memory, as the header says.
+        d.drive.map_memory(unsafe { HostRegion::from_raw(addr.cast(), len_bytes) })
+    };
+    // SAFETY: the caller's handle, as the header says.
+    unsafe { with(drive, attempt, body) }
+}
+
+/// Takes a region back, given as it was mapped. From when this has succeeded the host may unmap the memory, or map other memory at the same
+/// address. Its pages stay pinned until every queue of the drive has been used once more; their completion descriptors are made readable
+/// for that.
+///
+/// Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request with memory in it is under way:
+/// take its completion first. Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn blkm_mem_region_unmap(
+    drive: *mut blkm_drive,
+    addr: *mut c_void,
+    len_bytes: usize,
+) -> c_int {
+    let body = |d: &blkm_drive| d.drive.unmap_memory(addr.cast_const().cast(), len_bytes);
+    // SAFETY: the caller's handle, as the header says.
+    unsafe { with(drive, "unmap a memory region", body) }
 }
 
 /// Whole blocks, aligned to a page at least.

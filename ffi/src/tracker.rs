@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use blkmirror_core::Result;
 use blkmirror_core::drive::{Admission, IoKind, Token, Tracker};
-use blkmirror_core::units::ByteRange;
 
 use crate::border::handle::{Health, borrow, close, create, object, with};
 use crate::border::{invalid, sum};
@@ -97,7 +96,7 @@ pub unsafe extern "C" fn blkm_tracker_begin(
         if token.is_null() {
             return Err(invalid(attempt, "the pointer to the token is NULL"));
         }
-        let range = range(offset_bytes, len_bytes, attempt)?;
+        let range = sum::range(offset_bytes, len_bytes, attempt)?;
         match t.tracker.begin(range, kind_of(kind)?)? {
             Admission::Go(begun) => {
                 // SAFETY: not NULL, and the caller's variable, as the header says.
@@ -164,14 +163,6 @@ pub unsafe extern "C" fn blkm_tracker_get_open_fd(tracker: *mut blkm_tracker) ->
     };
     // SAFETY: the caller's handle, as the header says.
     unsafe { with(tracker, "get the descriptor of the drive's gate", body) }
-}
-
-/// A range that does not wrap.
-fn range(offset_bytes: u64, len_bytes: u64, attempt: &'static str) -> Result<ByteRange> {
-    match offset_bytes.checked_add(len_bytes) {
-        Some(_) => Ok(ByteRange::at(offset_bytes, len_bytes)),
-        None => Err(invalid(attempt, "offset and length are more than 2^64 bytes")),
-    }
 }
 
 /// The kind of that number.

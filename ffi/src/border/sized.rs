@@ -168,6 +168,7 @@ macro_rules! structure {
             }
         }
         const _: () = assert!(std::mem::offset_of!($name, struct_size) == 0);
+        const _: () = assert!($bytes <= std::mem::size_of::<$name>());
     };
 }
 pub(crate) use structure;

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use blkmirror_core::Result;
+use blkmirror_core::units::ByteRange;
 
 use super::invalid;
 
@@ -53,4 +54,12 @@ pub(crate) fn flag(holds: bool, flag: u64) -> u64 {
 /// An errno as C has it in results: negative.
 pub(crate) fn negative(errno: i32) -> i32 {
     -errno.abs()
+}
+
+/// A range that does not wrap.
+pub(crate) fn range(offset_bytes: u64, len_bytes: u64, attempt: &'static str) -> Result<ByteRange> {
+    match offset_bytes.checked_add(len_bytes) {
+        Some(_) => Ok(ByteRange::at(offset_bytes, len_bytes)),
+        None => Err(invalid(attempt, "offset and length are more than 2^64 bytes")),
+    }
 }

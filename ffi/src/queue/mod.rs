@@ -82,6 +82,8 @@ pub struct blkm_queue_info {
     pub registered_bytes: u64,
     /// Bytes that it has refused; requests there are sent without.
     pub unregistered_bytes: u64,
+    /// Requests to a device so far that went through registered memory.
+    pub registered_requests: u64,
     /// Why it refused last: -errno, such as -ENOMEM for `RLIMIT_MEMLOCK`; 0: it did not.
     pub register_ret: i32,
     /// Requests accepted at most.
@@ -89,7 +91,7 @@ pub struct blkm_queue_info {
     /// Zero so far.
     pub reserved: [u64; 4],
 }
-structure!(blkm_queue_info, first 80);
+structure!(blkm_queue_info, first 88);
 
 /// Sets options to the defaults for the size that the caller's header has.
 ///
@@ -216,14 +218,16 @@ pub unsafe extern "C" fn blkm_queue_get_info(queue: *mut blkm_queue, info: *mut 
     let attempt = "describe a queue";
     let body = |q: &blkm_queue| {
         q.on_its_thread(attempt, |inner| {
+            let memory = inner.queue.registered_memory();
             let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
             let value = blkm_queue_info {
                 struct_size: 0,
                 in_flight: count(inner.queue.in_flight()),
                 ready: count(inner.queue.ready() + q.refused()),
-                registered_bytes: 0,
-                unregistered_bytes: 0,
-                register_ret: 0,
+                registered_bytes: memory.bytes,
+                unregistered_bytes: memory.refused_bytes,
+                registered_requests: memory.requests,
+                register_ret: memory.refused_errno.map_or(0, sum::negative),
                 depth: q.depth(),
                 reserved: [0; 4],
             };

@@ -17,6 +17,10 @@ use crate::border::{bug, fail, invalid, sum};
 pub const BLKM_REQ_FUA: u32 = 1;
 /// Zeroes: space may be given back.
 pub const BLKM_REQ_MAY_UNMAP: u32 = 2;
+/// Zeroes: fail with -EOPNOTSUPP where the device has no quick way to zero, instead of writing them as data.
+pub const BLKM_REQ_NO_FALLBACK: u32 = 4;
+/// Writes: the data does not change before the completion, so write-blocking needs no copy of it; see `BLKM_QUEUE_F_STABLE_BUFFERS`.
+pub const BLKM_REQ_STABLE_BUFFER: u32 = 8;
 
 /// Sends a request; what is refused becomes a completion.
 ///
@@ -86,8 +90,8 @@ unsafe fn many(iov: *const libc::iovec, iovcnt: c_int, attempt: &'static str) ->
 /// What a write's flags mean.
 #[inline]
 fn write_flags(flags: u32, attempt: &'static str) -> Result<WriteFlags> {
-    sum::known_flags(flags.into(), BLKM_REQ_FUA.into(), attempt)?;
-    Ok(WriteFlags { fua: flags & BLKM_REQ_FUA != 0 })
+    sum::known_flags(flags.into(), (BLKM_REQ_FUA | BLKM_REQ_STABLE_BUFFER).into(), attempt)?;
+    Ok(WriteFlags { fua: flags & BLKM_REQ_FUA != 0, stable: flags & BLKM_REQ_STABLE_BUFFER != 0 })
 }
 
 /// Reads `len_bytes` at `offset_bytes` into `buffer`.
@@ -143,7 +147,7 @@ pub unsafe extern "C" fn blkm_queue_readv(
     unsafe { send(queue, user_data, attempt, request) }
 }
 
-/// Writes `len_bytes` from `buffer` at `offset_bytes`; `flags` are `BLKM_REQ_FUA` or zero. All else as `blkm_queue_read`, and `-EACCES`
+/// Writes `len_bytes` from `buffer` at `offset_bytes`; `flags`: `BLKM_REQ_FUA`, `BLKM_REQ_STABLE_BUFFER`. All else as `blkm_queue_read`, and `-EACCES`
 /// for a drive that is read-only.
 ///
 /// The guest may change the data before the completion: which bytes are on the disk then is its own affair, but a mirror has the same.
@@ -192,7 +196,8 @@ pub unsafe extern "C" fn blkm_queue_writev(
     unsafe { send(queue, user_data, attempt, request) }
 }
 
-/// Makes a range read as zeroes; written as data where the device knows no better. `flags`: `BLKM_REQ_MAY_UNMAP`, `BLKM_REQ_FUA`. All
+/// Makes a range read as zeroes; written as data where the device knows no better. `flags`: `BLKM_REQ_MAY_UNMAP`, `BLKM_REQ_NO_FALLBACK`,
+/// `BLKM_REQ_FUA`. All
 /// else as `blkm_queue_write`.
 ///
 /// Threads: the queue's. Since 0.1.
@@ -206,8 +211,13 @@ pub unsafe extern "C" fn blkm_queue_write_zeroes(
 ) {
     let attempt = "write zeroes to the drive";
     let request = |queue: &mut Queue, tag| {
-        sum::known_flags(flags.into(), (BLKM_REQ_FUA | BLKM_REQ_MAY_UNMAP).into(), attempt)?;
-        let flags = ZeroFlags { punch: flags & BLKM_REQ_MAY_UNMAP != 0, fua: flags & BLKM_REQ_FUA != 0 };
+        let known = BLKM_REQ_FUA | BLKM_REQ_MAY_UNMAP | BLKM_REQ_NO_FALLBACK;
+        sum::known_flags(flags.into(), known.into(), attempt)?;
+        let flags = ZeroFlags {
+            punch: flags & BLKM_REQ_MAY_UNMAP != 0,
+            fua: flags & BLKM_REQ_FUA != 0,
+            no_fallback: flags & BLKM_REQ_NO_FALLBACK != 0,
+        };
         Ok(queue.write_zeroes(ByteRange::at(offset_bytes, len_bytes), flags, tag)?)
     };
     // SAFETY: the caller's handle, as the header says.
