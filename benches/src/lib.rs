@@ -7,6 +7,7 @@
 //! - [`options`]: what the command line can change; [`scenario`]: the scratch disks and who runs on them
 //! - [`contender`]: what a tool must offer to take part; [`fio`], [`qsd`] (over [`qmp`]), [`qemu_img`], [`dd`], [`blkmirror`]: the tools
 //! - [`live`]: the other benchmark: mirroring a disk that is written to (`cargo bench --bench live`)
+//! - [`queued`]: what a guest's request costs in a queue (`cargo bench --bench queue`)
 //! - [`measure`], [`punts`]: seconds, CPU, context switches, io-wq punts of one run
 //! - [`memory`]: what a copy of a large disk holds
 //! - [`pattern`]: the bytes of the source, and the proof that the target holds them
@@ -30,6 +31,7 @@ pub mod punts;
 pub mod qemu_img;
 pub mod qmp;
 pub mod qsd;
+pub mod queued;
 pub mod report;
 pub mod run;
 pub mod scenario;
