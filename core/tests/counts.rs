@@ -127,8 +127,8 @@ fn workers_allocate_nothing_per_request() {
     }
 }
 
-/// Tracked requests, also those that end on another thread than they began on, while a job follows or bitmaps record and every write
-/// marks its chunk: if one of them allocated, a host that has no memory left could not complete its guest's requests.
+/// Tracked requests, also those that end on another thread than they began on, while a job follows or bitmaps record and every
+/// write marks its chunk: if one of them allocated, a host that has no memory left could not complete its guest's requests.
 #[test]
 fn begin_and_end_of_a_tracked_request_allocate_nothing_also_with_a_job_and_bitmaps() {
     let _one = alone();

@@ -1,7 +1,7 @@
 //! Every interleaving of writes that end with bitmaps that are enabled and disabled, and with a job that comes and goes on one.
 //!
-//! Run with `make loom`. The models use the real `Watchers` and `DirtyBitmap`. Data is accessed with the weakest order, so that nothing
-//! but the marks orders it. Each is also run with its protocol broken, and must notice.
+//! Run with `make loom`. The models use the real `Watchers` and `DirtyBitmap`. Data is accessed with the weakest order, so that
+//! nothing but the marks orders it. Each is also run with its protocol broken, and must notice.
 #![cfg(loom)]
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "this is a test")]
@@ -130,7 +130,8 @@ fn beside(drive: &Arc<Drive>, guests: u64, own: impl FnOnce(&Drive)) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// A bitmap is enabled beside writes, alone or beside another: what the host reads then is what the disk holds, or it is in the bitmap.
+/// A bitmap is enabled beside writes, alone or beside another: what the host reads then is what the disk holds, or it is in the
+/// bitmap.
 fn enable_beside_writes(guests: u64, another: bool, broken: Broken) {
     check(Some(3), move || {
         let drive = Drive::new(broken);
@@ -238,8 +239,8 @@ fn a_bitmap_that_comes_back_after_its_job_has_gone_is_noticed() {
     job_comes_and_goes(1, Broken::GoneThenBack);
 }
 
-/// Once a job is attached, nobody but the job changes what it works with: its home may sleep on that. A write that went to both sides
-/// leaves no mark while its job is there.
+/// Once a job is attached, nobody but the job changes what it works with: its home may sleep on that. A write that went to both
+/// sides leaves no mark while its job is there.
 fn only_the_job_marks(broken: Broken) {
     check(Some(3), move || {
         let drive = Drive::new(broken);

@@ -1,5 +1,5 @@
-//! Bitmaps that record, on real files and loop devices: queues in every mode and trackers, over a switch-over and back, and under a queue
-//! that is dropped with writes under way.
+//! Bitmaps that record, on real files and loop devices: queues in every mode and trackers, over a switch-over and back, and under
+//! a queue that is dropped with writes under way.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "this is a test")]
 
@@ -206,8 +206,8 @@ fn options(working: &Bitmap, copy_mode: CopyModeChoice) -> MirrorOptions {
     }
 }
 
-/// A guest writes without rest; a job begins, is cancelled halfway, the next one goes on with what the bitmap says and moves the drive, and a
-/// third one brings it back with nothing but what changed since. A gap anywhere leaves the sides different.
+/// A guest writes without rest; a job begins, is cancelled halfway, the next one goes on with what the bitmap says and moves the
+/// drive, and a third one brings it back with nothing but what changed since. A gap anywhere leaves the sides different.
 fn there_and_back(disks: &Disks, copy_mode: CopyModeChoice) {
     let drive = Drive::new(Device::open_disk(&disks.path(0)).unwrap()).unwrap();
     let engine = Engine::start(EngineOptions::default()).unwrap();
@@ -292,7 +292,8 @@ fn what_a_dropped_queue_had_under_way_is_recorded() {
     }
 }
 
-/// A host that copies what changed, time and again, while its guest writes: an incremental backup. What it has in the end is the disk.
+/// A host that copies what changed, time and again, while its guest writes: an incremental backup. What it has in the end is the
+/// disk.
 #[test]
 fn copying_what_a_bitmap_says_time_and_again_follows_the_disk() {
     let disks = Disks::files();

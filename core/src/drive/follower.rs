@@ -163,8 +163,8 @@ mod published {
 }
 
 /// The same for the model checker, which cannot look inside `ArcSwap`: a number with acquire and release order, as
-/// weak as the real pointer is to its readers. Who finds that number's follower replaced already looks again, as `ArcSwap` does once
-/// it has said what it borrows; so what is lent of one that was replaced is counted.
+/// weak as the real pointer is to its readers. Who finds that number's follower replaced already looks again, as `ArcSwap` does
+/// once it has said what it borrows; so what is lent of one that was replaced is counted.
 #[cfg(loom)]
 mod published {
     use std::ops::Deref;

@@ -1,8 +1,8 @@
 //! The dirty bits of a job, and how many there are at any moment.
 //!
 //! The job's home wants to know every few milliseconds how much is left: the remainder decides about READY, about the switch-over,
-//! about escalation. A scan would be dear, so the bitmap's own counters say it (`bitmap/changes.rs`). They are exact when nobody sets
-//! or clears, and off by what is just being changed otherwise. Decisions that must be right look at the bits
+//! about escalation. A scan would be dear, so the bitmap's own counters say it (`bitmap/changes.rs`). They are exact when nobody
+//! sets or clears, and off by what is just being changed otherwise. Decisions that must be right look at the bits
 //! ([`Marks::is_clean`]), behind the closed gate.
 
 use std::sync::Arc;
@@ -51,7 +51,8 @@ impl Marks {
         self.bits.counted().saturating_mul(self.bits.granularity().bytes())
     }
 
-    /// Bytes of the chunks that turned dirty since the bitmap was made, as often as they did; of use for the difference of two moments.
+    /// Bytes of the chunks that turned dirty since the bitmap was made, as often as they did; of use for the difference of two
+    /// moments.
     #[must_use]
     pub fn dirtied_bytes(&self) -> u64 {
         self.bits.dirtied().saturating_mul(self.bits.granularity().bytes())

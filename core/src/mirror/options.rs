@@ -162,10 +162,14 @@ pub struct MirrorOptions {
     pub on_copied: OnCopied,
     /// The working bitmap: what is dirty in it is copied, instead of what `sync` says. The job owns it while it runs: nobody
     /// else may set or clear bits, and another job that is given it is refused as busy, until every worker has let go of this
-    /// one ([`Job::wait_for`](crate::engine::Job::wait_for) waits for that for 250 ms; while requests hang it stays in use). At
-    /// the job's end it says what is not copied; guest writes that end after that are not in it, so use it for the next job
-    /// only if no guest request was under way from before the end of one to the start of the other, or mark yourself what they
-    /// wrote. Its granularity is the job's.
+    /// one and every guest write that it had sent to both sides has ended ([`Job::wait_for`](crate::engine::Job::wait_for) waits
+    /// for the workers for 250 ms; while requests hang it stays in use). At the job's end it says what is not copied. Its
+    /// granularity is the job's.
+    ///
+    /// A bitmap of the drive that records ([`Bitmap::working`](crate::drive::Bitmap::working)) goes on after the job without a gap:
+    /// it then holds what is not copied and everything that changed since the moment that the target is a copy of, and the next
+    /// job may be given it. In any other, guest writes that end after the job are missing: use it for the next job only if no
+    /// guest request was under way from before the end of one to the start of the other, or mark yourself what they wrote.
     pub bitmap: Option<Arc<DirtyBitmap>>,
 }
 

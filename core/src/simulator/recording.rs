@@ -3,12 +3,12 @@
 //! What must hold, after every step and whatever the jobs do:
 //!
 //! - A write that ended while a bitmap recorded is in it, and stays there until the bitmap is cleared.
-//! - Where the drive holds something else than when the bitmap began to record, the bitmap says so, unless a write is on its way there. This
-//!   needs to know nothing of requests, so it sees what a queue lost as well.
+//! - Where the drive holds something else than when the bitmap began to record, the bitmap says so, unless a write is on its way
+//!   there. This needs to know nothing of requests, so it sees what a queue lost as well.
 //! - A bitmap that does not record stands still.
 //! - While a job works with a bitmap, all that would change it is refused.
-//! - After such a job the bitmap goes on, and what it holds is then compared with the disk that was left behind: the target, or with
-//!   a pivot the source. The next job is given that disk as its target and the bitmap for what to copy.
+//! - After such a job the bitmap goes on, and what it holds is then compared with the disk that was left behind: the target, or
+//!   with a pivot the source. The next job is given that disk as its target and the bitmap for what to copy.
 //!
 //! It has a source of chance of its own, so what it does changes nothing of what a seed does besides.
 #![forbid(unsafe_code)]
@@ -286,8 +286,8 @@ impl Simulation {
         Ok(Some((bits, left)))
     }
 
-    /// A job is over that may have worked with a bitmap of the drive; `left` is the disk that it did not leave the drive on, and with
-    /// `equal` it is a copy of it.
+    /// A job is over that may have worked with a bitmap of the drive; `left` is the disk that it did not leave the drive on, and
+    /// with `equal` it is a copy of it.
     pub(super) fn job_left_bitmap(&mut self, left: &SimDisk, equal: bool) -> Result<(), Wrong> {
         let now = self.model.tick();
         let (left, content) = (left.content(), self.drive.place().device.content());

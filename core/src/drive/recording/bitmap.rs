@@ -1,7 +1,7 @@
 //! A host's bitmap of a drive, and what it does to one by hand.
 //!
-//! Everything that changes bits or the recording is done under the lock of the bitmap's usage, and refused while a job has the bitmap
-//! (`bitmap/hold.rs`): a job that starts in this moment finds it as it was before or as it is after.
+//! Everything that changes bits or the recording is done under the lock of the bitmap's usage, and refused while a job has the
+//! bitmap (`bitmap/hold.rs`): a job that starts in this moment finds it as it was before or as it is after.
 //!
 //! A handle does not keep the drive's device open. When the last handle is dropped the bitmap leaves the drive; a job that works
 //! with it keeps the bits for itself until its end.
@@ -27,8 +27,8 @@ pub(crate) trait Recorder: Send + Sync {
     fn remove(&self, bits: &Arc<DirtyBitmap>);
 }
 
-/// A named bitmap of a [`Drive`]: while it records, every guest write (data, zeroes, discards; failed ones, too) marks the chunks that it
-/// touches before the guest hears of its end.
+/// A named bitmap of a [`Drive`]: while it records, every guest write (data, zeroes, discards; failed ones, too) marks the chunks
+/// that it touches before the guest hears of its end.
 ///
 /// Clones are the same bitmap, which may be used from any thread; when the last one is dropped it leaves the drive. It stays with
 /// the drive over a pivot. All but [`info`](Self::info), [`next_dirty`](Self::next_dirty) and what only asks is refused as
@@ -78,13 +78,14 @@ pub struct BitmapInfo {
 }
 
 impl Drive {
-    /// Adds a bitmap, with nothing dirty in it, in chunks of `granularity`, or of 64 KiB. With `enabled` it records: every write that ends
-    /// after this has returned is in it, and every write that is not in it is seen by who reads the device from then on.
+    /// Adds a bitmap, with nothing dirty in it, in chunks of `granularity`, or of 64 KiB. With `enabled` it records: every write
+    /// that ends after this has returned is in it, and every write that is not in it is seen by who reads the device from then
+    /// on.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`] when the drive has a bitmap of this name, [`ErrorKind::InvalidArgument`] for a name that is empty or
-    /// has more than 255 bytes, [`ErrorKind::LimitReached`] when the drive has [`MAX_BITMAPS`](super::MAX_BITMAPS); and as
-    /// [`DirtyBitmap::new`].
+    /// [`ErrorKind::AlreadyExists`] when the drive has a bitmap of this name, [`ErrorKind::InvalidArgument`] for a name that is
+    /// empty or has more than 255 bytes, [`ErrorKind::LimitReached`] when the drive has [`MAX_BITMAPS`](super::MAX_BITMAPS); and
+    /// as [`DirtyBitmap::new`].
     pub fn add_bitmap(&self, name: &str, granularity: Option<Granularity>, enabled: bool) -> Result<Bitmap> {
         self.core().add_bitmap(name, granularity, enabled)
     }
@@ -176,8 +177,8 @@ impl Bitmap {
     /// Marks what is dirty in any of `sources`, bitmaps of this drive or of others; it may be among them itself. All or nothing.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] unless all have the same size and granularity, [`ErrorKind::Busy`] while a job works with one of
-    /// them. Nothing has changed then.
+    /// [`ErrorKind::InvalidArgument`] unless all have the same size and granularity, [`ErrorKind::Busy`] while a job works with
+    /// one of them. Nothing has changed then.
     pub fn merge_from(&self, sources: &[&Self]) -> Result<()> {
         let attempt = "merge into the bitmap";
         // In one order, so that two who merge do not wait for each other.
@@ -247,11 +248,12 @@ impl Bitmap {
         }
     }
 
-    /// The first dirty bytes between `start` and `end`, at most `max_len` of them: the part of a dirty area, which ends where a clean
-    /// chunk begins, that lies there. To see all, ask again from the end of the answer on. Nothing is remembered in between.
+    /// The first dirty bytes between `start` and `end`, at most `max_len` of them: the part of a dirty area, which ends where a
+    /// clean chunk begins, that lies there. To see all, ask again from the end of the answer on. Nothing is remembered in
+    /// between.
     ///
-    /// While guests write, a chunk that turns dirty behind the caller is not seen by him; nothing that was dirty before and stays so is
-    /// missed for good, though one call may miss a bit whose neighbour is just being changed.
+    /// While guests write, a chunk that turns dirty behind the caller is not seen by him; nothing that was dirty before and stays
+    /// so is missed for good, though one call may miss a bit whose neighbour is just being changed.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] when `start..end` is no range of the drive, or `max_len` is 0.
@@ -272,13 +274,13 @@ impl Bitmap {
         Ok(area.filter(|area| !area.is_empty()))
     }
 
-    /// The bitmap as a job's working bitmap, for [`MirrorOptions::bitmap`](crate::mirror::MirrorOptions::bitmap): what is dirty in it
-    /// is copied.
+    /// The bitmap as a job's working bitmap, for [`MirrorOptions::bitmap`](crate::mirror::MirrorOptions::bitmap): what is dirty
+    /// in it is copied.
     ///
-    /// It may record while the job works with it, if the job is one of this drive's; a job of another drive wants it disabled. Then the
-    /// job marks what guests write, and when it is over the drive goes on with that, without a gap. At the job's end it says what was not copied, and
-    /// after that also everything that changed since the moment that the target is a copy of. Set and clear bits through this handle
-    /// only: what is done to them behind its back, a job that begins in that moment may miss.
+    /// It may record while the job works with it, if the job is one of this drive's; a job of another drive wants it disabled.
+    /// Then the job marks what guests write, and when it is over the drive goes on with that, without a gap. At the job's end it
+    /// says what was not copied, and after that also everything that changed since the moment that the target is a copy of. Set
+    /// and clear bits through this handle only: what is done to them behind its back, a job that begins in that moment may miss.
     #[must_use]
     pub fn working(&self) -> Arc<DirtyBitmap> {
         Arc::clone(self.bits())

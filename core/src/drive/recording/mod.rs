@@ -11,44 +11,47 @@
 //!
 //! # One look
 //!
-//! A write that ends looks once, at one pointer, and finds a pair that belongs together: the job, and the bitmaps that record beside
-//! it. Whatever changes, the job or a bitmap, replaces the pair as a whole; with neither there is no pair, and a write finds what it
-//! would find on a drive without bitmaps. The memory order is that of [`Attached`]: *Tracked from birth* holds for a bitmap that is
-//! enabled as for a job that attaches. When [`Watchers::record`] returns, a write that ends later is recorded, and one that
-//! was not is visible to the reads of whoever enabled it.
+//! A write that ends looks once, at one pointer, and finds a pair that belongs together: the job, and the bitmaps that record
+//! beside it. Whatever changes, the job or a bitmap, replaces the pair as a whole; with neither there is no pair, and a write
+//! finds what it would find on a drive without bitmaps. The memory order is that of [`Attached`]: *Tracked from birth* holds for
+//! a bitmap that is enabled as for a job that attaches. When [`Watchers::record`] returns, a write that ends later is recorded,
+//! and one that was not is visible to the reads of whoever enabled it.
 //!
-//! Who has looked may be late with his mark. Where that matters, the one who replaces the pair waits until nobody has the old one
+//! Who has looked may be late with his mark. Where that matters, the one who replaces the pair waits until nobody has an old one
 //! any more (a mark takes some nanoseconds, and takes no lock): when a bitmap is disabled, so that it stands still from then on, and
-//! when a job attaches to a bitmap that records, see below.
+//! when a job attaches, so that nobody else marks what it works with.
 //!
 //! # A bitmap that records and that a job works with
 //!
-//! The job clears a bit when it is about to copy the chunk, and marks through its [`Share`](crate::mirror::Share) what guests write.
-//! Would the recorder mark such a bitmap besides, a write-blocking write would leave its own chunk dirty, and no such job would ever be
-//! done. Would it not be recorded while a job comes or goes, a write could be marked by nobody. So the bitmap leaves the pair in the very
-//! store that brings its job in, and comes back in the one that takes the job out. Call the bitmap W, its job J; a write ends, and finds
+//! The job clears a bit when it is about to copy the chunk, and marks through its [`Share`](crate::mirror::Share) what guests
+//! write. Would the recorder mark such a bitmap besides, a write-blocking write would leave its own chunk dirty, and no such job
+//! would ever be done. Would it not be recorded while a job comes or goes, a write could be marked by nobody. So the bitmap
+//! leaves the pair in the very store that brings its job in, and comes back in the one that takes the job out. Call the bitmap W,
+//! its job J; a write ends, and finds
 //!
 //! - *the pair before J*: it is recorded in W. J counts on what is in W, and the bitmap counts for whoever changes it
-//!   (`bitmap/changes.rs`), so J knows of it whenever it came. J's home may only sleep on a W that nobody changes without ringing its
-//!   bell (*No dirty chunk is slept over*): so `attach` waits for the last who has the old pair, and no worker begins before it returns.
-//! - *J*: J marks it (background, `Share::guest_wrote`), or knows that both sides have it, or marks it for its error (write-blocking,
-//!   `Share::end_active`). What counts is the job found at the end and not the one known at the beginning: a write that J had sent to both
-//!   sides and that ends while J is attached is J's alone; W is not in the pair.
-//! - *the pair after J*, with W in it: it is recorded in W, also a write that J had sent to both sides and that ends only now. That happens
-//!   to jobs that failed or were cancelled, whose target is no copy of any moment; one mark too many is right. A job that completes is
-//!   detached behind the gate, closed and quiet (*Zero is decided behind the gate*): no write is between its look and its mark, and none
-//!   that began under J ends after it.
-//! - *another job*, K: K marks its own bitmap, and W is recorded. K's own bitmap cannot be W while somebody is left who changes bits in the
-//!   name of J: the hold of J goes on until J's workers are gone and its last active write has ended, and a queue that still has J in its hands
-//!   and comes too late is refused (`Hold::enter`). So nobody clears a bit of W in J's name after the host, or K, has W.
+//!   (`bitmap/changes.rs`), so J knows of it whenever it came. J's home may only sleep on a W that nobody changes without ringing
+//!   its bell (*No dirty chunk is slept over*): so `attach` waits for the last who has an old pair, and no worker begins before it
+//!   returns.
+//! - *J*: J marks it (background, `Share::guest_wrote`), or knows that both sides have it, or marks it for its error
+//!   (write-blocking, `Share::end_active`). What counts is the job found at the end and not the one known at the beginning: a
+//!   write that J had sent to both sides and that ends while J is attached is J's alone; W is not in the pair.
+//! - *the pair after J*, with W in it: it is recorded in W, also a write that J had sent to both sides and that ends only now.
+//!   That happens to jobs that failed or were cancelled, whose target is no copy of any moment; one mark too many is right. A job
+//!   that completes is detached behind the gate, closed and quiet (*Zero is decided behind the gate*): no write is between its
+//!   look and its mark, and none that began under J ends after it.
+//! - *another job*, K: K marks its own bitmap, and W is recorded. K's own bitmap cannot be W while somebody is left who changes
+//!   bits in the name of J: the hold of J goes on until J's workers are gone and its last active write has ended, and a queue
+//!   that still has J in its hands and comes too late is refused (`Hold::enter`). So nobody clears a bit of W in J's name after
+//!   the host, or K, has W.
 //!
 //! A pivot changes nothing here. Bitmaps belong to the drive and not to the device, and the drive moves behind the closed gate,
-//! before its job is taken out of the pair. So after J, W says: what J did not copy, and everything that changed since the moment that the
-//! target is a copy of, which with a pivot is the moment of the pivot. All other bitmaps record as if there were no job.
+//! before its job is taken out of the pair. So after J, W says: what J did not copy, and everything that changed since the moment
+//! that the target is a copy of, which with a pivot is the moment of the pivot. All other bitmaps record as if there were no job.
 //!
-//! A queue whose ring broke marks what the kernel may still have twice: when it is lost, and when the kernel has let go of it. Should
-//! that never be seen, a write may land after its only mark, and a bitmap that was cleared in between does not know of it; such a
-//! write never leaves the gate (`drive/queue/end.rs`), and its host was told that it failed.
+//! A queue whose ring broke marks what the kernel may still have twice: when it is lost, and when the kernel has let go of it.
+//! Should that never be seen, a write may land after its only mark, and a bitmap that was cleared in between does not know of it;
+//! such a write never leaves the gate (`drive/queue/end.rs`), and its host was told that it failed.
 #![forbid(unsafe_code)]
 
 mod bitmap;
@@ -159,8 +162,8 @@ impl<F: Follows> Watchers<F> {
 
     // ---- jobs ----
 
-    /// A job comes: when this returns, writes that end find it, and the bitmap that it works with is changed by nobody else. The caller
-    /// sees to it that there is one at a time.
+    /// A job comes: when this returns, writes that end find it, and the bitmap that it works with is changed by nobody else. The
+    /// caller sees to it that there is one at a time.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] when that bitmap records another drive's writes.
@@ -177,9 +180,7 @@ impl<F: Follows> Watchers<F> {
         }
         registry.follower = Some(follower);
         self.publish(&mut registry);
-        if records {
-            self.settle(&mut registry);
-        }
+        self.settle(&mut registry);
         Ok(())
     }
 
@@ -216,8 +217,8 @@ impl<F: Follows> Watchers<F> {
         Ok(())
     }
 
-    /// Lets a bitmap of the drive record, or not any more. When this returns, every write that ends later is recorded, or the bitmap
-    /// stands still. Not for one that a job works with.
+    /// Lets a bitmap of the drive record, or not any more. When this returns, every write that ends later is recorded, or the
+    /// bitmap stands still. Not for one that a job works with.
     pub fn record(&self, bits: &Arc<DirtyBitmap>, records: bool) {
         let mut registry = self.registry();
         let Some(listed) = registry.listed(bits).filter(|listed| listed.records != records) else { return };

@@ -67,8 +67,8 @@ fn a_working_bitmap_belongs_to_one_job_at_a_time_and_is_free_however_that_ends()
 }
 
 /// A guest write that a job had sent to both sides outlives the job's workers where its disk is slow. Would its end still mark the
-/// bitmap when another job has it, that one would not be woken for the mark; and a queue that comes too late would clear what is the
-/// other's by then.
+/// bitmap when another job has it, that one would not be woken for the mark; and a queue that comes too late would clear what is
+/// the other's by then.
 #[test]
 fn a_working_bitmap_is_busy_until_the_last_active_write_has_ended_and_none_begins_after() {
     let (shape, bitmap) = (shape_of_disks(), working_bitmap());
@@ -104,8 +104,8 @@ fn a_working_bitmap_is_busy_until_the_last_active_write_has_ended_and_none_begin
     }
 }
 
-/// A job that counted before the bitmap was its own would not know of bits that the job before it set last. With too few counted, it
-/// says that nothing is left, and is ready, while chunks are dirty.
+/// A job that counted before the bitmap was its own would not know of bits that the job before it set last. With too few counted,
+/// it says that nothing is left, and is ready, while chunks are dirty.
 #[test]
 fn a_working_bitmap_is_counted_when_it_is_the_jobs_own() {
     let (shape, bitmap) = (shape_of_disks(), working_bitmap());
