@@ -2,12 +2,27 @@
 
 CARGO ?= cargo
 CC ?= cc
-# The command that `make build` makes and the end-to-end tests run.
-BLKMIRROR ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/release/blkmirror
+# Where `make build` leaves its files, and the command among them, which the end-to-end tests run.
+BUILD_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/release)
+BLKMIRROR ?= $(BUILD_DIR)/blkmirror
 MAKEFLAGS += --no-print-directory
 HEADERS := $(wildcard include/*.h)
 
-.PHONY: help check tools format lint docs build headers test loom soak bench demo man clean
+# Where `make install` puts things. DESTDIR goes before all of it and is not part of what is installed.
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+DATADIR ?= $(PREFIX)/share
+MANDIR ?= $(DATADIR)/man
+DOCDIR ?= $(DATADIR)/doc/blkmirror
+PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
+BASHCOMPDIR ?= $(DATADIR)/bash-completion/completions
+ZSHCOMPDIR ?= $(DATADIR)/zsh/site-functions
+FISHCOMPDIR ?= $(DATADIR)/fish/vendor_completions.d
+PLACES := DESTDIR PREFIX BINDIR LIBDIR INCLUDEDIR MANDIR DOCDIR PKGCONFIGDIR BASHCOMPDIR ZSHCOMPDIR FISHCOMPDIR BUILD_DIR
+
+.PHONY: help check tools format lint docs build install uninstall headers test loom soak bench demo man clean
 
 help:
 	@echo 'make check   all that must hold: format, lints, docs, header, models, every test (.ci/run calls it)'
@@ -18,8 +33,11 @@ help:
 	@echo 'make bench   the bitmap, the tracker, the comparison with fio, QEMU and dd, and live mirroring'
 	@echo '             (takes a while; best on an idle machine)'
 	@echo 'make demo    copy scratch disks, mirror them under load, switch over, verify, and show how fast it was'
-	@echo 'make man     show the manual page'
+	@echo 'make man     show the manual pages of the command and of the C library'
 	@echo 'make tools   install what the tests need and this machine lacks (root, apt)'
+	@echo 'make install   put the command, the C library, its headers and the manual below PREFIX=/usr/local; builds what'
+	@echo '             is not built. DESTDIR, BINDIR, LIBDIR, INCLUDEDIR, DATADIR and so on as usual'
+	@echo 'make uninstall take that away again: PREFIX and DESTDIR as they were then'
 	@echo 'make clean   remove what was built'
 
 # One after the other also under `make -j`: cargo uses all cores by itself, and tests measure time.
@@ -48,9 +66,18 @@ docs:
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --exclude blkmirror --no-deps --document-private-items
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked -p blkmirror --bins --no-deps --document-private-items
 
-# The end-to-end tests run the command that users run.
+# The command that users run, which the end-to-end tests run too, and the C library. Both at once: cargo chooses features of what they
+# share for all that it builds in one call.
 build:
-	$(CARGO) build --locked --release -p blkmirror
+	$(CARGO) build --locked --release -p blkmirror -p blkmirror-ffi
+
+# Root may have no cargo (`sudo make install`): then what is built is installed.
+install:
+	@if command -v $(CARGO) >/dev/null || ! test -e '$(BUILD_DIR)/libblkmirror.a'; then $(MAKE) build; fi
+	@$(foreach place,$(PLACES),$(place)='$($(place))') packaging/install install
+
+uninstall:
+	@$(foreach place,$(PLACES),$(place)='$($(place))') packaging/install uninstall
 
 # The header must stand on its own, for C and for C++.
 headers:
@@ -89,7 +116,7 @@ demo:
 	$(CARGO) run --locked --release -p blkmirror -- demo
 
 man:
-	man -l docs/man/blkmirror.1
+	man -l docs/man/blkmirror.1 docs/man/libblkmirror.3
 
 clean:
 	$(CARGO) clean

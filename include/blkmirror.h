@@ -1714,7 +1714,7 @@ void blkm_engine_opts_init(struct blkm_engine_opts *opts, size_t struct_size);
  * after `fork(2)` and daemonising. `opts` may be NULL. On success `*out` is the engine, to be destroyed with `blkm_engine_destroy`; else
  * it is NULL.
  *
- * Returns 0, or -errno: `-ENOMEM` (also for `RLIMIT_MEMLOCK` on kernels before 5.12), `-EINVAL`, what `blkm_probe` says.
+ * Returns 0, or -errno: `-ENOMEM`, `-EINVAL`, what `blkm_probe` says.
  * Threads: any. Since 0.1.
  */
 int blkm_engine_create(const struct blkm_engine_opts *opts,

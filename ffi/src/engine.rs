@@ -72,7 +72,7 @@ pub unsafe extern "C" fn blkm_engine_opts_init(opts: *mut blkm_engine_opts, stru
 /// after `fork(2)` and daemonising. `opts` may be NULL. On success `*out` is the engine, to be destroyed with `blkm_engine_destroy`; else
 /// it is NULL.
 ///
-/// Returns 0, or -errno: `-ENOMEM` (also for `RLIMIT_MEMLOCK` on kernels before 5.12), `-EINVAL`, what `blkm_probe` says.
+/// Returns 0, or -errno: `-ENOMEM`, `-EINVAL`, what `blkm_probe` says.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_engine_create(
