@@ -10,6 +10,7 @@
     reason = "this is test code, where a panic is how a test fails"
 )]
 
+pub mod c;
 mod command;
 mod disk;
 pub mod live;
