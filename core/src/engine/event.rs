@@ -92,7 +92,8 @@ pub enum EventKind {
         /// Bytes that were left.
         left_bytes: u64,
     },
-    /// Everything is copied and flushed, guest requests are held; `Job::finalize` goes on.
+    /// Everything is copied and flushed, guest requests are held; `Job::finalize` goes on. Only where it is needed: with
+    /// `auto_finalize` the job passes through the state without a stop.
     Pending,
     /// The job is over; the outcome is there.
     Concluded,
@@ -165,6 +166,8 @@ pub(super) struct Events {
 struct Told {
     /// Whose they are, for the log.
     job: String,
+    /// A pending switch-over needs no word of the host.
+    auto_finalize: bool,
     /// Kept for the host, oldest first; never more than [`EVENT_DEPTH`] and [`LANDMARK_PLACES`].
     kept: VecDeque<Event>,
     /// The next number.
@@ -177,11 +180,14 @@ struct Told {
 
 impl Events {
     /// No events yet, of a job with this name in the log.
-    pub(super) fn new(job: String) -> Result<Self> {
+    pub(super) fn new(job: String, auto_finalize: bool) -> Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::from_io("make an eventfd for the job's events", e))?;
         let kept = VecDeque::with_capacity(EVENT_DEPTH + LANDMARK_PLACES);
-        Ok(Self { told: Mutex::new(Told { job, kept, seq: 0, lost: 0, last_error: None }), fd })
+        Ok(Self {
+            told: Mutex::new(Told { job, auto_finalize, kept, seq: 0, lost: 0, last_error: None }),
+            fd,
+        })
     }
 
     /// Readable while there are events.
@@ -291,7 +297,7 @@ impl Told {
                 self.emit(EventKind::Status { from, to });
                 match (from, to) {
                     (JobStatus::Running, JobStatus::Ready) => self.emit(EventKind::Ready),
-                    (_, JobStatus::Pending) => self.emit(EventKind::Pending),
+                    (_, JobStatus::Pending) if !self.auto_finalize => self.emit(EventKind::Pending),
                     (_, JobStatus::Concluded) => self.emit(EventKind::Concluded),
                     _ => {}
                 }
@@ -344,7 +350,7 @@ mod tests {
 
     #[test]
     fn the_descriptor_is_readable_exactly_while_there_are_events() {
-        let events = Events::new(String::new()).unwrap();
+        let events = Events::new(String::new(), false).unwrap();
         assert!(!readable(&events));
         emit(&events, 3, EventKind::Ready);
         for seq in 0..3 {
@@ -357,7 +363,7 @@ mod tests {
 
     #[test]
     fn numbers_have_no_gap_that_an_overflow_does_not_explain() {
-        let events = Events::new(String::new()).unwrap();
+        let events = Events::new(String::new(), false).unwrap();
         emit(&events, EVENT_DEPTH + 10, EventKind::CopyMode(CopyMode::Background));
         let mut expected = 0;
         for _ in 0..5 {
@@ -383,7 +389,7 @@ mod tests {
     #[test]
     fn what_a_job_tells_of_only_once_is_kept_whatever_else_waits() {
         use JobStatus as S;
-        let events = Events::new(String::new()).unwrap();
+        let events = Events::new(String::new(), false).unwrap();
         let other = || emit(&events, EVENT_DEPTH + 7, EventKind::CopyMode(CopyMode::Background));
         let status = |from, to| EventKind::Status { from, to };
         let landmarks = [

@@ -99,7 +99,7 @@ impl JobCore {
         no_pivot: Option<String>,
         latencies: &[Latencies; 2],
     ) -> Result<Job> {
-        let events = Events::new(format!("{} to {}", names[0], names[1]))?;
+        let events = Events::new(format!("{} to {}", names[0], names[1]), options.auto_finalize)?;
         let core = Arc::new(Self {
             share,
             extents: options.extents.clone(),

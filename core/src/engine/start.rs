@@ -143,15 +143,15 @@ fn no_pivot(drive: &DriveCore<Device>, target: &Device) -> Option<String> {
     let (wants, has) = (target.limits().offset_align_bytes, drive.align_bytes());
     if wants > has {
         return Some(format!(
-            "it has blocks of {wants} bytes, the guest was promised {has}; make the drive with Drive::with_align_bytes, or \
-             complete without a pivot"
+            "it has blocks of {wants} bytes, the guest was promised {has}; make the drive with align_bytes of {wants}, or complete \
+             without a pivot"
         ));
     }
     let (wants, promised) = (target.limits().memory_align_bytes.max(512), memory_align_bytes(has, source));
     (wants > promised).then(|| {
         format!(
             "it wants memory aligned to {wants} bytes, the guest was promised {promised}; make the drive with \
-             Drive::with_align_bytes, or complete without a pivot"
+             align_bytes of {wants}, or complete without a pivot"
         )
     })
 }
@@ -185,7 +185,7 @@ fn check(source: &Device, target: &Device) -> Result<()> {
     if let Some(opened_as) = opened_as {
         return Err(Error::new(ErrorKind::InvalidArgument, "mirror to")
             .at(target.name())
-            .because(format!("it was opened as {opened_as}; open it with Device::open_target")));
+            .because(format!("it was opened as {opened_as}; open it as a target")));
     }
     match source.overlaps_with(target) {
         Some(why) => Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why)),

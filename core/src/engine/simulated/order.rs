@@ -68,7 +68,7 @@ fn a_dismissal_is_told_after_the_end_that_it_followed() {
 #[test]
 fn numbers_rise_whoever_tells_and_while_somebody_takes() {
     for round in 0..200 {
-        let (events, job) = (Events::new(String::new()).unwrap(), lone_job());
+        let (events, job) = (Events::new(String::new(), false).unwrap(), lone_job());
         let share = &job.core().share;
         let mut next = 0;
         let mut take = |events: &Events| {
