@@ -318,8 +318,12 @@ impl Queue {
     /// Makes the ring on this thread.
     fn start(&self, thread: ThreadId) -> Result<Running> {
         let bytes = self.options.staging_bytes + u64::from(ZEROES_BYTES);
-        let options =
-            UringOptions { host_buffers: HOST_BUFFERS, limits: self.limits, ..UringOptions::new(bytes) };
+        let options = UringOptions {
+            in_flight: self.options.ring_requests(),
+            host_buffers: HOST_BUFFERS,
+            limits: self.limits,
+            ..UringOptions::new(bytes)
+        };
         let mut ring = OwnedRing::new(options)?;
         if let Some(eventfd) = &self.eventfd {
             ring.register_eventfd(eventfd.as_fd())?;
