@@ -30,7 +30,7 @@ help:
 	@echo 'make loom    models of what threads share without locks, every interleaving'
 	@echo 'make soak    the long tests too, more seeds of every simulated run, in release mode, and then'
 	@echo '             new seeds of the simulator of drives and jobs for SOAK_SECONDS=600 or as long as you say'
-	@echo 'make bench   the bitmap, the tracker, the comparison with fio, QEMU and dd, and live mirroring'
+	@echo 'make bench   the bitmap, the tracker, the comparison with fio, QEMU and dd, live mirroring, a queue'
 	@echo '             (takes a while; best on an idle machine)'
 	@echo 'make demo    copy scratch disks, mirror them under load, switch over, verify, and show how fast it was'
 	@echo 'make man     show the manual pages of the command and of the C library'
@@ -111,6 +111,7 @@ bench: build
 	$(CARGO) bench --locked --bench tracker
 	$(CARGO) bench --locked --bench compare
 	$(CARGO) bench --locked --bench live
+	$(CARGO) bench --locked --bench queue
 
 demo:
 	$(CARGO) run --locked --release -p blkmirror -- demo

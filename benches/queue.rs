@@ -53,6 +53,7 @@ fn cpu_s() -> Result<f64> {
 struct Places(u64);
 
 impl Places {
+    /// The next one.
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -63,9 +64,13 @@ impl Places {
 
 /// A guest that reads.
 struct Reader {
+    /// Its queue.
     queue: Queue,
+    /// A slot for each read.
     memory: AlignedBuf,
+    /// Where it reads.
     places: Places,
+    /// How many completions it waits for.
     lot: usize,
 }
 

@@ -81,10 +81,13 @@ impl Reading {
 
 /// Somebody who reads.
 struct Contender {
+    /// In the table.
     name: &'static str,
+    /// The command.
     line: Line,
     /// fio's report says it in its own way.
     is_fio: bool,
+    /// What it did in each round.
     readings: Vec<Reading>,
 }
 
@@ -122,10 +125,13 @@ fn contenders(disk: &Path, seconds: u32) -> Result<Vec<Contender>> {
     Ok(all.into_iter().map(contender).collect())
 }
 
-/// Those that the promises are about.
+/// fio as it comes; one of three that the promises are about.
 const FIO_PLAIN: &str = "fio";
+/// See [`FIO_PLAIN`].
 const FIO_16: &str = "fio, lots of 16";
+/// See [`FIO_PLAIN`].
 const FIO_32: &str = "fio, lots of 32";
+/// What is promised about.
 const QUEUE: &str = "queue";
 
 /// One run.

@@ -238,3 +238,28 @@ fn every_ring_is_content_with_fewer_completions_than_it_waits_for() {
         [from, to].into_iter().for_each(|slot| ring.detach(slot));
     });
 }
+
+/// A queue's ring is as short as its depth allows; one that took more than it has room for would lose completions.
+#[test]
+fn a_short_ring_takes_what_it_was_made_for_and_no_more() {
+    let dir = scratch();
+    fs::write(dir.path().join("source"), content()).unwrap();
+    for (asked, has) in [(1, 4), (4, 4), (12, 16), (100_000, 4096)] {
+        let options = UringOptions { in_flight: asked, ..UringOptions::new(2 * MIB) };
+        with_ring(options, |ring| {
+            assert_eq!(ring.capacity(), has);
+            let source = Device::open_source(&dir.path().join("source")).unwrap();
+            let slot = ring.attach(&Arc::new(source)).unwrap();
+            for _ in 0..3 {
+                let op = Op::Read(BufRange { start: 0, len: 512 });
+                let request = Request { device: slot, range: ByteRange::at(0, 512), op };
+                let taken = (0..5000).take_while(|&n| ring.push(request, Tag(n)).is_ok()).count();
+                assert_eq!(taken, has);
+                (0..has).for_each(|_| assert_eq!(next(ring).result, Ok(512)));
+                assert!(ring.pop().is_none() && ring.in_flight() == 0);
+            }
+            ring.detach(slot);
+        })
+        .unwrap();
+    }
+}

@@ -73,7 +73,7 @@ impl HostRegion {
     }
 
     /// A range of addresses for a simulated ring, which compares addresses and hands nothing to a kernel.
-    #[cfg(any(test, feature = "sim"))]
+    #[cfg(test)]
     pub(crate) fn simulated(start: usize, len: usize) -> Self {
         Self { ptr: std::ptr::without_provenance_mut(start), len }
     }

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, fcntl_getfl, fstat, ftruncate, open, seek, unlink};
+use rustix::fs::{
+    FileType, Mode, OFlags, SeekFrom, Stat, fcntl_getfl, fcntl_setfl, fstat, ftruncate, open, seek, unlink,
+};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use super::exclusive::Claim;
@@ -173,7 +175,10 @@ pub(super) fn again(device: &Device) -> Result<OwnedFd> {
     flags.set(OFlags::DIRECT, shared.direct);
     // No O_EXCL: the hold of the first descriptor is enough, and a second claim would collide with it.
     match open(proc_path(shared.hold.as_fd()), flags, Mode::empty()) {
-        Ok(fd) => Ok(fd),
+        Ok(fd) => {
+            without_access_time(fd.as_fd());
+            Ok(fd)
+        }
         Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::INVAL) => {
             fcntl_dupfd_cloexec(shared.hold.as_fd(), 3)
                 .map_err(|e| Error::from_io("duplicate", e).at(&shared.name))
@@ -260,9 +265,19 @@ fn open_seen(seen: BorrowedFd<'_>, flags: OFlags) -> rustix::io::Result<(OwnedFd
 
 /// Opens with `O_DIRECT` if the file system takes it; else without, which is slower but as correct.
 fn open_direct(path: &Path, flags: OFlags) -> rustix::io::Result<(OwnedFd, bool)> {
-    match open(path, flags | OFlags::DIRECT, Mode::empty()) {
-        Err(Errno::INVAL) => Ok((open(path, flags, Mode::empty())?, false)),
-        other => Ok((other?, true)),
+    let (fd, direct) = match open(path, flags | OFlags::DIRECT, Mode::empty()) {
+        Err(Errno::INVAL) => (open(path, flags, Mode::empty())?, false),
+        other => (other?, true),
+    };
+    without_access_time(fd.as_fd());
+    Ok((fd, direct))
+}
+
+/// Leaves the time of the last access alone, which would be looked at for each read, and is nothing that a guest's reads should change. Only
+/// the owner may ask for that; others do without. It must be a descriptor that we opened, for a duplicate shares its flags.
+fn without_access_time(own: BorrowedFd<'_>) {
+    if let Ok(flags) = fcntl_getfl(own) {
+        let _ = fcntl_setfl(own, flags | OFlags::NOATIME);
     }
 }
 

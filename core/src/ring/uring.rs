@@ -41,7 +41,7 @@ use crate::buffer::{BufRange, HostMemory, HostRegion, Region};
 use crate::device::{Device, Extent, ZeroMode};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Submission queue entries.
+/// Submission queue entries at most.
 const SQ_ENTRIES: u32 = 1024;
 /// Requests in flight at most; the completion queue is twice as long and cannot overflow.
 pub(crate) const MAX_IN_FLIGHT: u32 = 4096;
@@ -64,6 +64,9 @@ pub const MAX_BUFFER_BYTES: usize = 1 << 30;
 pub struct UringOptions {
     /// Bytes of copy memory.
     pub memory_bytes: u64,
+    /// Requests in flight at most, up to 4096. The kernel goes round its queues, which are in proportion, so that short ones stay in the
+    /// processor's cache.
+    pub in_flight: u32,
     /// Buffers for memory of the host's, at most [`MAX_HOST_BUFFERS`]; each costs the kernel a few bytes, used or not.
     pub host_buffers: u16,
     /// What to do without, as on an older kernel.
@@ -90,7 +93,7 @@ impl UringOptions {
     /// A ring with so much copy memory and all that the kernel has.
     #[must_use]
     pub fn new(memory_bytes: u64) -> Self {
-        Self { memory_bytes, host_buffers: 0, limits: UringLimits::default() }
+        Self { memory_bytes, in_flight: MAX_IN_FLIGHT, host_buffers: 0, limits: UringLimits::default() }
     }
 }
 
@@ -413,7 +416,7 @@ impl Ring for UringRing {
     }
 
     fn capacity(&self) -> usize {
-        MAX_IN_FLIGHT as usize
+        self.flights.capacity()
     }
 
     fn now_ns(&self) -> u64 {

@@ -372,3 +372,26 @@ fn what_was_written_before_the_question_is_never_called_a_hole() {
         writer.join().unwrap();
     }
 }
+
+/// A copy that changed the source's times would not leave it as it was, and would pay for it with each read.
+#[test]
+fn reading_leaves_the_time_of_the_last_access_alone() {
+    use std::os::unix::fs::MetadataExt;
+    for dir in [on_disk(), on_tmpfs()] {
+        let path = dir.path().join("disk");
+        filled(&path, 65536);
+        // Long before the last change, so that every file system would move it.
+        let then = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_times(fs::FileTimes::new().set_accessed(then)).unwrap();
+        let accessed = || fs::metadata(&path).unwrap().atime();
+        for reads in [source(&path).unwrap(), source(&path).unwrap().reopen().unwrap()] {
+            let mut buffer = blkmirror_core::buffer::AlignedBuf::new(4096, 4096).unwrap();
+            assert_eq!(rustix::io::pread(reads.as_fd(), &mut *buffer, 0).unwrap(), 4096);
+            assert_eq!(accessed(), 1_000_000_000, "{:?}", dir.path());
+        }
+        // What others do to it still counts.
+        fs::read(&path).unwrap();
+        println!("another reader leaves {}", accessed());
+    }
+}

@@ -104,7 +104,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         } else {
             Event::SentAlone
         };
-        let now_ns = ring.now_ns();
+        let now_ns = self.now_ns;
         self.happen(index, event, now_ns);
         let id = PartId { index, side: Side::Source };
         let Some(seat) = home else { return self.part_ended(id, Err(libc::EIO), now_ns) };
@@ -130,7 +130,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
             Data::Host(memory) => Some(memory),
             Data::Own(_) | Data::None => None,
         };
-        let active = share.begin_active(request.range, ring.now_ns())?;
+        let active = share.begin_active(request.range, self.now_ns)?;
         // Zeroes need no memory, and data that stands still no copy, if the target can take it from where it is.
         let align_bytes = share.geometry.align_bytes;
         let stable = self.options.stable_buffers || request.wish.is_stable();

@@ -37,8 +37,9 @@ pub(super) const ZEROES_BYTES: u32 = 256 << 10;
 const MAX_DATA_BYTES: u64 = GIB;
 /// How soon to try again what finds neither a pass nor room in the ring, should nothing complete before.
 const ROOM_NS: u64 = 100_000;
-/// How long a sleep for several completions lets them gather once there is one.
-const BATCH_NS: u64 = 100_000;
+/// How long a sleep for several completions lets them gather once there is one. It ends in any case then, for what has completed may be
+/// only a step of its request, and what follows must not wait for the others, which may hang.
+const BATCH_NS: u64 = 1_000_000;
 /// How often one turn goes back to the ring for what follows from its completions.
 const ROUNDS: usize = 8;
 
@@ -284,6 +285,35 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// The ring broke: every request has completed with an error, and no other is taken.
     pub(crate) fn turn<R: Ring<Device = D>>(&mut self, ring: &mut R, wait: Wait) -> Result<()> {
         self.send(ring);
+        self.turn_sent(ring, wait)
+    }
+
+    /// The same; sleeps until there are `answers` completions for the host, nothing is under way, or the deadline. It may return before.
+    /// One system call sends and sleeps.
+    ///
+    /// # Errors
+    /// As [`turn`](Self::turn).
+    pub(super) fn turn_for<R: Ring<Device = D>>(
+        &mut self,
+        ring: &mut R,
+        answers: usize,
+        deadline_ns: Option<u64>,
+    ) -> Result<()> {
+        self.send(ring);
+        let wait = match self.missing(answers) {
+            0 => Wait::POLL,
+            missing => self.sleep(missing, deadline_ns, self.now_ns),
+        };
+        self.turn_sent(ring, wait)
+    }
+
+    /// How many more completions there must be for `answers` of them, as far as requests are under way.
+    pub(super) fn missing(&self, answers: usize) -> usize {
+        answers.saturating_sub(self.answers.len()).min(self.in_flight())
+    }
+
+    /// A turn without the sending.
+    fn turn_sent<R: Ring<Device = D>>(&mut self, ring: &mut R, wait: Wait) -> Result<()> {
         self.enter(ring, wait)?;
         self.collect(ring);
         // What follows from completions must be in the kernel's hands before a host sleeps on the eventfd alone.

@@ -32,6 +32,11 @@ impl Default for QueueOptions {
 }
 
 impl QueueOptions {
+    /// Requests that its ring must hold: both parts of every request, and as many again that a dead target keeps.
+    pub(super) fn ring_requests(&self) -> u32 {
+        u32::try_from(self.depth * 4).unwrap_or(u32::MAX)
+    }
+
     /// Refuses what is out of bounds.
     pub(super) fn check(&self) -> Result<()> {
         let wrong = |why: String| Err(Error::new(ErrorKind::InvalidArgument, "make a queue").because(why));

@@ -30,7 +30,7 @@ use crate::drive::memory::HOST_BUFFERS;
 use crate::drive::{Drive, memory_align_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::uring::{OwnedRing, UringLimits, UringOptions};
-use crate::ring::{Ring, Wait, monotonic_ns};
+use crate::ring::{Wait, monotonic_ns};
 use crate::units::ByteRange;
 
 /// How long the end of a queue waits for requests under way.
@@ -198,15 +198,13 @@ impl Queue {
         let ring = ring.ring();
         let deadline_ns = timeout
             .map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).saturating_add(monotonic_ns()));
-        core.turn(ring, Wait::POLL)?;
         loop {
-            let missing = min_completions.saturating_sub(core.answers()).min(core.in_flight());
-            let now_ns = ring.now_ns();
-            if missing == 0 || deadline_ns.is_some_and(|at_ns| at_ns <= now_ns) {
+            core.turn_for(ring, min_completions, deadline_ns)?;
+            if core.missing(min_completions) == 0 || deadline_ns.is_some_and(|at_ns| at_ns <= monotonic_ns())
+            {
                 core.call_back();
                 return Ok(());
             }
-            core.turn(ring, core.sleep(missing, deadline_ns, now_ns))?;
         }
     }
 
@@ -320,8 +318,12 @@ impl Queue {
     /// Makes the ring on this thread.
     fn start(&self, thread: ThreadId) -> Result<Running> {
         let bytes = self.options.staging_bytes + u64::from(ZEROES_BYTES);
-        let options =
-            UringOptions { host_buffers: HOST_BUFFERS, limits: self.limits, ..UringOptions::new(bytes) };
+        let options = UringOptions {
+            in_flight: self.options.ring_requests(),
+            host_buffers: HOST_BUFFERS,
+            limits: self.limits,
+            ..UringOptions::new(bytes)
+        };
         let mut ring = OwnedRing::new(options)?;
         if let Some(eventfd) = &self.eventfd {
             ring.register_eventfd(eventfd.as_fd())?;

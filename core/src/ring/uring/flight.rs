@@ -74,6 +74,11 @@ impl Flights {
         Some(tag)
     }
 
+    /// How many there may be.
+    pub(super) fn capacity(&self) -> usize {
+        self.table.len()
+    }
+
     /// Requests in flight.
     pub(super) fn len(&self) -> usize {
         self.len

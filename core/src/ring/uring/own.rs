@@ -194,8 +194,10 @@ impl UringRing {
         // A registered descriptor is one thread's, and holds the ring until that thread ends or takes it back: a ring that is
         // dropped elsewhere could not end.
         limits.no_ring_fd |= how == Use::Kept;
+        // The wake-up and a cancel come on top of the requests, and have room in the half that these leave.
+        let in_flight = options.in_flight.clamp(4, MAX_IN_FLIGHT).next_power_of_two();
         let region = Region::new(options.memory_bytes)?;
-        let (io, mut setup) = setup::build(SQ_ENTRIES, MAX_IN_FLIGHT * 2, limits)?;
+        let (io, mut setup) = setup::build(SQ_ENTRIES.min(in_flight), in_flight * 2, limits)?;
         let (sentinel, held) = Sentinel::new()?;
         let mut kernel = Kernel::new(io);
         let places = (MAX_DEVICES, held.as_fd());
@@ -210,7 +212,7 @@ impl UringRing {
             region: ManuallyDrop::new(region),
             sentinel,
             devices: (0..slots).map(|_| None).collect(),
-            flights: Flights::new(MAX_IN_FLIGHT),
+            flights: Flights::new(in_flight),
             lanes_ready: Arc::default(),
             refused: std::collections::VecDeque::with_capacity(LANE_DEPTH),
             wake,

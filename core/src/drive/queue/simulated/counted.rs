@@ -62,3 +62,31 @@ fn time_before_a_closed_gate_counts_for_queues_and_not_for_trackers() {
     let counts = sim.drive.latencies(false).snapshot();
     assert!(counts.count() > 10 && counts.quantile_ns(0.5) < 2000, "{counts:?}");
 }
+
+/// Each lot of requests would cost two system calls, and a sleep that is asked too much of would not end.
+#[test]
+fn one_call_sends_what_was_accepted_and_sleeps_for_as_many_as_can_come() {
+    let mut sim = Sim::new(&Recipe { queues: 1, ..Recipe::default() });
+    for (asked, wanted, slept_for) in [(8, 5, 5), (8, 100, 8), (0, 3, 0), (1, 0, 0)] {
+        (0..asked).for_each(|_| sim.ask(0));
+        let Line { core, ring, asked, .. } = &mut sim.lines[0];
+        let accepted = asked.len();
+        ring.waits.clear();
+        core.turn_for(ring, wanted, None).unwrap();
+        let completions = ring.waits.first().map(|wait| wait.completions);
+        assert_eq!(completions, Some(slept_for.min(accepted)), "{wanted} wanted of {accepted}");
+        assert!(ring.waits.iter().skip(1).all(|wait| wait.completions == 0), "{:?}", ring.waits);
+        sim.settle();
+    }
+    // What nobody has popped counts.
+    (0..4).for_each(|_| sim.ask(0));
+    let Line { core, ring, asked, .. } = &mut sim.lines[0];
+    while core.in_flight() > 0 {
+        core.turn(ring, core.sleep(1, None, ring.now_ns())).unwrap();
+        ring.due_ns().into_iter().for_each(|at_ns| sim.world.advance_to(at_ns));
+    }
+    ring.waits.clear();
+    assert_eq!((core.missing(3), core.missing(9), asked.len()), (0, 0, 4));
+    core.turn_for(ring, 3, None).unwrap();
+    assert_eq!(ring.waits, [Wait::POLL]);
+}

@@ -18,6 +18,8 @@ pub(super) struct OddRing {
     dead: Option<Arc<SimDisk>>,
     /// What was sent to a dead disk.
     swallowed: Vec<(Request, Tag)>,
+    /// How it was entered, each time.
+    pub(super) waits: Vec<Wait>,
     /// The next `enter` fails, and every other.
     pub(super) is_broken: bool,
     /// Its disks have no command for zeroes: they write pages of them.
@@ -31,6 +33,7 @@ impl OddRing {
             disks: Vec::new(),
             dead: None,
             swallowed: Vec::new(),
+            waits: Vec::new(),
             is_broken: false,
             slow_zeroes: false,
         }
@@ -97,6 +100,7 @@ impl Ring for OddRing {
     }
 
     fn enter(&mut self, wait: Wait) -> Result<()> {
+        self.waits.push(wait);
         if self.is_broken {
             return Err(Error::from_errno("run the ring", libc::EBADF));
         }
