@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use blkmirror_core::engine::{
+use blkmirror_tests::api::engine::{
     Completion, CopyModeChoice, End, ErrorAction, ErrorPolicy, EventKind, IoStatus, Job, JobStatus,
     MirrorOptions, Side,
 };

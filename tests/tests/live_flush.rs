@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use blkmirror_core::engine::{
+use blkmirror_tests::api::engine::{
     Cancel, Completion, End, ErrorPolicy, EventKind, JobStatus, MirrorOptions, Side, TargetState,
 };
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule, Times};

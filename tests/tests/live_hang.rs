@@ -5,8 +5,8 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use blkmirror_core::device::{Device, TargetOptions};
-use blkmirror_core::engine::{
+use blkmirror_tests::api::device::{Device, TargetOptions};
+use blkmirror_tests::api::engine::{
     Completion, CopyModeChoice, End, Engine, EngineOptions, Job, JobStatus, MirrorOptions,
 };
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule};
