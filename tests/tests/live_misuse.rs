@@ -5,15 +5,17 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use blkmirror_testkit::{KIB, MIB, needs};
+use blkmirror_tests::WAY;
 use blkmirror_tests::api::ErrorKind;
 use blkmirror_tests::api::buffer::AlignedBuf;
 use blkmirror_tests::api::device::{Device, TargetOptions};
 use blkmirror_tests::api::drive::queue::{QueueOptions, WriteFlags, ZeroFlags};
 use blkmirror_tests::api::drive::{Admission, Drive, IoKind, Token, Tracker};
-use blkmirror_tests::api::engine::{Cancel, Completion, End, Engine, EngineOptions, JobStatus, MirrorOptions};
+use blkmirror_tests::api::engine::{
+    Cancel, Completion, End, Engine, EngineOptions, JobStatus, MirrorOptions,
+};
 use blkmirror_tests::api::units::ByteRange;
-use blkmirror_testkit::{KIB, MIB, needs};
-use blkmirror_tests::WAY;
 use blkmirror_tests::live::{GuestPlan, Medium, Place, Scene, Way, until_status};
 
 /// Size of the disks here.

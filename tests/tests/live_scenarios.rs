@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blkmirror_testkit::{KIB, MIB, compare};
 use blkmirror_tests::api::bitmap::DirtyBitmap;
 use blkmirror_tests::api::device::{Device, TargetOptions};
 use blkmirror_tests::api::drive::{Admission, Drive, IoKind};
@@ -16,7 +17,6 @@ use blkmirror_tests::api::engine::{
     Completion, CopyModeChoice, End, Engine, EngineOptions, JobStatus, MirrorOptions,
 };
 use blkmirror_tests::api::units::{ByteRange, Granularity};
-use blkmirror_testkit::{KIB, MIB, compare};
 use blkmirror_tests::live::{
     GuestPlan, Guests, History, Medium, Place, Scene, cancel_soon, timed, until, until_status,
 };

@@ -1,7 +1,8 @@
 //! Drives of C.
 
 use blkmirror::{
-    blkm_drive, blkm_drive_close, blkm_drive_create, blkm_drive_get_info, blkm_drive_info, blkm_drive_opts_init,
+    blkm_drive, blkm_drive_close, blkm_drive_create, blkm_drive_get_info, blkm_drive_info,
+    blkm_drive_opts_init,
 };
 
 pub use super::tracker::{Admission, Token, Tracker};

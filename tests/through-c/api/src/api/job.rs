@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blkmirror::{
-    BLKM_COMPLETE_PIVOT, BLKM_COMPLETE_POINT_IN_TIME, blkm_engine, blkm_job, blkm_job_cancel,
-    blkm_job_close, blkm_job_complete, blkm_job_dismiss, blkm_job_finalize, blkm_job_get_error,
-    blkm_job_get_outcome, blkm_job_get_status, blkm_job_info, blkm_job_pause, blkm_job_query,
-    blkm_job_resume, blkm_job_set_copy_mode, blkm_job_set_speed, blkm_job_wait, blkm_mirror_opts,
-    blkm_outcome,
+    BLKM_COMPLETE_PIVOT, BLKM_COMPLETE_POINT_IN_TIME, blkm_engine, blkm_job, blkm_job_cancel, blkm_job_close,
+    blkm_job_complete, blkm_job_dismiss, blkm_job_finalize, blkm_job_get_error, blkm_job_get_outcome,
+    blkm_job_get_status, blkm_job_info, blkm_job_pause, blkm_job_query, blkm_job_resume,
+    blkm_job_set_copy_mode, blkm_job_set_speed, blkm_job_wait, blkm_mirror_opts, blkm_outcome,
 };
 use blkmirror_core::engine::{Cancel, Completion, CopyMode, JobStatus};
 use nix::libc::EAGAIN;
@@ -163,8 +162,7 @@ impl Job {
     #[must_use]
     pub fn query(&self) -> JobInfo {
         // SAFETY: a handle that is open, and a structure.
-        let (_, info) =
-            facts::<blkm_job_info>(|info| unsafe { blkm_job_query(self.raw(), info) }).unwrap();
+        let (_, info) = facts::<blkm_job_info>(|info| unsafe { blkm_job_query(self.raw(), info) }).unwrap();
         JobInfo::new(&info)
     }
 
