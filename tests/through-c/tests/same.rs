@@ -170,6 +170,36 @@ macro_rules! story {
                 all
             }
 
+            /// A token of another drive, which may even be of bytes that this one does not have.
+            pub(super) fn of_strangers(disks: &Disks) -> Vec<Told> {
+                let [large, small] = [disks.full("source"), disks.empty("small", MIB)]
+                    .map(|path| Drive::new(Device::open_disk(&path).unwrap()).unwrap());
+                let (tracker, stranger) = (large.tracker(), small.tracker());
+                let mut all = Vec::new();
+                for at in [0, SIZE - 1] {
+                    let begun = tracker.begin(ByteRange::at(at, 1), IoKind::Write).unwrap();
+                    let Admission::Go(token) = begun else { unreachable!("nobody has closed the gate") };
+                    all.push(told(stranger.end(token, Ok(()))));
+                    tracker.end(token, Ok(())).unwrap();
+                }
+                all
+            }
+
+            /// A queue that is looked at on one thread and used on another.
+            pub(super) fn of_a_look(disks: &Disks) -> Vec<String> {
+                let drive = Drive::new(Device::open_disk(&disks.full("source")).unwrap()).unwrap();
+                let mut queue = drive.queue(QueueOptions::default()).unwrap();
+                let before = format!("{} {}", queue.in_flight(), queue.ready());
+                let used = std::thread::spawn(move || {
+                    queue.flush(7).unwrap();
+                    let accepted = queue.in_flight();
+                    queue.wait(1, Some(Duration::from_secs(10))).unwrap();
+                    let done = queue.pop().unwrap();
+                    format!("{accepted} {} {} {}", queue.in_flight(), done.tag, done.result.is_ok())
+                });
+                vec![before, used.join().unwrap()]
+            }
+
             /// What verbs are told, by a job in several states.
             pub(super) fn of_verbs(disks: &Disks) -> Vec<Told> {
                 let engine = engine();
@@ -263,6 +293,17 @@ fn errors_have_the_same_numbers_and_texts() {
     assert_eq!(c::of_devices(&disks), rust::of_devices(&disks));
     assert_eq!(c::of_requests(&disks), rust::of_requests(&disks));
     assert_eq!(c::of_verbs(&disks), rust::of_verbs(&disks));
+    let strangers = c::of_strangers(&disks);
+    assert_eq!(strangers, rust::of_strangers(&disks));
+    assert_eq!(strangers.len(), 2);
+}
+
+/// A thread that only looks after queues, to show what they have, would make each its own, and the guest's thread would be refused.
+#[test]
+fn a_queue_is_not_taken_by_looking_at_it() {
+    let disks = Disks::new();
+    assert_eq!(c::of_a_look(&disks), ["0 0", "1 0 7 true"]);
+    assert_eq!(rust::of_a_look(&disks), ["0 0", "1 0 7 true"]);
 }
 
 /// A host that hears another order of events, or reads other figures, would come to other decisions.

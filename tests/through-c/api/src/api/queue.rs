@@ -328,6 +328,24 @@ impl Queue {
         }
     }
 
+    /// Completions that can be popped.
+    ///
+    /// # Panics
+    /// On another thread than that of a queue in use.
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        self.ready.len() + usize::try_from(self.info().unwrap().ready).unwrap()
+    }
+
+    /// Requests that have not completed.
+    ///
+    /// # Panics
+    /// On another thread than that of a queue in use.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        usize::try_from(self.info().unwrap().in_flight).unwrap()
+    }
+
     /// Takes a completion.
     pub fn pop(&mut self) -> Option<GuestCompletion> {
         self.ready.pop_front()
