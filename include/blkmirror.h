@@ -681,9 +681,11 @@ int blkm_queue_get_completion_fd(struct blkm_queue *queue);
 /**
  * Fills in what a queue has, up to `info->struct_size`, which the caller has set.
  *
- * Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's. Since 0.1.
+ * Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's; any before one has sent or processed
+ * with it, which this does not count as. Since 0.1.
  */
-int blkm_queue_get_info(struct blkm_queue *queue, struct blkm_queue_info *info);
+int blkm_queue_get_info(struct blkm_queue *queue,
+                        struct blkm_queue_info *info);
 
 /** Writes, zeroes: durable when the request completes (forced unit access). */
 #define BLKM_REQ_FUA 1

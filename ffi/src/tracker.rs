@@ -5,8 +5,9 @@ use std::ffi::c_int;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use blkmirror_core::Result;
 use blkmirror_core::drive::{Admission, IoKind, Token, Tracker};
+use blkmirror_core::units::ByteRange;
+use blkmirror_core::{Error, ErrorKind, Result};
 
 use crate::border::handle::{Health, borrow, close, create, object, with};
 use crate::border::{invalid, sum};
@@ -126,8 +127,7 @@ pub unsafe extern "C" fn blkm_tracker_end(
     let body = |t: &blkm_tracker| {
         // SAFETY: the caller's variable, as the header says.
         let token = unsafe { token.as_ref() }.ok_or_else(|| invalid(attempt, "the token is NULL"))?;
-        let token =
-            unpack(&t.tracker, token).ok_or_else(|| invalid(attempt, "this is no token that was begun"))?;
+        let token = unpack(&t.tracker, token).ok_or_else(|| of_another(token, attempt))?;
         let result = if result < 0 { Err(result.saturating_neg()) } else { Ok(()) };
         t.tracker.end(token, result)
     };
@@ -175,6 +175,14 @@ fn kind_of(kind: blkm_io_kind) -> Result<IoKind> {
         BLKM_IO_FLUSH => Ok(IoKind::Flush),
         _ => Err(invalid("track a request", format!("{kind} is no kind of request; use BLKM_IO_*"))),
     }
+}
+
+/// The error for what cannot be a token of this drive, which core never sees: the same as for one that is not under way there.
+fn of_another(token: &blkm_token, attempt: &'static str) -> Error {
+    let [_, start, end, ..] = token.opaque;
+    let error = Error::new(ErrorKind::WrongState, attempt)
+        .because("it was ended before or belongs to another drive; end each token once");
+    if start <= end { error.in_range(ByteRange::new(start, end)) } else { error }
 }
 
 /// A token for C.

@@ -6,15 +6,15 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use blkmirror_core::buffer::AlignedBuf;
-use blkmirror_core::drive::queue::{Queue, QueueOptions, WriteFlags, ZeroFlags};
-use blkmirror_core::drive::{Admission, IoKind};
-use blkmirror_core::engine::{
-    Completion, CopyMode, CopyModeChoice, ErrorPolicy, Escalation, EventKind, JobStatus, MirrorOptions,
-};
-use blkmirror_core::units::{ByteRange, Granularity};
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule, Times};
 use blkmirror_testkit::{KIB, MIB, compare, needs};
+use blkmirror_tests::api::buffer::AlignedBuf;
+use blkmirror_tests::api::drive::queue::{Queue, QueueOptions, WriteFlags, ZeroFlags};
+use blkmirror_tests::api::drive::{Admission, IoKind};
+use blkmirror_tests::api::engine::{
+    Completion, CopyMode, CopyModeChoice, ErrorPolicy, Escalation, EventKind, JobStatus, MirrorOptions,
+};
+use blkmirror_tests::api::units::{ByteRange, Granularity};
 use blkmirror_tests::live::{EIO, GuestPlan, Medium, Scene, events_of, until, until_status, until_synced};
 
 /// Size of the disks here.

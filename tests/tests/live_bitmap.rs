@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blkmirror_core::bitmap::DirtyBitmap;
-use blkmirror_core::engine::{Cancel, Completion, End, JobStatus, MirrorOptions};
-use blkmirror_core::units::{ByteRange, Granularity};
 use blkmirror_testkit::{KIB, MIB};
+use blkmirror_tests::api::bitmap::DirtyBitmap;
+use blkmirror_tests::api::engine::{Cancel, Completion, End, JobStatus, MirrorOptions};
+use blkmirror_tests::api::units::{ByteRange, Granularity};
 use blkmirror_tests::live::{GuestPlan, Guests, Medium, Scene, until, until_status};
 
 /// Size of the disks here.

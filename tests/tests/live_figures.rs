@@ -6,14 +6,14 @@ use std::fs::File;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blkmirror_core::drive::queue::{QueueOptions, ZeroFlags};
-use blkmirror_core::engine::{
+use blkmirror_testkit::faultdisk::{Effect, Operation, Rule, Times};
+use blkmirror_testkit::{KIB, MIB, needs};
+use blkmirror_tests::api::drive::queue::{QueueOptions, ZeroFlags};
+use blkmirror_tests::api::engine::{
     Completion, CopyMode, CopyModeChoice, ErrorAction, ErrorPolicy, IoStatus, Job, JobInfo, JobStatus,
     MirrorOptions, Side,
 };
-use blkmirror_core::units::{ByteRange, Granularity};
-use blkmirror_testkit::faultdisk::{Effect, Operation, Rule, Times};
-use blkmirror_testkit::{KIB, MIB, needs};
+use blkmirror_tests::api::units::{ByteRange, Granularity};
 use blkmirror_tests::live::{EIO, GuestPlan, Medium, Scene, until, until_status};
 use nix::fcntl::{FallocateFlags, fallocate};
 

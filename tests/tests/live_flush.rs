@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use blkmirror_core::engine::{
-    Cancel, Completion, End, ErrorPolicy, EventKind, JobStatus, MirrorOptions, Side, TargetState,
-};
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule, Times};
 use blkmirror_testkit::{MIB, needs};
+use blkmirror_tests::api::engine::{
+    Cancel, Completion, End, ErrorPolicy, EventKind, JobStatus, MirrorOptions, Side, TargetState,
+};
 use blkmirror_tests::live::{EIO, Medium, Scene, events_of, until, until_status};
 
 /// Size of the disks here. Where a drive moves both are of one kind, or the target might want memory that guests did not promise.

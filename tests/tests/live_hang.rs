@@ -5,12 +5,12 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use blkmirror_core::device::{Device, TargetOptions};
-use blkmirror_core::engine::{
-    Completion, CopyModeChoice, End, Engine, EngineOptions, Job, JobStatus, MirrorOptions,
-};
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule};
 use blkmirror_testkit::{KIB, MIB, equal, fill, needs};
+use blkmirror_tests::api::device::{Device, TargetOptions};
+use blkmirror_tests::api::engine::{
+    Completion, CopyModeChoice, End, Engine, EngineOptions, Job, JobStatus, MirrorOptions,
+};
 use blkmirror_tests::live::{
     CANCELLED_WITHIN, Guests, Medium, Place, Scene, cancel_soon, timed, until, until_status,
 };

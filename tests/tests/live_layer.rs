@@ -4,11 +4,11 @@
 
 use std::fs;
 
-use blkmirror_core::device::{Extent, ExtentKind};
-use blkmirror_core::engine::{Completion, JobStatus, MirrorOptions};
-use blkmirror_core::mirror::{ExtentMap, SyncMode};
-use blkmirror_core::units::ByteRange;
 use blkmirror_testkit::{KIB, MIB};
+use blkmirror_tests::api::device::{Extent, ExtentKind};
+use blkmirror_tests::api::engine::{Completion, JobStatus, MirrorOptions};
+use blkmirror_tests::api::mirror::{ExtentMap, SyncMode};
+use blkmirror_tests::api::units::ByteRange;
 use blkmirror_tests::live::{GuestPlan, Medium, Scene, until_status};
 
 /// Size of the disks here.

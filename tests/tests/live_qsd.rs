@@ -7,12 +7,12 @@
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use blkmirror_core::engine::{
+use blkmirror_testkit::{KIB, MIB, needs};
+use blkmirror_tests::api::engine::{
     Completion, CopyModeChoice, End, ErrorAction, ErrorPolicy, EventKind, IoStatus, Job, JobStatus,
     MirrorOptions, Side,
 };
-use blkmirror_core::units::Granularity;
-use blkmirror_testkit::{KIB, MIB, needs};
+use blkmirror_tests::api::units::Granularity;
 use blkmirror_tests::live::{
     EIO, ENOSPC, GuestPlan, Guests, History, Inject, Medium, Place, Scene, Served, cancel_soon, events_of,
     until, until_status,

@@ -8,14 +8,14 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use blkmirror_core::buffer::AlignedBuf;
-use blkmirror_core::drive::queue::{Queue, QueueOptions, WriteFlags};
-use blkmirror_core::drive::{Admission, IoKind};
-use blkmirror_core::engine::{
+use blkmirror_testkit::{KIB, MIB, compare, needs};
+use blkmirror_tests::api::buffer::AlignedBuf;
+use blkmirror_tests::api::drive::queue::{Queue, QueueOptions, WriteFlags};
+use blkmirror_tests::api::drive::{Admission, IoKind};
+use blkmirror_tests::api::engine::{
     Completion, CopyModeChoice, EventKind, IoStatus, Job, JobStatus, MirrorOptions,
 };
-use blkmirror_core::units::{ByteRange, Granularity};
-use blkmirror_testkit::{KIB, MIB, compare, needs};
+use blkmirror_tests::api::units::{ByteRange, Granularity};
 use blkmirror_tests::live::{
     EIO, ENOSPC, History, Inject, Medium, Place, Scene, Served, events_of, until_status,
 };

@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use blkmirror_core::engine::{Completion, CopyModeChoice, Job, JobStatus, MirrorOptions, Side};
-use blkmirror_core::units::Granularity;
 use blkmirror_testkit::{KIB, MIB, needs};
+use blkmirror_tests::api::engine::{Completion, CopyModeChoice, Job, JobStatus, MirrorOptions, Side};
+use blkmirror_tests::api::units::Granularity;
 use blkmirror_tests::live::{
     GuestPlan, Guests, History, Medium, Place, Scene, Served, cancel_soon, until, until_status,
 };

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use blkmirror_core::buffer::{AlignedBuf, GuestBuffer};
-use blkmirror_core::drive::queue::{Queue, QueueOptions, WriteFlags};
-use blkmirror_core::engine::{Completion, CopyModeChoice, Job, JobStatus};
-use blkmirror_core::units::ByteRange;
 use blkmirror_testkit::{KIB, MIB, compare, needs};
+use blkmirror_tests::api::buffer::{AlignedBuf, GuestBuffer};
+use blkmirror_tests::api::drive::queue::{Queue, QueueOptions, WriteFlags};
+use blkmirror_tests::api::engine::{Completion, CopyModeChoice, Job, JobStatus};
+use blkmirror_tests::api::units::ByteRange;
 use blkmirror_tests::live::{Medium, Scene, until_status, until_synced};
 use nix::libc;
 

@@ -9,14 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blkmirror_core::bitmap::DirtyBitmap;
-use blkmirror_core::device::{Device, TargetOptions};
-use blkmirror_core::drive::{Admission, Drive, IoKind};
-use blkmirror_core::engine::{
+use blkmirror_testkit::{KIB, MIB, compare};
+use blkmirror_tests::api::bitmap::DirtyBitmap;
+use blkmirror_tests::api::device::{Device, TargetOptions};
+use blkmirror_tests::api::drive::{Admission, Drive, IoKind};
+use blkmirror_tests::api::engine::{
     Completion, CopyModeChoice, End, Engine, EngineOptions, JobStatus, MirrorOptions,
 };
-use blkmirror_core::units::{ByteRange, Granularity};
-use blkmirror_testkit::{KIB, MIB, compare};
+use blkmirror_tests::api::units::{ByteRange, Granularity};
 use blkmirror_tests::live::{
     GuestPlan, Guests, History, Medium, Place, Scene, cancel_soon, timed, until, until_status,
 };

@@ -6,12 +6,14 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use blkmirror_core::ErrorKind;
-use blkmirror_core::device::Device;
-use blkmirror_core::drive::{Admission, Drive, IoKind};
-use blkmirror_core::engine::{Cancel, Completion, End, JobStatus, MirrorOptions, SyncMode, TargetState};
-use blkmirror_core::units::{ByteRange, Granularity};
 use blkmirror_testkit::{KIB, MIB, compare, needs};
+use blkmirror_tests::api::ErrorKind;
+use blkmirror_tests::api::device::Device;
+use blkmirror_tests::api::drive::{Admission, Drive, IoKind};
+use blkmirror_tests::api::engine::{
+    Cancel, Completion, End, JobStatus, MirrorOptions, SyncMode, TargetState,
+};
+use blkmirror_tests::api::units::{ByteRange, Granularity};
 use blkmirror_tests::live::{GuestPlan, Medium, Place, Scene, until, until_status};
 
 /// Size of the disks here.
@@ -309,7 +311,8 @@ fn a_drive_that_has_moved_can_be_mirrored_on() {
     let _ = scene.complete(&job, Completion::Pivot);
     job.dismiss().unwrap();
     let third = Place::new(FILE, 4 * MIB);
-    let target = Device::open_target(&third.path, blkmirror_core::device::TargetOptions::default()).unwrap();
+    let target =
+        Device::open_target(&third.path, blkmirror_tests::api::device::TargetOptions::default()).unwrap();
     let again = scene.engine.mirror(&scene.drive, target, Scene::options()).unwrap();
     until("the second job is ready", || again.status() == JobStatus::Ready);
     guests.go_on(50);

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blkmirror_core::engine::{
-    Cancel, Completion, CopyMode, CopyModeChoice, End, EventKind, Job, JobStatus, MirrorOptions, Verb,
-};
-use blkmirror_core::{Error, ErrorKind, Result};
 use blkmirror_testkit::faultdisk::{Effect, Operation, Rule};
 use blkmirror_testkit::{MIB, needs};
+use blkmirror_tests::api::engine::{
+    Cancel, Completion, CopyMode, CopyModeChoice, End, EventKind, Job, JobStatus, MirrorOptions, Verb,
+};
+use blkmirror_tests::api::{Error, ErrorKind, Result};
 use blkmirror_tests::live::{GuestPlan, Medium, Scene, events_of, statuses_of, until, until_status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};

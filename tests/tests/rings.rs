@@ -146,7 +146,13 @@ fn vectored_requests_meet_a_file_as_flat_memory_on_the_poorest_ring_too() {
     needs!(Losetup);
     let dir = ScratchDir::new().unwrap();
     let path = dir.sparse_file("disk", 4 * MIB).unwrap();
-    let poor = UringLimits { skip_rungs: 3, no_new_waits: true, no_fixed_buffer: true, no_ring_fd: true };
+    let poor = UringLimits {
+        skip_rungs: 3,
+        no_new_waits: true,
+        no_fixed_buffer: true,
+        no_ring_fd: true,
+        no_host_buffers: true,
+    };
     // Files are aligned to their file system's blocks, so a loop device makes 512 bytes of it.
     let device = LoopDevice::attach(&path, LoopOptions::default()).unwrap();
     vectors_meet_the_disk_as_flat_memory(device.path(), poor);

@@ -109,6 +109,11 @@ impl blkm_queue {
         }
     }
 
+    /// Whether no thread has used it yet, so that there is nothing inside to look at.
+    pub(super) fn is_unused(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) == 0
+    }
+
     /// Runs `body` with what is inside, on the thread that may look there.
     #[inline]
     pub(super) fn on_its_thread<T>(

@@ -12,7 +12,7 @@ mod requests;
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::AsRawFd;
 
-use blkmirror_core::drive::queue::QueueOptions;
+use blkmirror_core::drive::queue::{QueueOptions, RegisteredMemory};
 use blkmirror_core::{Error, Result};
 
 use self::guarded::Inner;
@@ -212,31 +212,40 @@ pub unsafe extern "C" fn blkm_queue_get_completion_fd(queue: *mut blkm_queue) ->
 
 /// Fills in what a queue has, up to `info->struct_size`, which the caller has set.
 ///
-/// Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's. Since 0.1.
+/// Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's; any before one has sent or processed
+/// with it, which this does not count as. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_queue_get_info(queue: *mut blkm_queue, info: *mut blkm_queue_info) -> c_int {
     let attempt = "describe a queue";
     let body = |q: &blkm_queue| {
-        q.on_its_thread(attempt, |inner| {
-            let memory = inner.queue.registered_memory();
-            let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-            let value = blkm_queue_info {
-                struct_size: 0,
-                in_flight: count(inner.queue.in_flight()),
-                ready: count(inner.queue.ready() + q.refused()),
-                registered_bytes: memory.bytes,
-                unregistered_bytes: memory.refused_bytes,
-                registered_requests: memory.requests,
-                register_ret: memory.refused_errno.map_or(0, sum::negative),
-                depth: q.depth(),
-                reserved: [0; 4],
-            };
-            // SAFETY: the caller's structure, as the header says.
-            unsafe { sized::write(info, value, attempt) }
-        })
+        // To look at a queue is not to use it: whoever does that first does not make it his thread's.
+        let value = match q.is_unused() {
+            true => info_of(q, [0; 2], RegisteredMemory::default()),
+            false => q.on_its_thread(attempt, |Inner { queue, .. }| {
+                Ok(info_of(q, [queue.in_flight(), queue.ready()], queue.registered_memory()))
+            })?,
+        };
+        // SAFETY: the caller's structure, as the header says.
+        unsafe { sized::write(info, value, attempt) }
     };
     // SAFETY: the caller's handle, as the header says.
     unsafe { with(queue, attempt, body) }
+}
+
+/// What a queue has.
+fn info_of(q: &blkm_queue, [in_flight, ready]: [usize; 2], memory: RegisteredMemory) -> blkm_queue_info {
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    blkm_queue_info {
+        struct_size: 0,
+        in_flight: count(in_flight),
+        ready: count(ready + q.refused()),
+        registered_bytes: memory.bytes,
+        unregistered_bytes: memory.refused_bytes,
+        registered_requests: memory.requests,
+        register_ret: memory.refused_errno.map_or(0, sum::negative),
+        depth: q.depth(),
+        reserved: [0; 4],
+    }
 }
 
 /// The options for core.

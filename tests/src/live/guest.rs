@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use blkmirror_core::buffer::AlignedBuf;
-use blkmirror_core::drive::{Admission, Drive, IoKind, Tracker};
-use blkmirror_core::units::ByteRange;
+use crate::api::buffer::AlignedBuf;
+use crate::api::drive::{Admission, Drive, IoKind, Tracker};
+use crate::api::units::ByteRange;
 
 use super::history::{History, Kind, Write, stamp};
 use super::queued::Queued;

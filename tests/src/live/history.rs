@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use blkmirror_core::units::ByteRange;
+use crate::api::units::ByteRange;
 
 /// What is written as a whole.
 pub const SECTOR_BYTES: u64 = 512;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blkmirror_core::buffer::AlignedBuf;
-use blkmirror_core::drive::Drive;
-use blkmirror_core::drive::queue::{Queue, QueueOptions, WriteFlags, ZeroFlags};
-use blkmirror_core::units::ByteRange;
+use crate::api::buffer::AlignedBuf;
+use crate::api::drive::Drive;
+use crate::api::drive::queue::{Queue, QueueOptions, WriteFlags, ZeroFlags};
+use crate::api::units::ByteRange;
 
 use super::guest::{Chance, GuestPlan, PATIENCE, Shared};
 use super::history::{History, Kind, Write, stamp};

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blkmirror_core::device::{Device, TargetOptions};
-use blkmirror_core::drive::Drive;
-use blkmirror_core::engine::{
+use crate::api::device::{Device, TargetOptions};
+use crate::api::drive::Drive;
+use crate::api::engine::{
     Completion, CopyModeChoice, End, Engine, EngineOptions, Event, EventKind, Job, JobStatus, LatencyBudget,
     MirrorOptions, Outcome,
 };

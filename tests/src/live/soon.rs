@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blkmirror_core::engine::{Cancel, End, Job};
+use crate::api::engine::{Cancel, End, Job};
 
 /// How long the thread that watches sleeps at a time.
 const STEP: Duration = Duration::from_millis(5);
