@@ -170,8 +170,8 @@ typedef uint32_t blkm_log_level;
 
 /**
  * Takes a line of the log: `target` says which part of the library speaks, such as "blkmirror_core::engine"; `msg` is one line of UTF-8.
- * Both are good for the length of the call. It is called on any thread, the library's own too, must return soon, and must not call the
- * library.
+ * Both are good for the length of the call. It is called on any thread, the library's own too, also while guest requests are held. It
+ * must return soon, must not call the library, and must not wait for a thread that may be in the library or wait for guest I/O.
  */
 typedef void (*blkm_log_fn)(void *opaque, blkm_log_level level, const char *target, const char *msg);
 
@@ -537,8 +537,9 @@ int blkm_mem_region_map(struct blkm_drive *drive,
  * address. Its pages stay pinned until every queue of the drive has been used once more; their completion descriptors are made readable
  * for that.
  *
- * Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request with memory in it is under way:
- * take its completion first. Threads: any. Since 0.1.
+ * Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request that came after it was mapped has
+ * memory in it and is under way. The memory of any request stays as it is until its completion, mapped with a drive or not.
+ * Threads: any. Since 0.1.
  */
 int blkm_mem_region_unmap(struct blkm_drive *drive,
                           void *addr,
@@ -1273,9 +1274,12 @@ void blkm_mirror_opts_init(struct blkm_mirror_opts *opts, size_t struct_size);
  * Whether the drive could move to it is not asked here: `blkm_mirror_check` does. `opts` may be NULL. On success `*out` is the job, to
  * be closed with `blkm_job_close`; else it is NULL, and the target is untouched.
  *
+ * Events of the job may come, and its handle be in `*out`, before this returns; it then returns 0.
+ *
  * It opens both devices once more for each worker and blocks for as long as their file systems do, so do not call it from an event loop.
  *
- * Returns 0, or -errno: `-EBUSY` when a job runs on the drive, both are the same, or the bitmap is in use; `-EINVAL` for an option that
+ * Returns 0, or -errno: `-EBUSY` when a job runs on the drive, both are the same, the bitmap is in use, or the target is: by another job or
+ * drive, or by the requests of a job that is over and may still land (`blkm_job_wait` waits for them for a while); `-EINVAL` for an option that
  * makes no sense or a target that is too small; `-EAGAIN` when the engine carries 64 jobs; `-EMFILE`. Threads: any. Since 0.1.
  */
 int blkm_mirror_start(struct blkm_engine *engine,

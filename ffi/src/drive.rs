@@ -133,7 +133,7 @@ pub unsafe extern "C" fn blkm_drive_create(
         let opts = unsafe { sized::read(opts, attempt)? };
         sum::known_flags(opts.flags, 0, attempt)?;
         // SAFETY: the caller's handle, as the header says.
-        let device = unsafe { borrow(device, attempt)? }.device.share();
+        let device = unsafe { borrow(device, attempt)? }.device.lend()?;
         let drive = match opts.align_bytes {
             0 => Drive::new(device)?,
             bytes => Drive::with_align_bytes(device, bytes)?,

@@ -152,21 +152,28 @@ impl Hub {
         self.epoll.as_fd()
     }
 
-    /// Listens to a job from now on; gives its number here.
-    pub(crate) fn enter(&self, job: &Job, handle: *mut blkm_job, user_data: *mut c_void) -> Result<u64> {
+    /// A number for a job.
+    pub(crate) fn number(&self) -> u64 {
         let mut jobs = self.lock();
-        let number = jobs.next;
         jobs.next += 1;
+        jobs.next
+    }
+
+    /// Listens to the job of this number from now on: from here its events, and with them the handle, may be in anybody's hands.
+    pub(crate) fn enter(
+        &self,
+        number: u64,
+        job: &Job,
+        handle: *mut blkm_job,
+        user_data: *mut c_void,
+    ) -> Result<()> {
+        let mut jobs = self.lock();
         let data = epoll::EventData::new_u64(number);
         epoll::add(&self.epoll, job.event_fd(), data, epoll::EventFlags::IN)
             .map_err(|e| Error::from_io(LISTEN, e))?;
-        let listed = Listed {
-            job: job.clone(),
-            handle: handle.expose_provenance(),
-            user_data: user_data.expose_provenance(),
-        };
-        jobs.listed.insert(number, listed);
-        Ok(number)
+        let (handle, user_data) = (handle.expose_provenance(), user_data.expose_provenance());
+        jobs.listed.insert(number, Listed { job: job.clone(), handle, user_data });
+        Ok(())
     }
 
     /// Does not listen to it any more.

@@ -6,7 +6,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt::{self, Write};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Once, PoisonError, RwLock, TryLockError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Level, Metadata, Subscriber};
 
+use crate::border::process::Process;
 use crate::border::{guard, invalid};
 
 /// How much is told; each level brings those above.
@@ -33,8 +34,8 @@ pub const BLKM_LOG_INFO: blkm_log_level = 3;
 pub const BLKM_LOG_DEBUG: blkm_log_level = 4;
 
 /// Takes a line of the log: `target` says which part of the library speaks, such as "blkmirror_core::engine"; `msg` is one line of UTF-8.
-/// Both are good for the length of the call. It is called on any thread, the library's own too, must return soon, and must not call the
-/// library.
+/// Both are good for the length of the call. It is called on any thread, the library's own too, also while guest requests are held. It
+/// must return soon, must not call the library, and must not wait for a thread that may be in the library or wait for guest I/O.
 #[allow(non_camel_case_types, reason = "as in C")]
 pub type blkm_log_fn = Option<
     unsafe extern "C" fn(
@@ -52,6 +53,8 @@ struct Handler {
     function: unsafe extern "C" fn(*mut c_void, blkm_log_level, *const c_char, *const c_char),
     /// Handed to it.
     opaque: *mut c_void,
+    /// Whose it is: a child must not wait for locks of its parent's threads.
+    process: Process,
 }
 
 // SAFETY: the header says that it is called on any thread.
@@ -63,6 +66,9 @@ unsafe impl Sync for Handler {}
 static HANDLER: RwLock<Option<Handler>> = RwLock::new(None);
 /// How much he wants.
 static LEVEL: AtomicU32 = AtomicU32::new(BLKM_LOG_OFF);
+
+/// The number of the process whose handler it is.
+static IN_PROCESS: AtomicU64 = AtomicU64::new(0);
 
 /// How long a change of the handler waits for lines that are being told.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -88,8 +94,12 @@ pub unsafe extern "C" fn blkm_log_set_handler(
         if handler.is_some() {
             install(attempt)?;
         }
-        replace(handler.map(|function| Handler { function, opaque }), attempt)?;
-        LEVEL.store(if handler.is_some() { max } else { BLKM_LOG_OFF }, Ordering::Relaxed);
+        let level = if handler.is_some() { max } else { BLKM_LOG_OFF };
+        replace(
+            handler.map(|function| Handler { function, opaque, process: Process::this() }),
+            level,
+            attempt,
+        )?;
         tracing::callsite::rebuild_interest_cache();
         Ok(())
     })
@@ -97,16 +107,22 @@ pub unsafe extern "C" fn blkm_log_set_handler(
 
 /// Puts another handler in place of the one there is. Tried for a while and not waited for: after `fork(2)`, and from inside a handler,
 /// the lock would never be free.
-fn replace(handler: Option<Handler>, attempt: &'static str) -> Result<()> {
+fn replace(handler: Option<Handler>, level: blkm_log_level, attempt: &'static str) -> Result<()> {
+    let set = |there: &mut Option<Handler>| {
+        *there = handler;
+        // Under the lock, so that nobody hears what he has not asked for.
+        LEVEL.store(level, Ordering::Relaxed);
+        IN_PROCESS.store(handler.map_or(0, |handler| handler.process.number()), Ordering::Relaxed);
+    };
     let tries = PATIENCE.as_millis() / LOOK.as_millis();
     for _ in 0..tries {
         match HANDLER.try_write() {
             Ok(mut there) => {
-                *there = handler;
+                set(&mut there);
                 return Ok(());
             }
             Err(TryLockError::Poisoned(there)) => {
-                *there.into_inner() = handler;
+                set(&mut there.into_inner());
                 return Ok(());
             }
             Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
@@ -158,13 +174,17 @@ impl Subscriber for Forward {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &tracing::Event<'_>) {
+        if !Process::is_now(IN_PROCESS.load(Ordering::Relaxed)) {
+            return;
+        }
         let mut line = Line::default();
         event.record(&mut line);
         let metadata = event.metadata();
         let text = |text: &str| CString::new(text.replace('\0', "")).unwrap_or_default();
         let (target, message) = (text(metadata.target()), text(&line.finish()));
         let handler = HANDLER.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Handler { function, opaque }) = *handler {
+        let wanted = number(*metadata.level()) <= LEVEL.load(Ordering::Relaxed);
+        if let Some(Handler { function, opaque, .. }) = handler.filter(|_| wanted) {
             // SAFETY: the host's function, which he promised to be one for this; it cannot be replaced while the lock is held.
             unsafe { function(opaque, number(*metadata.level()), target.as_ptr(), message.as_ptr()) };
         }

@@ -66,8 +66,9 @@ pub unsafe extern "C" fn blkm_mem_region_map(
 /// address. Its pages stay pinned until every queue of the drive has been used once more; their completion descriptors are made readable
 /// for that.
 ///
-/// Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request with memory in it is under way:
-/// take its completion first. Threads: any. Since 0.1.
+/// Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request that came after it was mapped has
+/// memory in it and is under way. The memory of any request stays as it is until its completion, mapped with a drive or not.
+/// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_mem_region_unmap(
     drive: *mut blkm_drive,

@@ -127,6 +127,8 @@ struct Shared {
     file_system: FileSystem,
     /// Set when the file system cannot tell holes from data.
     no_status: AtomicBool,
+    /// A drive or a job may write to it, and nobody else.
+    lent: AtomicBool,
     /// The first descriptor. The exclusive hold (`O_EXCL`, the lock) hangs on it, so it lives as long as any of us.
     ///
     /// Nobody of us writes any more when it is dropped: a ring keeps the devices of requests that may still land.
@@ -141,6 +143,19 @@ pub struct Device {
     own: Option<OwnedFd>,
     /// Everything that does not change between descriptors.
     shared: Arc<Shared>,
+    /// The right to write to it, if it was lent.
+    loan: Option<Arc<Loan>>,
+}
+
+/// The right of one drive or job to write to a device that its host goes on holding. Given back when the last descriptor that came with it
+/// is closed; one that the kernel may still write through keeps it for ever.
+#[derive(Debug)]
+struct Loan(Arc<Shared>);
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.0.lent.store(false, Ordering::Release);
+    }
 }
 
 impl Device {
@@ -255,13 +270,26 @@ impl Device {
     /// Out of descriptors or memory.
     pub fn reopen(&self) -> Result<Self> {
         let own = open::again(self)?;
-        Ok(Self { own: Some(own), shared: Arc::clone(&self.shared) })
+        Ok(Self { own: Some(own), shared: Arc::clone(&self.shared), loan: self.loan.clone() })
     }
 
-    /// The same device on the first open file description, for whoever takes a device and does not ask for its own.
-    #[must_use]
-    pub fn share(&self) -> Self {
-        Self { own: None, shared: Arc::clone(&self.shared) }
+    /// The same device for one drive or one job, on the first open file description, for a host that keeps its own. A device that is written
+    /// is lent to one at a time, until the last descriptor of that loan is closed: two who write to it would not know of each other's
+    /// writes. So it is refused to a second job while a request of the first may still land, as a second opening would be.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`](crate::ErrorKind) while it is lent.
+    pub fn lend(&self) -> Result<Self> {
+        let mut loan = None;
+        if self.role().is_writable() {
+            if self.shared.lent.swap(true, Ordering::AcqRel) {
+                return Err(Error::new(crate::ErrorKind::Busy, "use").at(self.name()).because(
+                    "a drive or a job has it already, or requests of one that is over may still land; wait for its end, or open another",
+                ));
+            }
+            loan = Some(Arc::new(Loan(Arc::clone(&self.shared))));
+        }
+        Ok(Self { own: None, shared: Arc::clone(&self.shared), loan })
     }
 
     /// How the caller called it.

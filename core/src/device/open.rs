@@ -357,8 +357,10 @@ fn finish(
             ladder: space::Ladder::default(),
             file_system,
             no_status: AtomicBool::new(false),
+            lent: AtomicBool::new(false),
             hold,
         }),
+        loan: None,
     })
 }
 

@@ -155,6 +155,8 @@ pub struct LastError {
 /// under a lock. The lock is the control path's: no request of a guest and no copy waits for it.
 #[derive(Debug)]
 pub(super) struct Events {
+    /// Whose they are, for the log.
+    job: String,
     /// What was told and not taken yet.
     told: Mutex<Told>,
     /// Readable while there are events.
@@ -164,8 +166,8 @@ pub(super) struct Events {
 /// Events in their order.
 #[derive(Debug)]
 struct Told {
-    /// Whose they are, for the log.
-    job: String,
+    /// Told, and not in the log yet: a log may take its time, and nobody waits for it with the lock in hand.
+    unlogged: Vec<EventKind>,
     /// A pending switch-over needs no word of the host.
     auto_finalize: bool,
     /// Kept for the host, oldest first; never more than [`EVENT_DEPTH`] and [`LANDMARK_PLACES`].
@@ -184,10 +186,9 @@ impl Events {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::from_io("make an eventfd for the job's events", e))?;
         let kept = VecDeque::with_capacity(EVENT_DEPTH + LANDMARK_PLACES);
-        Ok(Self {
-            told: Mutex::new(Told { job, auto_finalize, kept, seq: 0, lost: 0, last_error: None }),
-            fd,
-        })
+        let unlogged = Vec::new();
+        let told = Told { unlogged, auto_finalize, kept, seq: 0, lost: 0, last_error: None };
+        Ok(Self { job, told: Mutex::new(told), fd })
     }
 
     /// Readable while there are events.
@@ -211,6 +212,9 @@ impl Events {
         let done = act();
         told.tell_all(share);
         self.show(&told);
+        let unlogged = std::mem::take(&mut told.unlogged);
+        drop(told);
+        unlogged.iter().for_each(|what| log::event(&self.job, what));
         done
     }
 
@@ -247,7 +251,7 @@ impl Events {
 impl Told {
     /// Keeps an event for the host; what finds no room is counted, and the next one that finds room comes after a mark.
     fn emit(&mut self, what: EventKind) {
-        log::event(&self.job, &what);
+        self.unlogged.push(what);
         let depth = if is_landmark(what) { EVENT_DEPTH + LANDMARK_PLACES } else { EVENT_DEPTH };
         if self.kept.len() + usize::from(self.lost > 0) < depth {
             let mark = self.mark();

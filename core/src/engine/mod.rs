@@ -116,6 +116,12 @@ struct WorkerHandle {
 }
 
 impl WorkerHandle {
+    /// Tells it to end.
+    fn let_end(&mut self) {
+        self.inbox = None;
+        self.waker.wake();
+    }
+
     /// Puts a part into the mailbox and wakes the worker.
     fn send(&self, mail: Mail<Device>) -> Result<()> {
         let inbox = self
@@ -210,7 +216,22 @@ impl Engine {
         reason = "a job may come to keep its options; callers shall not notice"
     )]
     pub fn mirror(&self, drive: &Drive, target: Device, options: MirrorOptions) -> Result<Job> {
-        self.start_job(drive.core(), target, &options)
+        self.mirror_announced(drive, target, &options, &mut |_| Ok(()))
+    }
+
+    /// The same, and gives the job to `announce` when all is prepared and nothing was done yet: for a host that must know of a job before
+    /// anything can come of it.
+    ///
+    /// # Errors
+    /// As [`Self::mirror`], and that of `announce`: then the job is over without having touched the target.
+    pub fn mirror_announced(
+        &self,
+        drive: &Drive,
+        target: Device,
+        options: &MirrorOptions,
+        announce: &mut dyn FnMut(&Job) -> Result<()>,
+    ) -> Result<Job> {
+        self.start_job(drive.core(), target, options, announce)
     }
 
     /// Whether [`Self::mirror`] would take these, and, if `pivot`, whether the drive could move to the target at the end. Changes
@@ -228,6 +249,20 @@ impl Engine {
     /// # Errors
     /// As [`Self::mirror`].
     pub fn copy(&self, source: Device, target: Device, options: MirrorOptions) -> Result<Job> {
+        self.copy_announced(source, target, options, &mut |_| Ok(()))
+    }
+
+    /// The same, with `announce` as in [`Self::mirror_announced`].
+    ///
+    /// # Errors
+    /// As [`Self::mirror_announced`].
+    pub fn copy_announced(
+        &self,
+        source: Device,
+        target: Device,
+        options: MirrorOptions,
+        announce: &mut dyn FnMut(&Job) -> Result<()>,
+    ) -> Result<Job> {
         let options = MirrorOptions {
             on_copied: OnCopied::Complete,
             copy_mode: CopyModeChoice::Background,
@@ -237,7 +272,7 @@ impl Engine {
         };
         let (size_bytes, align_bytes) = (source.size_bytes(), source.limits().offset_align_bytes);
         let drive = DriveCore::new(Arc::new(source), size_bytes, align_bytes, false);
-        self.start_job(&drive, target, &options)
+        self.start_job(&drive, target, &options, announce)
     }
 
     /// Counts a job in, and starts it.
@@ -246,6 +281,7 @@ impl Engine {
         drive: &Arc<DriveCore<Device>>,
         target: Device,
         options: &MirrorOptions,
+        announce: &mut dyn FnMut(&Job) -> Result<()>,
     ) -> Result<Job> {
         let (claim, look) = (std::sync::atomic::Ordering::AcqRel, std::sync::atomic::Ordering::Acquire);
         let more = |jobs| (jobs < Self::MAX_JOBS).then_some(jobs + 1);
@@ -257,7 +293,7 @@ impl Engine {
             )));
         }
         let home = self.next_home.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        start::job(&self.workers, &self.jobs, home, drive, target, options)
+        start::job((&self.workers, &self.jobs, home), drive, target, options, announce)
     }
 
     /// Ends the workers; jobs that are not over are cancelled. Dropping the engine does the same. It blocks for up to a second while
@@ -269,15 +305,18 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for worker in &mut self.workers {
-            worker.inbox = None;
-            worker.waker.wake();
-        }
-        for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take() {
-                // A panic of a worker has been told to its jobs, so there is nothing to learn from the result.
-                let _ = thread.join();
-            }
+        // All are told before the first is waited for.
+        self.workers.iter_mut().for_each(WorkerHandle::let_end);
+    }
+}
+
+/// An engine of which only some workers could be started ends these, too.
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        self.let_end();
+        if let Some(thread) = self.thread.take() {
+            // A panic of a worker has been told to its jobs, so there is nothing to learn from the result.
+            let _ = thread.join();
         }
     }
 }

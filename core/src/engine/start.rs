@@ -74,12 +74,11 @@ fn thread_main(
 
 /// Makes a job and gives every worker its part. The caller has counted it in `jobs`; a job that is not made is counted out.
 pub(super) fn job(
-    workers: &[WorkerHandle],
-    jobs: &Arc<AtomicUsize>,
-    home: usize,
+    (workers, jobs, home): (&[WorkerHandle], &Arc<AtomicUsize>, usize),
     drive: &Arc<DriveCore<Device>>,
     target: Device,
     options: &MirrorOptions,
+    announce: &mut dyn FnMut(&Job) -> Result<()>,
 ) -> Result<Job> {
     let made = make(workers, jobs, home, drive, target, options);
     let (order, parts, job) = made.inspect_err(|_| {
@@ -89,9 +88,14 @@ pub(super) fn job(
     let sent: Result<Vec<()>> =
         parts.into_iter().zip(&order).map(|(part, &i)| workers[i].send(part)).collect();
     sent?;
+    let announced = announce(&job);
+    if announced.is_err() {
+        // Before it may start, so that it ends without having begun.
+        job.core().share.cancel();
+    }
     job.core().share.let_start();
     job.core().wake_all();
-    Ok(job)
+    announced.map(|()| job)
 }
 
 /// A job, its parts, and which worker each is for. On an error nothing is attached, and the target is untouched.
@@ -108,6 +112,7 @@ fn make(
 ) -> Result<Made> {
     let source = Arc::clone(&drive.place().device);
     check(&source, &target)?;
+    check_size(drive, &source)?;
     let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
     let share = share(workers, &source, &target, options)?;
     let wakers: Vec<_> = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
@@ -166,6 +171,7 @@ pub(super) fn check_all(
 ) -> Result<()> {
     let source = &drive.place().device;
     check(source, target)?;
+    check_size(drive, source)?;
     geometry(workers, source, target, options)?;
     match no_pivot(drive, target).filter(|_| pivot) {
         Some(why) => {
@@ -191,6 +197,16 @@ fn check(source: &Device, target: &Device) -> Result<()> {
         Some(why) => Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why)),
         None => Ok(()),
     }
+}
+
+/// A device that became smaller than its drive would leave what the guest writes behind its end out of the bitmaps.
+fn check_size(drive: &DriveCore<Device>, source: &Device) -> Result<()> {
+    let (has, promised) = (source.size_bytes(), drive.size_bytes());
+    if has >= promised {
+        return Ok(());
+    }
+    let why = format!("it has {has} bytes now, and its guest was promised {promised}");
+    Err(Error::new(ErrorKind::WrongSize, "mirror").at(source.name()).because(why))
 }
 
 /// The sizes of a job.

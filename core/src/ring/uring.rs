@@ -24,7 +24,6 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread::ThreadId;
 
 use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, opcode, squeue};
@@ -120,7 +119,7 @@ pub struct UringRing {
     /// The queues and the system calls. Gone before anything that the kernel may touch: see `own`.
     kernel: ManuallyDrop<Kernel>,
     /// Who made it, and alone may enter it.
-    thread: ThreadId,
+    thread: u64,
     /// How the ring was set up.
     setup: Setup,
     /// The copy memory.

@@ -112,29 +112,13 @@ pub(crate) unsafe fn create<T: Object>(
     attempt: &'static str,
     make: impl FnOnce() -> Result<T>,
 ) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe { create_and_show(out, attempt, make, |_| Ok(())) }
-}
-
-/// The same; `show` is given the pointer before the caller is. Should it fail, the object is gone again.
-///
-/// # Safety
-/// As [`create`]; `show` keeps the pointer only if it succeeds.
-pub(crate) unsafe fn create_and_show<T: Object>(
-    out: *mut *mut T,
-    attempt: &'static str,
-    make: impl FnOnce() -> Result<T>,
-    show: impl FnOnce(*mut T) -> Result<()>,
-) -> c_int {
     if out.is_null() {
         return fail(&invalid(attempt, "the pointer to the result is NULL"));
     }
     // SAFETY: not NULL, and the caller's promise.
     unsafe { out.write(std::ptr::null_mut()) };
     guard(attempt, || {
-        let mut made = Box::new(make()?);
-        show(&raw mut *made)?;
-        let made = Box::into_raw(made);
+        let made = Box::into_raw(Box::new(make()?));
         // SAFETY: as above.
         unsafe { out.write(made) };
         Ok(())

@@ -59,6 +59,16 @@ impl Process {
         Self { now, made_in: now.load(Ordering::Relaxed) }
     }
 
+    /// The number that the process has here.
+    pub(crate) fn number(self) -> u64 {
+        self.made_in
+    }
+
+    /// Whether the process of that number is this one.
+    pub(crate) fn is_now(made_in: u64) -> bool {
+        number().load(Ordering::Relaxed) == made_in
+    }
+
     /// Whether this is still that process, and not a child of it.
     #[inline]
     pub(crate) fn is_this(self) -> bool {

@@ -13,13 +13,11 @@ pub(crate) mod names;
 mod options;
 mod verbs;
 
-use std::cell::Cell;
 use std::ffi::c_int;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use blkmirror_core::Result;
-use blkmirror_core::engine::{Cancel, Job, MirrorOptions};
+use blkmirror_core::engine::{Job, MirrorOptions};
 
 pub use self::facts::*;
 pub use self::names::*;
@@ -27,8 +25,8 @@ pub use self::options::*;
 pub use self::verbs::*;
 
 use self::options::options_of;
-use crate::border::handle::{Health, borrow, close, create_and_show, object, with};
-use crate::border::sized;
+use crate::border::handle::{Health, borrow, close, object, with};
+use crate::border::{fail, invalid, sized};
 use crate::device::blkm_device;
 use crate::drive::blkm_drive;
 use crate::engine::blkm_engine;
@@ -45,20 +43,23 @@ pub struct blkm_job {
     /// Where its events come together with others'.
     hub: Arc<Hub>,
     /// Its number there.
-    number: AtomicU64,
+    number: u64,
 }
 object!(blkm_job);
 
-/// Not listed in a hub yet.
-const UNLISTED: u64 = u64::MAX;
-
 impl Drop for blkm_job {
     fn drop(&mut self) {
-        self.hub.leave(*self.number.get_mut());
+        self.hub.leave(self.number);
     }
 }
 
+/// What core is given when it starts a job.
+type Announce<'a> = &'a mut dyn FnMut(&Job) -> Result<()>;
+
 /// Starts a job and makes a handle of it.
+///
+/// From when its events can be taken somebody may use the handle, and close it. So the handle is whole, and in the caller's variable,
+/// before the job is listed, the job cannot do anything before that, and nothing here touches the handle afterwards.
 ///
 /// # Safety
 /// The pointers are what the header says.
@@ -67,34 +68,36 @@ unsafe fn start(
     opts: *const blkm_mirror_opts,
     out: *mut *mut blkm_job,
     attempt: &'static str,
-    start: impl FnOnce(&blkm_engine, MirrorOptions) -> Result<Job>,
+    start: impl FnOnce(&blkm_engine, MirrorOptions, Announce<'_>) -> Result<Job>,
 ) -> c_int {
-    let user_data = Cell::new(std::ptr::null_mut());
-    let make = || {
-        // SAFETY: the caller's handle.
-        let engine = unsafe { borrow(engine, attempt)? };
+    if out.is_null() {
+        return fail(&invalid(attempt, "the pointer to the result is NULL"));
+    }
+    // SAFETY: not NULL, and the caller's variable.
+    unsafe { out.write(std::ptr::null_mut()) };
+    let body = |engine: &blkm_engine| {
         // SAFETY: the caller's structure.
         let opts = unsafe { sized::read(opts, attempt)? };
         // SAFETY: the pointers in it, as the header says.
         let options = unsafe { options_of(&opts, attempt)? };
-        user_data.set(opts.user_data);
-        let job = start(engine, options)?;
-        let number = AtomicU64::new(UNLISTED);
-        Ok(blkm_job { health: Health::new(), job, hub: Arc::clone(&engine.hub), number })
+        let hub = &engine.hub;
+        let mut announce = |job: &Job| {
+            let number = hub.number();
+            let handle =
+                Box::new(blkm_job { health: Health::new(), job: job.clone(), hub: Arc::clone(hub), number });
+            let handle = Box::into_raw(handle);
+            // SAFETY: as above.
+            unsafe { out.write(handle) };
+            hub.enter(number, job, handle, opts.user_data).inspect_err(|_| {
+                // SAFETY: nobody else has heard of it.
+                unsafe { close(out) };
+            })
+        };
+        // The handle has a clone of it.
+        start(engine, options, &mut announce).map(drop)
     };
-    let show = |handle: *mut blkm_job| {
-        // SAFETY: made above, and nobody else knows it yet.
-        let made = unsafe { &*handle };
-        let entered = made.hub.enter(&made.job, handle, user_data.get());
-        let number = entered.inspect_err(|_| {
-            // Nobody would hear of it.
-            let _ = made.job.cancel(Cancel::Force);
-        })?;
-        made.number.store(number, Ordering::Release);
-        Ok(())
-    };
-    // SAFETY: the caller's variable.
-    unsafe { create_and_show(out, attempt, make, show) }
+    // SAFETY: the caller's handle.
+    unsafe { with(engine, attempt, body) }
 }
 
 /// Starts a job that mirrors `drive` to `target`, which was opened as a target, and follows the guest's writes until it is completed or
@@ -102,9 +105,12 @@ unsafe fn start(
 /// Whether the drive could move to it is not asked here: `blkm_mirror_check` does. `opts` may be NULL. On success `*out` is the job, to
 /// be closed with `blkm_job_close`; else it is NULL, and the target is untouched.
 ///
+/// Events of the job may come, and its handle be in `*out`, before this returns; it then returns 0.
+///
 /// It opens both devices once more for each worker and blocks for as long as their file systems do, so do not call it from an event loop.
 ///
-/// Returns 0, or -errno: `-EBUSY` when a job runs on the drive, both are the same, or the bitmap is in use; `-EINVAL` for an option that
+/// Returns 0, or -errno: `-EBUSY` when a job runs on the drive, both are the same, the bitmap is in use, or the target is: by another job or
+/// drive, or by the requests of a job that is over and may still land (`blkm_job_wait` waits for them for a while); `-EINVAL` for an option that
 /// makes no sense or a target that is too small; `-EAGAIN` when the engine carries 64 jobs; `-EMFILE`. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_mirror_start(
@@ -115,12 +121,12 @@ pub unsafe extern "C" fn blkm_mirror_start(
     out: *mut *mut blkm_job,
 ) -> c_int {
     let attempt = "start a mirror";
-    let run = |engine: &blkm_engine, options| {
+    let run = |engine: &blkm_engine, options, announce: Announce<'_>| {
         // SAFETY: the caller's handle, as the header says.
         let drive = unsafe { borrow(drive, attempt)? };
         // SAFETY: the same.
         let target = unsafe { borrow(target, attempt)? };
-        engine.engine.mirror(&drive.drive, target.device.share(), options)
+        engine.engine.mirror_announced(&drive.drive, target.device.lend()?, &options, announce)
     };
     // SAFETY: the caller's pointers, as the header says.
     unsafe { start(engine, opts, out, attempt, run) }
@@ -166,12 +172,12 @@ pub unsafe extern "C" fn blkm_copy_start(
     out: *mut *mut blkm_job,
 ) -> c_int {
     let attempt = "start a copy";
-    let run = |engine: &blkm_engine, options| {
+    let run = |engine: &blkm_engine, options, announce: Announce<'_>| {
         // SAFETY: the caller's handle, as the header says.
         let source = unsafe { borrow(source, attempt)? };
         // SAFETY: the same.
         let target = unsafe { borrow(target, attempt)? };
-        engine.engine.copy(source.device.share(), target.device.share(), options)
+        engine.engine.copy_announced(source.device.lend()?, target.device.lend()?, options, announce)
     };
     // SAFETY: the caller's pointers, as the header says.
     unsafe { start(engine, opts, out, attempt, run) }

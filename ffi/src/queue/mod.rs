@@ -161,7 +161,12 @@ pub unsafe extern "C" fn blkm_queue_poll(queue: *mut blkm_queue) -> c_int {
         q.on_its_thread(attempt, |inner| {
             let polled = inner.queue.poll();
             let ready = inner.queue.ready() + q.refused();
-            if ready == 0 { polled.map(|()| 0) } else { Ok(ready) }
+            if ready == 0 {
+                return polled.map(|()| 0);
+            }
+            // Looking has reset the descriptor, and what is there stays.
+            q.signal();
+            Ok(ready)
         })
     };
     // SAFETY: the caller's handle, as the header says.

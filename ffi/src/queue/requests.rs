@@ -49,6 +49,8 @@ unsafe fn send(
         Ok(Err(error)) => queue.refuse(user_data, error),
         Err(_) => {
             queue.health().poison();
+            // Who sleeps on the descriptor must come and hear of it.
+            queue.signal();
             let _ = fail(&bug(attempt));
         }
     }

@@ -15,7 +15,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::ThreadId;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -31,6 +30,7 @@ use crate::drive::{Drive, memory_align_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::uring::{OwnedRing, UringLimits, UringOptions};
 use crate::ring::{Wait, monotonic_ns};
+use crate::threads;
 use crate::units::ByteRange;
 
 /// How long the end of a queue waits for requests under way.
@@ -75,7 +75,7 @@ pub struct Queue {
 #[derive(Debug)]
 struct Running {
     /// Whose it is.
-    thread: ThreadId,
+    thread: u64,
     /// The logic. Gone before the ring it must assume the worst; [`Running::end`] is how it should be.
     core: QueueCore<Device>,
     /// The ring.
@@ -166,13 +166,13 @@ impl Queue {
     pub fn submit(&mut self) -> Result<()> {
         let Running { core, ring, .. } = self.running("submit requests")?;
         let before = core.answers();
-        core.submit(ring.ring())?;
+        let submitted = core.submit(ring.ring());
         if core.answers() > before {
-            // It ended without the ring, so nothing else makes the eventfd readable.
+            // It ended without the ring, or with it, so nothing else makes the eventfd readable.
             core.wake();
         }
         core.call_back();
-        Ok(())
+        submitted
     }
 
     /// Sends what was accepted and collects what has completed, without sleeping.
@@ -301,7 +301,7 @@ impl Queue {
 
     /// The ring and the logic, made now if this is the first use.
     fn running(&mut self, attempt: &'static str) -> Result<&mut Running> {
-        let thread = std::thread::current().id();
+        let thread = threads::number();
         let running = match self.running.take() {
             Some(running) => running,
             None => Box::new(self.start(thread)?),
@@ -316,7 +316,7 @@ impl Queue {
     }
 
     /// Makes the ring on this thread.
-    fn start(&self, thread: ThreadId) -> Result<Running> {
+    fn start(&self, thread: u64) -> Result<Running> {
         let bytes = self.options.staging_bytes + u64::from(ZEROES_BYTES);
         let options = UringOptions {
             in_flight: self.options.ring_requests(),

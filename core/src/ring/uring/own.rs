@@ -30,6 +30,7 @@ use crate::buffer::Region;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::lane::{LANE_DEPTH, Lane};
 use crate::ring::{Wait, Wake, monotonic_ns};
+use crate::threads;
 
 /// How long the end of a ring waits for cancelled requests before it leaks their memory.
 const PATIENCE_NS: u64 = 300_000_000;
@@ -207,7 +208,7 @@ impl UringRing {
         let wake = Arc::new(EventWake::new()?);
         let mut ring = Self {
             kernel: ManuallyDrop::new(kernel),
-            thread: std::thread::current().id(),
+            thread: threads::number(),
             setup,
             region: ManuallyDrop::new(region),
             sentinel,
@@ -236,7 +237,7 @@ impl UringRing {
 
     /// Whether this is the thread that may enter the ring.
     pub(super) fn is_mine(&self) -> bool {
-        std::thread::current().id() == self.thread
+        threads::number() == self.thread
     }
 
     /// Cancels what is in flight and waits a little; `true` when nothing is left that could touch the memory.
