@@ -22,12 +22,13 @@ ZSHCOMPDIR ?= $(DATADIR)/zsh/site-functions
 FISHCOMPDIR ?= $(DATADIR)/fish/vendor_completions.d
 PLACES := DESTDIR PREFIX BINDIR LIBDIR INCLUDEDIR MANDIR DOCDIR PKGCONFIGDIR BASHCOMPDIR ZSHCOMPDIR FISHCOMPDIR BUILD_DIR
 
-.PHONY: help check tools format lint docs build install uninstall headers test loom soak bench demo man clean
+.PHONY: help check tools format lint docs build install uninstall headers test loom fuzz soak bench demo man clean
 
 help:
 	@echo 'make check   all that must hold: format, lints, docs, header, models, every test (.ci/run calls it)'
 	@echo 'make test    the tests alone'
 	@echo 'make loom    models of what threads share without locks, every interleaving'
+	@echo 'make fuzz    structures and sequences of calls at random, through C, for FUZZ_SECONDS=60 (nightly)'
 	@echo 'make soak    the long tests too, more seeds of every simulated run, in release mode, and then'
 	@echo '             new seeds of the simulator of drives and jobs for SOAK_SECONDS=600 or as long as you say'
 	@echo 'make bench   the bitmap, the tracker, the comparison with fio, QEMU and dd, live mirroring, a queue'
@@ -50,6 +51,7 @@ check:
 	$(MAKE) headers
 	$(MAKE) loom
 	$(MAKE) test
+	$(MAKE) fuzz
 
 tools:
 	.ci/tools
@@ -96,6 +98,12 @@ loom:
 
 test: build
 	BLKMIRROR='$(BLKMIRROR)' $(CARGO) test --locked --workspace
+
+# How long the C functions are called at random.
+FUZZ_SECONDS ?= 60
+
+fuzz:
+	fuzz/run $(FUZZ_SECONDS)
 
 # How long `make soak` runs new seeds of the simulator.
 SOAK_SECONDS ?= 600
