@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use blkmirror_benches::error::{Context, Failure, Result};
-use blkmirror_benches::queued::{BLOCK_BYTES, DEPTH, DISK_BYTES, Options, Reading, run};
+use blkmirror_benches::queued::{BLOCK_BYTES, DEPTH, Options, Reading, run};
 use blkmirror_core::buffer::{AlignedBuf, GuestBuffer, HostRegion};
 use blkmirror_core::device::Device;
 use blkmirror_core::drive::Drive;
@@ -50,15 +50,20 @@ fn cpu_s() -> Result<f64> {
 }
 
 /// Places to read, the same on every run.
-struct Places(u64);
+struct Places {
+    /// The last number.
+    last: u64,
+    /// How many places there are.
+    blocks: u64,
+}
 
 impl Places {
     /// The next one.
     fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % (DISK_BYTES / BLOCK_BYTES) * BLOCK_BYTES
+        self.last ^= self.last << 13;
+        self.last ^= self.last >> 7;
+        self.last ^= self.last << 17;
+        self.last % self.blocks * BLOCK_BYTES
     }
 }
 
@@ -111,7 +116,8 @@ fn read(disk: &Path, options: &Options) -> Result<Reading> {
     }
     let queue = drive.queue(QueueOptions { eventfd: options.eventfd, ..QueueOptions::default() });
     let queue = queue.context(|| "queue")?;
-    let mut reader = Reader { queue, memory, places: Places(0x1234_5678_9abc_def1), lot: options.lot };
+    let places = Places { last: 0x1234_5678_9abc_def1, blocks: drive.size_bytes() / BLOCK_BYTES };
+    let mut reader = Reader { queue, memory, places, lot: options.lot };
     (0..DEPTH).try_for_each(|slot| reader.send(slot))?;
     reader.read_until(Instant::now() + WARM_UP)?;
     let (begin, cpu_before_s) = (Instant::now(), cpu_s()?);

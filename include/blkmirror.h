@@ -236,7 +236,7 @@ typedef uint32_t blkm_device_kind;
 /** A write that asks to be durable (FUA) needs no flush after it. */
 #define BLKM_DEVICE_HAS_FUA 4
 
-/** Requests may pin the guest's memory: the pages must not be given back meanwhile (QEMU: `ram_block_discard_disable`). */
+/** Memory that is mapped with `blkm_mem_region_map` is pinned: none of it may be given back (QEMU: `ram_block_discard_disable`). */
 #define BLKM_DEVICE_MAY_PIN 8
 
 /** What a device demands; sizes in bytes. */
@@ -302,13 +302,17 @@ void blkm_device_opts_init(struct blkm_device_opts *opts, size_t struct_size);
 int blkm_device_open(const char *path, blkm_role role, const struct blkm_device_opts *opts, struct blkm_device **out);
 
 /**
- * The same for a descriptor of the caller's, which is duplicated: he keeps his and closes it whenever he likes. It must have been
- * opened for writing unless the role is that of a source. `O_DIRECT` is set for the duplicate's open file description where that is
- * possible, and so for the caller's descriptor, too.
+ * The same for a descriptor of the caller's, who keeps his and closes it whenever he likes. The file is opened anew through
+ * /proc/self/fd, so a lock or an `O_EXCL` of the caller's own counts as somebody else's: pass `BLKM_DEVICE_F_ALLOW_SHARED` then. Where
+ * opening anew is forbidden, the descriptor is duplicated: it should have `O_DIRECT` (`BLKM_DEVICE_IS_DIRECT` tells), must be open for
+ * writing unless the role is that of a source, and a block device needs `BLKM_DEVICE_F_ALLOW_SHARED`, else `-EACCES`.
  *
  * Returns as `blkm_device_open`, and `-EBADF`. Threads: any. Since 0.1.
  */
-int blkm_device_open_fd(int fd, blkm_role role, const struct blkm_device_opts *opts, struct blkm_device **out);
+int blkm_device_open_fd(int fd,
+                        blkm_role role,
+                        const struct blkm_device_opts *opts,
+                        struct blkm_device **out);
 
 /**
  * Creates a regular file of `size_bytes`, one hole, with mode 0600, and opens it as a target.
@@ -409,7 +413,7 @@ typedef struct blkm_drive_opts {
     uint64_t reserved[4];
 } blkm_drive_opts;
 
-/** The drive may not be written: its device was opened as a source. */
+/** The drive may not be written: its device was opened as a source. A pivot does not change it. */
 #define BLKM_DRIVE_IS_READ_ONLY 1
 
 /** What a drive is. */
@@ -464,7 +468,12 @@ void blkm_drive_opts_init(struct blkm_drive_opts *opts, size_t struct_size);
  * Makes a drive on a device that was opened as a disk, or as a source for one that is only read. The drive keeps the device open for
  * itself. `opts` may be NULL. On success `*out` is the drive, to be closed with `blkm_drive_close`; else it is NULL.
  *
- * Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible. Threads: any. Since 0.1.
+ * Queues do not bounce: what is not aligned is refused. A host that shows its guest blocks of 512 bytes and may move it to a disk with
+ * larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size: for a disk that has
+ * grown, make the drive and all that hangs on it anew.
+ *
+ * Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible; `-EBUSY` while another drive or a job has the device.
+ * Threads: any. Since 0.1.
  */
 int blkm_drive_create(struct blkm_device *device,
                       const struct blkm_drive_opts *opts,
@@ -519,6 +528,10 @@ void blkm_vfree(void *memory);
  * it spare the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request.
  * `flags` is zero.
  *
+ * From then on none of its pages may be given back or replaced (`madvise(2)`, balloons, free page reporting, virtio-mem, userfaultfd): the
+ * kernel would go on with the old ones, and the guest's data would be wrong. The kernel takes 1 GiB at a time; a request across such a
+ * border, counted from the region's start, is sent as if it were not mapped.
+ *
  * The memory stays mapped as it is, readable and writable, until `blkm_mem_region_unmap` of it has succeeded, or the drive and all its
  * queues are closed. Each queue takes it up when it is used next, and then the kernel pins every page of it, once for each queue. That
  * counts against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK; what the kernel refuses is used unregistered, which
@@ -567,7 +580,10 @@ typedef struct blkm_queue_opts {
      * alone and is copied later.
      */
     uint64_t staging_bytes;
-    /** Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 128. */
+    /**
+     * Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 128. One more completes with -EAGAIN, so
+     * count yours and hold the rest; size it as what your guest can have under way on this queue.
+     */
     uint32_t depth;
     /** Zero. */
     uint32_t reserved0;
@@ -843,7 +859,7 @@ void blkm_tracker_close(struct blkm_tracker **tracker);
  *
  * Returns 0, and `*token` is to be ended with `blkm_tracker_end`: send the request now, to the device that `token->device_number`
  * names. `BLKM_HELD`: do not send it; wait, and begin again. -errno: `-EINVAL` for a range that is empty or not on the drive, or an unknown
- * kind; `-EAGAIN` when 4096 are under way. A token that is never ended keeps every job of the drive from switching over.
+ * kind; `-EAGAIN` when 4096 are under way: begin again after one of yours has ended, the descriptor does not tell of that. A token that is never ended keeps every job of the drive from switching over.
  * Threads: any. Since 0.1.
  */
 int blkm_tracker_begin(struct blkm_tracker *tracker,
@@ -932,7 +948,7 @@ void blkm_bitmap_opts_init(struct blkm_bitmap_opts *opts, size_t struct_size);
 /**
  * Adds a bitmap to a drive, with nothing dirty in it. Unless it is made disabled, every write that ends after this has returned is in it.
  * On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory and is gone with its last
- * handle.
+ * handle, or with its drive, which it does not keep: after a restart only a full copy is right.
  *
  * Returns 0, or -errno: `-EEXIST` for a name that the drive's bitmaps have already; `-EINVAL` without a name; `-EMFILE` when the drive has
  * 64 bitmaps; `-ENOMEM`. Threads: any. Since 0.1.
@@ -1069,7 +1085,10 @@ typedef uint32_t blkm_sync_mode;
 /** How guest writes are followed. */
 typedef uint32_t blkm_copy_mode;
 
-/** Background, and write-blocking when the remainder stops shrinking; if that does not help, guest requests are held now and then. */
+/**
+ * Background, and write-blocking when the remainder stops shrinking, which it stays then, with what is said there of a target that hangs; if
+ * that does not help, guest requests are held now and then.
+ */
 #define BLKM_COPY_AUTO 0
 
 /** They go to the source and mark their chunks; copiers come round. */
@@ -1077,7 +1096,7 @@ typedef uint32_t blkm_copy_mode;
 
 /**
  * They go to the source and the target at once, and the guest is told when both are done. For queues. A target that hangs holds writes
- * until the job is cancelled by force.
+ * until the job is cancelled by force: there is no time limit and no event.
  */
 #define BLKM_COPY_WRITE_BLOCKING 2
 
@@ -1175,8 +1194,9 @@ typedef uint32_t blkm_budget_level;
 #define BLKM_MIRROR_F_STRICT_READY 8
 
 /**
- * At the switch-over the job stays pending, with guest requests held, until `blkm_job_finalize` or `blkm_job_cancel`: the moment to write
- * down, durably, that the target is the disk from now on. A host that may crash sets it.
+ * At the end, whichever it is (a pivot, a point in time, a soft cancel, the end of a copy), the job stays pending, with guest requests held
+ * for as long, until `blkm_job_finalize` or `blkm_job_cancel`. If a pivot was asked for, it is the moment to write down, durably, that the
+ * target is the disk from now on: a host that may crash sets it. Do not wait for guest requests on the thread that is to finalize.
  */
 #define BLKM_MIRROR_F_MANUAL_FINALIZE 16
 
@@ -1241,7 +1261,11 @@ typedef struct blkm_mirror_opts {
     uint64_t granularity_bytes;
     /** The cluster size of a target that has a backing file: the first touch of a cluster copies all of it. 0: it has none. */
     uint64_t target_cluster_bytes;
-    /** How long guest requests may be held at a switch-over, at least 1 ms; 0: 50 ms; `BLKM_NEVER_NS`: as long as it takes. */
+    /**
+     * How long guest requests may be held at a switch-over, at least 1 ms; 0: 50 ms; `BLKM_NEVER_NS`: as long as it takes. It must have room
+     * for a flush of the target: while one takes longer than three quarters of this, the job of a guest that writes becomes neither ready
+     * nor over, in any copy mode, and no event tells of it. It cannot be changed later. The time in which a job is pending comes on top.
+     */
     uint64_t max_pause_ns;
     /** Nanoseconds or percent, see `latency_budget`. */
     uint64_t latency_budget_value;
@@ -1329,7 +1353,8 @@ typedef uint32_t blkm_completion_mode;
 #define BLKM_COMPLETE_POINT_IN_TIME 1
 
 /**
- * Pauses a job: what is in flight is finished, and then it is paused, or standby if it was ready. Guest writes go on being recorded.
+ * Pauses a job: what is in flight is finished, and then it is paused, or standby if it was ready. Guest writes go on being recorded, and in
+ * write-blocking mode go on to both sides.
  *
  * Returns 0, or -errno: `-EPERM` in a state that forbids it, or when the host has paused it already. Threads: any. Since 0.1.
  */
@@ -1370,8 +1395,12 @@ int blkm_job_complete(struct blkm_job *job,
                       blkm_completion_mode mode);
 
 /**
- * Ends a job. By `force` it is over within a second even if requests hang, and the target is no copy. Without, a job that is ready ends as
- * with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), any other as by force.
+ * Ends a job. By `force` it is over within a second even if requests hang, and the target is no copy. Without, a job that is ready or standby
+ * ends as with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), and waits like `blkm_job_complete`, one in standby for
+ * `blkm_job_resume`; any other ends as by force.
+ *
+ * A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that is closed
+ * or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before.
  *
  * Success means asked, not done: a switch-over that is past its last step completes all the same. Only the outcome says which disk is the
  * guest's.
@@ -1411,7 +1440,10 @@ int blkm_job_wait(struct blkm_job *job,
 /** Copy mode auto holds guest requests now and then. */
 #define BLKM_JOBINFO_BRAKING 2
 
-/** Write-blocking, and nothing is dirty or under way: what the guest is told is written through queues is on both sides. */
+/**
+ * Write-blocking, and nothing is dirty or under way: what the guest is told is written through queues is on both sides, on the target
+ * perhaps only in its cache.
+ */
 #define BLKM_JOBINFO_ACTIVELY_SYNCED 4
 
 /** The host has asked for the end. */
@@ -1599,7 +1631,8 @@ typedef uint32_t blkm_event_type;
 
 /**
  * The remainder stopped shrinking, or switch-overs were missed, and something is done about it: `step`, `reason`, `left_bytes`,
- * `budget_level` for `BLKM_ESCALATION_BUDGET_LOOSENED`. Nothing needs to be asked for.
+ * `budget_level` for `BLKM_ESCALATION_BUDGET_LOOSENED`. Nothing needs to be asked for; but after `BLKM_ESCALATION_WRITE_BLOCKING` a target
+ * that hangs holds guest writes until the job is cancelled by force.
  */
 #define BLKM_EVENT_ESCALATED 5
 
@@ -1613,8 +1646,9 @@ typedef uint32_t blkm_event_type;
 #define BLKM_EVENT_SWITCH_OVER_MISSED 8
 
 /**
- * Everything is copied and flushed, and guest requests are held: the moment to write down, durably, which disk is the guest's from now
- * on. `blkm_job_finalize` goes on. Only with `BLKM_MIRROR_F_MANUAL_FINALIZE`.
+ * Everything is copied and flushed, and guest requests are held. If a pivot was asked for, it is the moment to write down, durably, that the
+ * target is the guest's disk from now on; otherwise the drive stays where it is. `blkm_job_finalize` goes on. Only with
+ * `BLKM_MIRROR_F_MANUAL_FINALIZE`.
  */
 #define BLKM_EVENT_PENDING 9
 

@@ -1,11 +1,13 @@
 //! The benchmark of a guest queue: random reads of 4 KiB against fio, on one loop device, in turns.
 //!
 //! Every contender is a command that reads for some seconds, and says how many reads it did, in what time, and with how much CPU
-//! time of its own. fio says so in its report; the others print one line of JSON, [`Reading`]. So a program in C can take part as well:
-//! it takes the same arguments as the reader of `benches/queue.rs` and is added in [`contenders`].
+//! time of its own. fio says so in its report; the others print one line of JSON, [`Reading`]: the reader of `benches/queue.rs`, and the
+//! same in C, `benches/c/queue.c`, which is compiled here against the shared library.
+//!
+//! What C costs is looked at where a read costs least: on a file in memory that is one hole. There is no null device on every machine.
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use blkmirror_testkit::{LoopDevice, LoopOptions, MIB, fill};
 use clap::Parser;
@@ -91,13 +93,41 @@ struct Contender {
     readings: Vec<Reading>,
 }
 
-/// Everybody, in the order of the table.
-fn contenders(disk: &Path, seconds: u32) -> Result<Vec<Contender>> {
+/// The repository.
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// The reader in C, compiled into `dir` against the shared library, which is built first.
+fn compile(dir: &Path) -> Result<PathBuf> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let manifest = root().join("Cargo.toml");
+    let build = Line::new(&cargo)
+        .words("build --quiet --locked --release -p blkmirror-ffi --manifest-path")
+        .word(&manifest);
+    build.output()?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let library = target.join("release/libblkmirror.so");
+    for name in ["libblkmirror.so", "libblkmirror.so.0"] {
+        std::fs::copy(&library, dir.join(name)).context(|| "copy the library")?;
+    }
+    let program = dir.join("queue");
+    let line =
+        Line::new("cc").words("-O2 -Wall -Werror -o").word(&program).word(root().join("benches/c/queue.c"));
+    let line =
+        line.word(format!("-I{}", root().join("include").display())).word(format!("-L{}", dir.display()));
+    line.word("-lblkmirror").word(format!("-Wl,-rpath,{}", dir.display())).output()?;
+    Ok(program)
+}
+
+/// Everybody, in the order of the table. `hole` is a file in memory that is one hole, `in_c` the reader in C.
+fn contenders(disk: &Path, hole: &Path, in_c: &Path, seconds: u32) -> Result<Vec<Contender>> {
     let program = std::env::current_exe().context(|| "this program's path")?;
-    let ours = |words: &str| {
+    let reader = |program: &Path, disk: &Path, words: &str| {
         let line = Line::new(&program.display().to_string()).words(&format!("--seconds={seconds} --read"));
         line.word(disk).words(words)
     };
+    let ours = |words: &str| reader(&program, disk, words);
     let fio = |words: &str| {
         Line::new("fio")
             .words("--output-format=json --thread --ioengine=io_uring --fixedbufs=1 --registerfiles=1 --direct=1")
@@ -119,7 +149,9 @@ fn contenders(disk: &Path, seconds: u32) -> Result<Vec<Contender>> {
         ("queue, lots of 1", ours("--lot=1"), false),
         ("queue, with an eventfd", ours("--lot=32 --eventfd"), false),
         ("queue, memory not mapped", ours("--lot=32 --unmapped"), false),
-        // The queue through C goes here: a program that takes the same arguments and prints the same line.
+        (QUEUE_IN_C, reader(in_c, disk, "--lot=32"), false),
+        (HOLE, reader(&program, hole, "--lot=32"), false),
+        (HOLE_IN_C, reader(in_c, hole, "--lot=32"), false),
     ];
     let contender = |(name, line, is_fio)| Contender { name, line, is_fio, readings: Vec::new() };
     Ok(all.into_iter().map(contender).collect())
@@ -133,6 +165,12 @@ const FIO_16: &str = "fio, lots of 16";
 const FIO_32: &str = "fio, lots of 32";
 /// What is promised about.
 const QUEUE: &str = "queue";
+/// The same through C.
+const QUEUE_IN_C: &str = "queue, through C";
+/// What C costs is the difference of these two.
+const HOLE: &str = "a hole in memory";
+/// See [`HOLE`].
+const HOLE_IN_C: &str = "a hole in memory, through C";
 
 /// One run.
 fn run_once(contender: &Contender) -> Result<Reading> {
@@ -162,7 +200,10 @@ pub fn run(options: &Options) -> Result<()> {
     let machine = Machine::look()?;
     let disk = LoopDevice::in_memory(DISK_BYTES, LoopOptions::default()).context(|| "loop device")?;
     fill::random(disk.path(), 0, DISK_BYTES, 1).context(|| "loop device")?;
-    let mut all = contenders(disk.path(), options.seconds)?;
+    let programs = tempfile::tempdir().context(|| "a scratch directory")?;
+    let hole = tempfile::NamedTempFile::new_in("/dev/shm").context(|| "a file in memory")?;
+    hole.as_file().set_len(4 * MIB).context(|| "a file in memory")?;
+    let mut all = contenders(disk.path(), hole.path(), &compile(programs.path())?, options.seconds)?;
     let wanted = |name: &str| {
         options.contender.is_empty() || options.contender.iter().any(|w| name.contains(w.as_str()))
     };
@@ -201,6 +242,13 @@ fn ratio(all: &[Contender], of: &str, to: &str, figure: impl Fn(&Reading) -> f64
     Some(Spread::of(pairs.map(|(of, to)| figure(of) / figure(to)))?.median)
 }
 
+/// Nanoseconds of CPU time per read that C costs: the median over the rounds of the difference within each.
+fn cost_of_c_ns(all: &[Contender]) -> Option<f64> {
+    let find = |name| all.iter().find(|contender| contender.name == name);
+    let pairs = find(HOLE_IN_C)?.readings.iter().zip(&find(HOLE)?.readings);
+    Some(Spread::of(pairs.map(|(c, rust)| (c.cpu_us() - rust.cpu_us()) * 1e3))?.median)
+}
+
 /// The tables.
 fn print_table(all: &[Contender]) {
     let best = [FIO_PLAIN, FIO_16, FIO_32].into_iter().max_by(|a, b| {
@@ -223,17 +271,23 @@ fn print_table(all: &[Contender]) {
         );
     }
     println!("\n| promise | bound | reached | |\n|---|---|---|---|");
+    let row = |promise: String, bound, reached: Option<f64>| {
+        let target = Target { scenario: "queue".to_owned(), promise, bound, reached };
+        let number = reached.map_or_else(String::new, |reached| format!("{reached:.3}"));
+        println!("| {} | {} | {number} | {} |", target.promise, target.bound, target.verdict());
+    };
     for (fio, name) in [(best, "the best fio"), (FIO_PLAIN, "fio without lots")] {
-        for (what, bound, reached) in [
-            ("reads/s of the queue over", Bound::AtLeast(0.97), ratio(all, QUEUE, fio, Reading::per_s)),
-            ("CPU per read of the queue over", Bound::AtMost(1.1), ratio(all, QUEUE, fio, Reading::cpu_us)),
-        ] {
-            let promise = format!("{what} {name}'s");
-            let target = Target { scenario: "queue".to_owned(), promise, bound, reached };
-            let number = reached.map_or_else(String::new, |reached| format!("{reached:.3}"));
-            println!("| {} | {} | {number} | {} |", target.promise, target.bound, target.verdict());
+        for (who, how) in [(QUEUE, "the queue"), (QUEUE_IN_C, "the queue through C")] {
+            let (speed, cpu) = (ratio(all, who, fio, Reading::per_s), ratio(all, who, fio, Reading::cpu_us));
+            row(format!("reads/s of {how} over {name}'s"), Bound::AtLeast(0.97), speed);
+            row(format!("CPU per read of {how} over {name}'s"), Bound::AtMost(1.1), cpu);
         }
     }
+    row(
+        "ns of CPU per request that C costs, on a hole in memory".to_owned(),
+        Bound::AtMost(30.0),
+        cost_of_c_ns(all),
+    );
     println!();
     all.iter().for_each(|contender| println!("{}: `{}`", contender.name, contender.line));
 }

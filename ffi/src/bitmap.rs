@@ -86,7 +86,7 @@ pub unsafe extern "C" fn blkm_bitmap_opts_init(opts: *mut blkm_bitmap_opts, stru
 
 /// Adds a bitmap to a drive, with nothing dirty in it. Unless it is made disabled, every write that ends after this has returned is in it.
 /// On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory and is gone with its last
-/// handle.
+/// handle, or with its drive, which it does not keep: after a restart only a full copy is right.
 ///
 /// Returns 0, or -errno: `-EEXIST` for a name that the drive's bitmaps have already; `-EINVAL` without a name; `-EMFILE` when the drive has
 /// 64 bitmaps; `-ENOMEM`. Threads: any. Since 0.1.

@@ -68,7 +68,7 @@ pub const BLKM_DEVICE_IS_DIRECT: u64 = 1;
 pub const BLKM_DEVICE_IS_ZERO: u64 = 2;
 /// A write that asks to be durable (FUA) needs no flush after it.
 pub const BLKM_DEVICE_HAS_FUA: u64 = 4;
-/// Requests may pin the guest's memory: the pages must not be given back meanwhile (QEMU: `ram_block_discard_disable`).
+/// Memory that is mapped with `blkm_mem_region_map` is pinned: none of it may be given back (QEMU: `ram_block_discard_disable`).
 pub const BLKM_DEVICE_MAY_PIN: u64 = 8;
 
 /// What a device demands; sizes in bytes.
@@ -157,9 +157,10 @@ pub unsafe extern "C" fn blkm_device_open(
     unsafe { create(out, attempt, || Ok(opened(open()?))) }
 }
 
-/// The same for a descriptor of the caller's, which is duplicated: he keeps his and closes it whenever he likes. It must have been
-/// opened for writing unless the role is that of a source. `O_DIRECT` is set for the duplicate's open file description where that is
-/// possible, and so for the caller's descriptor, too.
+/// The same for a descriptor of the caller's, who keeps his and closes it whenever he likes. The file is opened anew through
+/// /proc/self/fd, so a lock or an `O_EXCL` of the caller's own counts as somebody else's: pass `BLKM_DEVICE_F_ALLOW_SHARED` then. Where
+/// opening anew is forbidden, the descriptor is duplicated: it should have `O_DIRECT` (`BLKM_DEVICE_IS_DIRECT` tells), must be open for
+/// writing unless the role is that of a source, and a block device needs `BLKM_DEVICE_F_ALLOW_SHARED`, else `-EACCES`.
 ///
 /// Returns as `blkm_device_open`, and `-EBADF`. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]

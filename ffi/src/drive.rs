@@ -43,7 +43,7 @@ pub struct blkm_drive_opts {
 }
 structure!(blkm_drive_opts, first 56, reserved reserved);
 
-/// The drive may not be written: its device was opened as a source.
+/// The drive may not be written: its device was opened as a source. A pivot does not change it.
 pub const BLKM_DRIVE_IS_READ_ONLY: u64 = 1;
 
 /// What a drive is.
@@ -120,7 +120,12 @@ pub unsafe extern "C" fn blkm_drive_opts_init(opts: *mut blkm_drive_opts, struct
 /// Makes a drive on a device that was opened as a disk, or as a source for one that is only read. The drive keeps the device open for
 /// itself. `opts` may be NULL. On success `*out` is the drive, to be closed with `blkm_drive_close`; else it is NULL.
 ///
-/// Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible. Threads: any. Since 0.1.
+/// Queues do not bounce: what is not aligned is refused. A host that shows its guest blocks of 512 bytes and may move it to a disk with
+/// larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size: for a disk that has
+/// grown, make the drive and all that hangs on it anew.
+///
+/// Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible; `-EBUSY` while another drive or a job has the device.
+/// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_drive_create(
     device: *mut blkm_device,
@@ -162,7 +167,7 @@ pub unsafe extern "C" fn blkm_drive_get_info(drive: *mut blkm_drive, info: *mut 
         let drive = &d.drive;
         let value = blkm_drive_info {
             struct_size: 0,
-            flags: sum::flag(!drive.device().role().is_writable(), BLKM_DRIVE_IS_READ_ONLY),
+            flags: sum::flag(!drive.is_writable(), BLKM_DRIVE_IS_READ_ONLY),
             size_bytes: drive.size_bytes(),
             align_bytes: drive.align_bytes(),
             memory_align_bytes: drive.memory_align_bytes(),

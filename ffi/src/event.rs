@@ -34,7 +34,8 @@ pub const BLKM_EVENT_ERROR: blkm_event_type = 3;
 /// The host has changed how guest writes are followed: `copy_mode`.
 pub const BLKM_EVENT_COPY_MODE: blkm_event_type = 4;
 /// The remainder stopped shrinking, or switch-overs were missed, and something is done about it: `step`, `reason`, `left_bytes`,
-/// `budget_level` for `BLKM_ESCALATION_BUDGET_LOOSENED`. Nothing needs to be asked for.
+/// `budget_level` for `BLKM_ESCALATION_BUDGET_LOOSENED`. Nothing needs to be asked for; but after `BLKM_ESCALATION_WRITE_BLOCKING` a target
+/// that hangs holds guest writes until the job is cancelled by force.
 pub const BLKM_EVENT_ESCALATED: blkm_event_type = 5;
 /// A latency budget that was loosened has come back to `budget_level`.
 pub const BLKM_EVENT_BUDGET_TIGHTENED: blkm_event_type = 6;
@@ -42,8 +43,9 @@ pub const BLKM_EVENT_BUDGET_TIGHTENED: blkm_event_type = 6;
 pub const BLKM_EVENT_BRAKING_ENDED: blkm_event_type = 7;
 /// A switch-over did not fit into its time and will be tried again: `held_ns`, `left_bytes`.
 pub const BLKM_EVENT_SWITCH_OVER_MISSED: blkm_event_type = 8;
-/// Everything is copied and flushed, and guest requests are held: the moment to write down, durably, which disk is the guest's from now
-/// on. `blkm_job_finalize` goes on. Only with `BLKM_MIRROR_F_MANUAL_FINALIZE`.
+/// Everything is copied and flushed, and guest requests are held. If a pivot was asked for, it is the moment to write down, durably, that the
+/// target is the guest's disk from now on; otherwise the drive stays where it is. `blkm_job_finalize` goes on. Only with
+/// `BLKM_MIRROR_F_MANUAL_FINALIZE`.
 pub const BLKM_EVENT_PENDING: blkm_event_type = 9;
 /// The job is over; `blkm_job_get_outcome` tells how.
 pub const BLKM_EVENT_CONCLUDED: blkm_event_type = 10;

@@ -38,6 +38,10 @@ pub unsafe extern "C" fn blkm_vfree(memory: *mut c_void) {
 /// it spare the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request.
 /// `flags` is zero.
 ///
+/// From then on none of its pages may be given back or replaced (`madvise(2)`, balloons, free page reporting, virtio-mem, userfaultfd): the
+/// kernel would go on with the old ones, and the guest's data would be wrong. The kernel takes 1 GiB at a time; a request across such a
+/// border, counted from the region's start, is sent as if it were not mapped.
+///
 /// The memory stays mapped as it is, readable and writable, until `blkm_mem_region_unmap` of it has succeeded, or the drive and all its
 /// queues are closed. Each queue takes it up when it is used next, and then the kernel pins every page of it, once for each queue. That
 /// counts against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK; what the kernel refuses is used unregistered, which

@@ -82,7 +82,7 @@ pub unsafe extern "C" fn blkm_tracker_close(tracker: *mut *mut blkm_tracker) {
 ///
 /// Returns 0, and `*token` is to be ended with `blkm_tracker_end`: send the request now, to the device that `token->device_number`
 /// names. `BLKM_HELD`: do not send it; wait, and begin again. -errno: `-EINVAL` for a range that is empty or not on the drive, or an unknown
-/// kind; `-EAGAIN` when 4096 are under way. A token that is never ended keeps every job of the drive from switching over.
+/// kind; `-EAGAIN` when 4096 are under way: begin again after one of yours has ended, the descriptor does not tell of that. A token that is never ended keeps every job of the drive from switching over.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_tracker_begin(

@@ -152,3 +152,39 @@ fn a_device_that_is_written_is_one_drives_or_one_jobs() {
         unsafe { blkm_device_close(device) };
     }
 }
+
+/// A host that believed in a drive that may be written would send its guest's writes, and they would fail.
+#[test]
+fn a_drive_that_is_read_only_stays_so_over_a_pivot() {
+    let files = [file(), file()];
+    let mut devices = [open(&files[0], BLKM_ROLE_SOURCE), open(&files[1], BLKM_ROLE_TARGET)];
+    let (mut engine, mut drive, mut job) = (null_mut(), null_mut(), null_mut());
+    // SAFETY: handles and variables of ours, here and below.
+    assert_eq!(unsafe { blkm_engine_create(null(), &raw mut engine) }, 0);
+    // SAFETY: as above.
+    assert_eq!(unsafe { blkm_drive_create(devices[0], null(), &raw mut drive) }, 0);
+    // SAFETY: as above.
+    assert_eq!(unsafe { blkm_mirror_start(engine, drive, devices[1], null(), &raw mut job) }, 0);
+    // SAFETY: as above. It is refused until the job is ready.
+    while unsafe { blkm_job_complete(job, BLKM_COMPLETE_PIVOT) } < 0 {
+        std::thread::yield_now();
+    }
+    // SAFETY: as above.
+    assert_eq!(unsafe { blkm_job_wait(job, -1) }, 1);
+    // SAFETY: zeroes are a value of it.
+    let mut info: blkm_drive_info = unsafe { std::mem::zeroed() };
+    info.struct_size = size_of::<blkm_drive_info>();
+    // SAFETY: as above.
+    assert_eq!(unsafe { blkm_drive_get_info(drive, &raw mut info) }, 0);
+    assert_eq!((info.device_number, info.flags), (1, BLKM_DRIVE_IS_READ_ONLY));
+    // SAFETY: closed once.
+    unsafe { blkm_job_close(&raw mut job) };
+    // SAFETY: closed once.
+    unsafe { blkm_drive_close(&raw mut drive) };
+    // SAFETY: destroyed once.
+    unsafe { blkm_engine_destroy(&raw mut engine) };
+    for device in &mut devices {
+        // SAFETY: closed once.
+        unsafe { blkm_device_close(device) };
+    }
+}

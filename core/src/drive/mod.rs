@@ -120,6 +120,12 @@ impl Drive {
         memory_align_bytes(self.align_bytes(), &self.core.place().device)
     }
 
+    /// Whether it takes writes: its device was not opened as a source. A pivot does not change that.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.core.place().writable
+    }
+
     /// How often the drive was moved to another device.
     #[must_use]
     pub fn device_number(&self) -> u64 {

@@ -19,7 +19,8 @@ pub const BLKM_COMPLETE_PIVOT: blkm_completion_mode = 0;
 /// The drive stays where it is; the target is a copy as of that moment.
 pub const BLKM_COMPLETE_POINT_IN_TIME: blkm_completion_mode = 1;
 
-/// Pauses a job: what is in flight is finished, and then it is paused, or standby if it was ready. Guest writes go on being recorded.
+/// Pauses a job: what is in flight is finished, and then it is paused, or standby if it was ready. Guest writes go on being recorded, and in
+/// write-blocking mode go on to both sides.
 ///
 /// Returns 0, or -errno: `-EPERM` in a state that forbids it, or when the host has paused it already. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -86,8 +87,12 @@ pub unsafe extern "C" fn blkm_job_complete(job: *mut blkm_job, mode: blkm_comple
     unsafe { with(job, attempt, body) }
 }
 
-/// Ends a job. By `force` it is over within a second even if requests hang, and the target is no copy. Without, a job that is ready ends as
-/// with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), any other as by force.
+/// Ends a job. By `force` it is over within a second even if requests hang, and the target is no copy. Without, a job that is ready or standby
+/// ends as with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), and waits like `blkm_job_complete`, one in standby for
+/// `blkm_job_resume`; any other ends as by force.
+///
+/// A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that is closed
+/// or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before.
 ///
 /// Success means asked, not done: a switch-over that is past its last step completes all the same. Only the outcome says which disk is the
 /// guest's.

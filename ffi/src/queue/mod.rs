@@ -41,7 +41,8 @@ pub struct blkm_queue_opts {
     /// Memory for the stable copies that write-blocking needs, at most 1 GiB; 0: 4 MiB. A write that finds no room in it goes to the drive
     /// alone and is copied later.
     pub staging_bytes: u64,
-    /// Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 128.
+    /// Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 128. One more completes with -EAGAIN, so
+    /// count yours and hold the rest; size it as what your guest can have under way on this queue.
     pub depth: u32,
     /// Zero.
     pub reserved0: u32,
