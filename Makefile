@@ -28,7 +28,7 @@ help:
 	@echo 'make check   all that must hold: format, lints, docs, header, models, every test (.ci/run calls it)'
 	@echo 'make test    the tests alone'
 	@echo 'make loom    models of what threads share without locks, every interleaving'
-	@echo 'make fuzz    structures and sequences of calls at random, through C, for FUZZ_SECONDS=60 (nightly)'
+	@echo 'make fuzz    structures and sequences of calls at random, through C, for FUZZ_SECONDS=60'
 	@echo 'make soak    the long tests too, more seeds of every simulated run, in release mode, and then'
 	@echo '             new seeds of the simulator of drives and jobs for SOAK_SECONDS=600 or as long as you say'
 	@echo 'make bench   the bitmap, the tracker, the comparison with fio, QEMU and dd, live mirroring, a queue'
