@@ -94,7 +94,7 @@ pub struct blkm_latencies {
 structure!(blkm_latencies, first 88);
 
 /// The percentiles for C.
-pub(crate) fn latencies_of(counts: &LatencyCounts) -> blkm_latencies {
+fn latencies_of(counts: &LatencyCounts) -> blkm_latencies {
     let p = counts.percentiles();
     blkm_latencies {
         struct_size: 0,

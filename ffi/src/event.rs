@@ -226,65 +226,41 @@ fn event_of(event: &Event, listed: &Listed) -> blkm_event {
 
 /// What it says, in numbers and in words.
 fn describe(out: &mut blkm_event, what: EventKind) {
-    let say = |out: &mut blkm_event, text: std::fmt::Arguments<'_>| text::fill(&mut out.msg, &text);
+    text::fill(&mut out.msg, &what);
     match what {
         EventKind::Status { from, to } => {
             out.r#type = BLKM_EVENT_STATUS;
             (out.from, out.status) = (names::status(from), names::status(to));
-            say(out, format_args!("the job was {from} and is {to}"));
         }
-        EventKind::Ready => {
-            out.r#type = BLKM_EVENT_READY;
-            say(out, format_args!("a switch-over is possible"));
-        }
+        EventKind::Ready => out.r#type = BLKM_EVENT_READY,
         EventKind::Error { side, errno, range, action, io_status, .. } => {
             out.r#type = BLKM_EVENT_ERROR;
             (out.ret, out.side) = (sum::negative(errno), names::side(side));
             (out.offset_bytes, out.len_bytes) = (range.start(), range.len());
             (out.action, out.io_status) = (names::action(action), names::io_status(io_status));
-            let error = std::io::Error::from_raw_os_error(errno);
-            say(out, format_args!("the {} failed at {range}: {error}", names::side_in_words(side)));
         }
         EventKind::CopyMode(mode) => {
             out.r#type = BLKM_EVENT_COPY_MODE;
             out.copy_mode = names::copy_mode(mode);
-            say(out, format_args!("guest writes are followed in mode {mode:?}"));
         }
         EventKind::Escalated { step, reason, left_bytes, .. } => {
             out.r#type = BLKM_EVENT_ESCALATED;
             (out.step, out.budget_level) = names::step(step);
             (out.reason, out.left_bytes) = (names::reason(reason), left_bytes);
-            say(out, format_args!("{left_bytes} bytes are left and do not become fewer: {step:?}"));
         }
         EventKind::BudgetTightened(level) => {
             out.r#type = BLKM_EVENT_BUDGET_TIGHTENED;
             out.budget_level = names::budget_level(level);
-            say(out, format_args!("the latency budget is tighter again: {level:?}"));
         }
-        EventKind::BrakingEnded => {
-            out.r#type = BLKM_EVENT_BRAKING_ENDED;
-            say(out, format_args!("the guest is not braked any more"));
-        }
+        EventKind::BrakingEnded => out.r#type = BLKM_EVENT_BRAKING_ENDED,
         EventKind::SwitchOverMissed { held_ns, left_bytes, .. } => {
             out.r#type = BLKM_EVENT_SWITCH_OVER_MISSED;
             (out.held_ns, out.left_bytes) = (held_ns, left_bytes);
-            say(
-                out,
-                format_args!("a switch-over was missed after {held_ns} ns, {left_bytes} bytes were left"),
-            );
         }
-        EventKind::Pending => {
-            out.r#type = BLKM_EVENT_PENDING;
-            say(out, format_args!("guest requests are held until the job is finalized"));
-        }
-        EventKind::Concluded => {
-            out.r#type = BLKM_EVENT_CONCLUDED;
-            say(out, format_args!("the job is over"));
-        }
-        EventKind::Overflow(lost) => {
-            (out.r#type, out.lost) = (BLKM_EVENT_OVERFLOW, lost);
-            say(out, format_args!("{lost} events were lost"));
-        }
-        _ => say(out, format_args!("something that this version has no name for: {what:?}")),
+        EventKind::Pending => out.r#type = BLKM_EVENT_PENDING,
+        EventKind::Concluded => out.r#type = BLKM_EVENT_CONCLUDED,
+        EventKind::Overflow(lost) => (out.r#type, out.lost) = (BLKM_EVENT_OVERFLOW, lost),
+        // It has words, and no number yet.
+        _ => {}
     }
 }

@@ -130,10 +130,13 @@ struct Run {
 }
 
 impl Run {
+    /// # Safety
+    /// All that the run holds was made by it and is not closed.
     unsafe fn new() -> Self {
         let disks = [Disk::of(DISK as i64), Disk::of(DISK as i64)];
         let devices = [disks[0].open(BLKM_ROLE_DISK), disks[1].open(BLKM_ROLE_TARGET)];
         let (mut drive, mut tracker) = (null_mut(), null_mut());
+        // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
         unsafe {
             assert_eq!(check(blkm_drive_create(devices[0], null(), &raw mut drive)), 0);
             assert_eq!(check(blkm_tracker_create(drive, &raw mut tracker)), 0);
@@ -168,10 +171,13 @@ impl Run {
         std::ptr::without_provenance_mut(0x5aa5)
     }
 
+    /// # Safety
+    /// All that the run holds was made by it and is not closed.
     unsafe fn process(&mut self, min: c_int, max: c_int, timeout_ns: i64) -> c_int {
         let empty =
             blkm_completion { user_data: null_mut(), error_msg: null(), ret: 0, flags: 0, reserved: 0 };
         let mut room = [empty; 128];
+        // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
         let taken = check(unsafe { blkm_queue_process(self.queue, room.as_mut_ptr(), min, max, timeout_ns) });
         for done in room.iter().take(usize::try_from(taken).unwrap_or(0)) {
             assert_eq!(done.user_data.addr(), 0x5aa5);
@@ -181,25 +187,33 @@ impl Run {
         taken
     }
 
+    /// # Safety
+    /// All that the run holds was made by it and is not closed.
     unsafe fn drop_queue(&mut self) {
         if self.queue.is_null() {
             return;
         }
         // A closed gate holds requests; without its job it opens.
+        // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
         unsafe { self.drop_job() };
         let mut rounds = 0;
         while self.open > 0 {
+            // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
             assert!(unsafe { self.process(1, 128, 100_000_000) } >= 0);
             rounds += 1;
             assert!(rounds < 200, "{} requests have no completion", self.open);
         }
+        // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
         unsafe { blkm_queue_destroy(&raw mut self.queue) };
     }
 
+    /// # Safety
+    /// All that the run holds was made by it and is not closed.
     unsafe fn drop_job(&mut self) {
         if self.job.is_null() {
             return;
         }
+        // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
         unsafe {
             blkm_job_cancel(self.job, true);
             // A queue that is not turned keeps its seat on the target, not the job.
@@ -212,8 +226,11 @@ impl Run {
         }
     }
 
+    /// # Safety
+    /// All that the run holds was made by it and is not closed.
     unsafe fn end_all(&mut self) {
         for token in self.tokens.drain(..) {
+            // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
             unsafe { blkm_tracker_end(self.tracker, &raw const token, 0) };
         }
     }
@@ -242,6 +259,7 @@ impl Drop for Run {
 /// # Safety
 /// What it passes on is made by this run, or NULL.
 unsafe fn make(run: &mut Run, call: &Call) {
+    // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
     unsafe {
         match *call {
             Call::NewQueue { depth, flags, staging } => {
@@ -445,9 +463,13 @@ unsafe fn make(run: &mut Run, call: &Call) {
 }
 
 /// A call on a bitmap that may be NULL.
+///
+/// # Safety
+/// It is NULL, or was made by the run and is not closed.
 unsafe fn use_bitmap(bitmap: *mut blkm_bitmap, verb: u8, (at, len, most): (u64, u64, u64)) {
     let (mut found, mut found_len) = (0, 0);
     let (near, short) = if verb & 128 == 0 { (at % DISK, len % DISK) } else { (at, len) };
+    // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
     let answer = unsafe {
         match verb % 8 {
             0 => blkm_bitmap_enable(bitmap),
@@ -479,7 +501,11 @@ unsafe fn use_bitmap(bitmap: *mut blkm_bitmap, verb: u8, (at, len, most): (u64, 
 }
 
 /// A call on a job that may be NULL.
+///
+/// # Safety
+/// It is NULL, or was made by the run and is not closed.
 unsafe fn use_job(job: *mut blkm_job, verb: u8, number: u64) {
+    // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
     let answer = unsafe {
         match verb % 14 {
             0 => blkm_job_pause(job),

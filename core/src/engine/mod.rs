@@ -23,6 +23,7 @@ mod query;
 mod simulated;
 mod start;
 mod verbs;
+mod words;
 mod worker;
 
 use std::num::NonZeroUsize;

@@ -111,8 +111,7 @@ fn make(
     options: &MirrorOptions,
 ) -> Result<Made> {
     let source = Arc::clone(&drive.place().device);
-    check(&source, &target)?;
-    check_size(drive, &source)?;
+    check(drive, &source, &target)?;
     let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
     let share = share(workers, &source, &target, options)?;
     let wakers: Vec<_> = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
@@ -170,8 +169,7 @@ pub(super) fn check_all(
     pivot: bool,
 ) -> Result<()> {
     let source = &drive.place().device;
-    check(source, target)?;
-    check_size(drive, source)?;
+    check(drive, source, target)?;
     geometry(workers, source, target, options)?;
     match no_pivot(drive, target).filter(|_| pivot) {
         Some(why) => {
@@ -181,8 +179,9 @@ pub(super) fn check_all(
     }
 }
 
-/// Checks that the devices may be used together.
-fn check(source: &Device, target: &Device) -> Result<()> {
+/// Checks that the devices may be used together, and that the source is still all of its drive: what a guest writes behind the end of one
+/// that became smaller would be in no bitmap.
+fn check(drive: &DriveCore<Device>, source: &Device, target: &Device) -> Result<()> {
     let opened_as = match target.role() {
         Role::Target => None,
         Role::Source => Some("a source"),
@@ -193,20 +192,15 @@ fn check(source: &Device, target: &Device) -> Result<()> {
             .at(target.name())
             .because(format!("it was opened as {opened_as}; open it as a target")));
     }
-    match source.overlaps_with(target) {
-        Some(why) => Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why)),
-        None => Ok(()),
+    if let Some(why) = source.overlaps_with(target) {
+        return Err(Error::new(ErrorKind::Busy, "mirror to").at(target.name()).because(why));
     }
-}
-
-/// A device that became smaller than its drive would leave what the guest writes behind its end out of the bitmaps.
-fn check_size(drive: &DriveCore<Device>, source: &Device) -> Result<()> {
     let (has, promised) = (source.size_bytes(), drive.size_bytes());
-    if has >= promised {
-        return Ok(());
+    if has < promised {
+        let why = format!("it has {has} bytes now, and its guest was promised {promised}");
+        return Err(Error::new(ErrorKind::WrongSize, "mirror").at(source.name()).because(why));
     }
-    let why = format!("it has {has} bytes now, and its guest was promised {promised}");
-    Err(Error::new(ErrorKind::WrongSize, "mirror").at(source.name()).because(why))
+    Ok(())
 }
 
 /// The sizes of a job.

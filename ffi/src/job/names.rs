@@ -147,14 +147,6 @@ pub(crate) fn side(side: Side) -> blkm_side {
     }
 }
 
-/// A side in words.
-pub(crate) fn side_in_words(side: Side) -> &'static str {
-    match side {
-        Side::Source => "source",
-        Side::Target => "target",
-    }
-}
-
 /// An action's number; 0 for one that has none yet.
 pub(crate) fn action(action: ErrorAction) -> blkm_error_action {
     match action {

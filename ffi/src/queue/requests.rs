@@ -89,11 +89,48 @@ unsafe fn many(iov: *const libc::iovec, iovcnt: c_int, attempt: &'static str) ->
     unsafe { one(piece.iov_base, piece.iov_len, attempt) }
 }
 
-/// What a write's flags mean.
+/// Sends a read into memory of the caller's.
+///
+/// # Safety
+/// As [`send`]; `memory` gives what stays as it is until the completion.
 #[inline]
-fn write_flags(flags: u32, attempt: &'static str) -> Result<WriteFlags> {
-    sum::known_flags(flags.into(), (BLKM_REQ_FUA | BLKM_REQ_STABLE_BUFFER).into(), attempt)?;
-    Ok(WriteFlags { fua: flags & BLKM_REQ_FUA != 0, stable: flags & BLKM_REQ_STABLE_BUFFER != 0 })
+unsafe fn read(
+    queue: *mut blkm_queue,
+    offset_bytes: u64,
+    user_data: *mut c_void,
+    flags: u32,
+    memory: impl FnOnce(&'static str) -> Result<GuestBuffer>,
+) {
+    let attempt = "read from the drive";
+    let request = |queue: &mut Queue, tag| {
+        sum::known_flags(flags.into(), 0, attempt)?;
+        Ok(queue.read(offset_bytes, memory(attempt)?, tag)?)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { send(queue, user_data, attempt, request) }
+}
+
+/// Sends a write from memory of the caller's.
+///
+/// # Safety
+/// As [`read`].
+#[inline]
+unsafe fn write(
+    queue: *mut blkm_queue,
+    offset_bytes: u64,
+    user_data: *mut c_void,
+    flags: u32,
+    memory: impl FnOnce(&'static str) -> Result<GuestBuffer>,
+) {
+    let attempt = "write to the drive";
+    let request = |queue: &mut Queue, tag| {
+        sum::known_flags(flags.into(), (BLKM_REQ_FUA | BLKM_REQ_STABLE_BUFFER).into(), attempt)?;
+        let flags =
+            WriteFlags { fua: flags & BLKM_REQ_FUA != 0, stable: flags & BLKM_REQ_STABLE_BUFFER != 0 };
+        Ok(queue.write(offset_bytes, memory(attempt)?, flags, tag)?)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { send(queue, user_data, attempt, request) }
 }
 
 /// Reads `len_bytes` at `offset_bytes` into `buffer`.
@@ -114,15 +151,10 @@ pub unsafe extern "C" fn blkm_queue_read(
     user_data: *mut c_void,
     flags: u32,
 ) {
-    let attempt = "read from the drive";
-    let request = |queue: &mut Queue, tag| {
-        sum::known_flags(flags.into(), 0, attempt)?;
-        // SAFETY: the caller's memory, as the header says.
-        let buffer = unsafe { one(buffer, len_bytes, attempt)? };
-        Ok(queue.read(offset_bytes, buffer, tag)?)
-    };
-    // SAFETY: the caller's handle, as the header says.
-    unsafe { send(queue, user_data, attempt, request) }
+    // SAFETY: the caller's memory, as the header says.
+    let memory = |attempt| unsafe { one(buffer, len_bytes, attempt) };
+    // SAFETY: the caller's handle and memory, as the header says.
+    unsafe { read(queue, offset_bytes, user_data, flags, memory) }
 }
 
 /// Reads into several pieces of memory, in their order: as `blkm_queue_read`. The length of each is a multiple of the drive's
@@ -138,15 +170,10 @@ pub unsafe extern "C" fn blkm_queue_readv(
     user_data: *mut c_void,
     flags: u32,
 ) {
-    let attempt = "read from the drive";
-    let request = |queue: &mut Queue, tag| {
-        sum::known_flags(flags.into(), 0, attempt)?;
-        // SAFETY: the caller's memory, as the header says.
-        let buffer = unsafe { many(iov, iovcnt, attempt)? };
-        Ok(queue.read(offset_bytes, buffer, tag)?)
-    };
-    // SAFETY: the caller's handle, as the header says.
-    unsafe { send(queue, user_data, attempt, request) }
+    // SAFETY: the caller's memory, as the header says.
+    let memory = |attempt| unsafe { many(iov, iovcnt, attempt) };
+    // SAFETY: the caller's handle and memory, as the header says.
+    unsafe { read(queue, offset_bytes, user_data, flags, memory) }
 }
 
 /// Writes `len_bytes` from `buffer` at `offset_bytes`; `flags`: `BLKM_REQ_FUA`, `BLKM_REQ_STABLE_BUFFER`. All else as `blkm_queue_read`, and `-EACCES`
@@ -164,15 +191,10 @@ pub unsafe extern "C" fn blkm_queue_write(
     user_data: *mut c_void,
     flags: u32,
 ) {
-    let attempt = "write to the drive";
-    let request = |queue: &mut Queue, tag| {
-        let flags = write_flags(flags, attempt)?;
-        // SAFETY: the caller's memory, as the header says; it is only read.
-        let buffer = unsafe { one(buffer.cast_mut(), len_bytes, attempt)? };
-        Ok(queue.write(offset_bytes, buffer, flags, tag)?)
-    };
-    // SAFETY: the caller's handle, as the header says.
-    unsafe { send(queue, user_data, attempt, request) }
+    // SAFETY: the caller's memory, as the header says; it is only read.
+    let memory = |attempt| unsafe { one(buffer.cast_mut(), len_bytes, attempt) };
+    // SAFETY: the caller's handle and memory, as the header says.
+    unsafe { write(queue, offset_bytes, user_data, flags, memory) }
 }
 
 /// Writes from several pieces of memory, in their order: as `blkm_queue_write` and `blkm_queue_readv`.
@@ -187,15 +209,10 @@ pub unsafe extern "C" fn blkm_queue_writev(
     user_data: *mut c_void,
     flags: u32,
 ) {
-    let attempt = "write to the drive";
-    let request = |queue: &mut Queue, tag| {
-        let flags = write_flags(flags, attempt)?;
-        // SAFETY: the caller's memory, as the header says.
-        let buffer = unsafe { many(iov, iovcnt, attempt)? };
-        Ok(queue.write(offset_bytes, buffer, flags, tag)?)
-    };
-    // SAFETY: the caller's handle, as the header says.
-    unsafe { send(queue, user_data, attempt, request) }
+    // SAFETY: the caller's memory, as the header says.
+    let memory = |attempt| unsafe { many(iov, iovcnt, attempt) };
+    // SAFETY: the caller's handle and memory, as the header says.
+    unsafe { write(queue, offset_bytes, user_data, flags, memory) }
 }
 
 /// Makes a range read as zeroes; written as data where the device knows no better. `flags`: `BLKM_REQ_MAY_UNMAP`, `BLKM_REQ_NO_FALLBACK`,
