@@ -74,7 +74,7 @@ int main(int argc, char **argv)
 {
     const char *disk = NULL;
     uint64_t seconds = 3;
-    int lot = 32, eventfd = 0, unmapped = 0;
+    int lot = 16, eventfd = 0, unmapped = 0;
     blkm_device *device;
     blkm_drive *drive;
     blkm_queue *queue;

@@ -27,6 +27,9 @@ pub const DISK_BYTES: u64 = 1024 * MIB;
 pub const BLOCK_BYTES: u64 = 4096;
 /// Reads on their way.
 pub const DEPTH: u64 = 64;
+/// Completions that are waited for at once, where the name of a contender says nothing else: a quarter of the depth, so that the device
+/// has work while the next reads are made. Half of it is too much to wait for: fio and the queue both get slower by it.
+pub const LOT: usize = 16;
 
 /// What the command line can change.
 #[derive(Debug, Clone, Parser)]
@@ -48,7 +51,7 @@ pub struct Options {
     #[arg(long, hide = true)]
     pub read: Option<std::path::PathBuf>,
     /// As the contender: take completions in lots of so many
-    #[arg(long, hide = true, default_value_t = 32)]
+    #[arg(long, hide = true, default_value_t = LOT)]
     pub lot: usize,
     /// As the contender: keep the eventfd of a host's event loop
     #[arg(long, hide = true)]
@@ -139,19 +142,20 @@ fn contenders(disk: &Path, hole: &Path, in_c: &Path, seconds: u32) -> Result<Vec
     };
     let lots = |lot: u32| format!("--iodepth_batch_submit={lot} --iodepth_batch_complete_min={lot}");
     let most = format!("--iodepth_batch_complete_max={DEPTH}");
+    let lot = format!("--lot={LOT}");
     let all = [
         (FIO_PLAIN, fio(""), true),
         (FIO_16, fio(&format!("{} {most}", lots(16))), true),
         (FIO_32, fio(&format!("{} {most}", lots(32))), true),
         ("fio, lots of 32, no clocks", fio(&format!("{} {most} --gtod_reduce=1", lots(32))), true),
-        (QUEUE, ours("--lot=32"), false),
-        ("queue, lots of 16", ours("--lot=16"), false),
+        (QUEUE, ours(&lot), false),
+        ("queue, lots of 32", ours("--lot=32"), false),
         ("queue, lots of 1", ours("--lot=1"), false),
-        ("queue, with an eventfd", ours("--lot=32 --eventfd"), false),
-        ("queue, memory not mapped", ours("--lot=32 --unmapped"), false),
-        (QUEUE_IN_C, reader(in_c, disk, "--lot=32"), false),
-        (HOLE, reader(&program, hole, "--lot=32"), false),
-        (HOLE_IN_C, reader(in_c, hole, "--lot=32"), false),
+        ("queue, with an eventfd", ours(&format!("{lot} --eventfd")), false),
+        ("queue, memory not mapped", ours(&format!("{lot} --unmapped")), false),
+        (QUEUE_IN_C, reader(in_c, disk, &lot), false),
+        (HOLE, reader(&program, hole, &lot), false),
+        (HOLE_IN_C, reader(in_c, hole, &lot), false),
     ];
     let contender = |(name, line, is_fio)| Contender { name, line, is_fio, readings: Vec::new() };
     Ok(all.into_iter().map(contender).collect())
