@@ -287,7 +287,8 @@ enum class device_flags : std::uint64_t { none = 0, allow_shared = BLKM_DEVICE_F
 enum class queue_flags : std::uint64_t {
     none = 0,
     no_eventfd = BLKM_QUEUE_F_NO_EVENTFD,
-    stable_buffers = BLKM_QUEUE_F_STABLE_BUFFERS
+    stable_buffers = BLKM_QUEUE_F_STABLE_BUFFERS,
+    no_regions = BLKM_QUEUE_F_NO_REGIONS
 };
 enum class request_flags : std::uint32_t {
     none = 0,
