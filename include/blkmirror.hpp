@@ -472,6 +472,8 @@ struct device_info : blkm_device_info {
     bool is_zero() const noexcept { return (flags & BLKM_DEVICE_IS_ZERO) != 0; }
     bool has_fua() const noexcept { return (flags & BLKM_DEVICE_HAS_FUA) != 0; }
     bool may_pin() const noexcept { return (flags & BLKM_DEVICE_MAY_PIN) != 0; }
+    bool is_locked() const noexcept { return (flags & BLKM_DEVICE_IS_LOCKED) != 0; }
+    bool is_align_assumed() const noexcept { return (flags & BLKM_DEVICE_IS_ALIGN_ASSUMED) != 0; }
 };
 
 /** What lies somewhere, and for how long it is so; a length of 0 is the device's end. */
@@ -830,6 +832,7 @@ struct drive_options {
 /** What a drive is: the fields of blkm_drive_info. */
 struct drive_info : blkm_drive_info {
     bool is_read_only() const noexcept { return (flags & BLKM_DRIVE_IS_READ_ONLY) != 0; }
+    bool has_job() const noexcept { return (flags & BLKM_DRIVE_HAS_JOB) != 0; }
 };
 
 /** A disk as its guest sees it. Threads: any. */
