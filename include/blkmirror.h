@@ -73,8 +73,8 @@ typedef struct blkm_bitmap blkm_bitmap;
 typedef struct blkm_device blkm_device;
 
 /**
- * A disk as a guest sees it. Queues, trackers, bitmaps and jobs hang on it; a completed mirror moves it to the target. Every function
- * that takes one may be called from any thread.
+ * A disk as a guest sees it. Queues, trackers, bitmaps and jobs hang on it; a completed mirror moves it to the target. Every
+ * function that takes one may be called from any thread.
  */
 typedef struct blkm_drive blkm_drive;
 
@@ -202,7 +202,8 @@ typedef uint32_t blkm_role;
 
 /**
  * Take no exclusive hold: no `O_EXCL` on a block device, no lock on a file. For a host that holds it exclusively itself and hands
- * its descriptor over. One that is mounted is refused all the same.
+ * its descriptor over, or whose management sees to it that one process at a time writes. One that is mounted is refused all the
+ * same.
  */
 #define BLKM_DEVICE_F_ALLOW_SHARED 1
 
@@ -212,7 +213,10 @@ typedef struct blkm_device_opts {
     size_t struct_size;
     /** `BLKM_DEVICE_F_*`. */
     uint64_t flags;
-    /** What error texts call a device that is opened by a descriptor; NULL: "fd N". Copied. UTF-8. One opened by its path is called that. */
+    /**
+     * What error texts call a device that is opened by a descriptor; NULL: "fd N". Copied. UTF-8. One opened by its path is called
+     * that.
+     */
     const char *name;
     /** Zero. */
     uint64_t reserved[4];
@@ -239,6 +243,18 @@ typedef uint32_t blkm_device_kind;
 /** Memory that is mapped with `blkm_mem_region_map` is pinned: none of it may be given back (QEMU: `ram_block_discard_disable`). */
 #define BLKM_DEVICE_MAY_PIN 8
 
+/**
+ * It is kept from others: a block device is claimed, a file is locked (`blkm_device_open`). Not so for a source, with
+ * `BLKM_DEVICE_F_ALLOW_SHARED`, and on a file system without locks.
+ */
+#define BLKM_DEVICE_IS_LOCKED 16
+
+/**
+ * Nobody says what this file system's direct I/O must be aligned to (`statx(2)`, since Linux 6.1), so 4096 is taken, which all
+ * that we know are content with. Show the guest no smaller blocks.
+ */
+#define BLKM_DEVICE_IS_ALIGN_ASSUMED 32
+
 /** What a device demands; sizes in bytes. */
 typedef struct blkm_device_info {
     /** Set by the caller: sizeof(blkm_device_info). */
@@ -259,7 +275,10 @@ typedef struct blkm_device_info {
     uint64_t max_request_bytes;
     /** The same from memory in scattered pages. */
     uint64_t max_request_scattered_bytes;
-    /** The most that one discard of the device covers; 0: it has none, or it is not known. Larger requests are split by the library. */
+    /**
+     * The most that one discard of the device covers; 0: it has none, or it is not known. Larger requests are split by the
+     * library.
+     */
     uint64_t max_discard_bytes;
     /** The same for the device's command for zeroes; 0: zeroes are written, or it is not known. */
     uint64_t max_write_zeroes_bytes;
@@ -290,29 +309,36 @@ void blkm_device_opts_init(struct blkm_device_opts *opts, size_t struct_size);
 /**
  * Opens a block device or an image file by its path, past the page cache where that is possible.
  *
- * As a disk or a target it is kept from others: `O_EXCL` on a block device, an advisory lock (`F_OFD_SETLK`) on a file. Both belong
- * to this process until the last user of the device has closed it. A source takes no lock.
+ * As a disk or a target it is kept from others: `O_EXCL` on a block device, which keeps away mounts and whoever claims it the same
+ * way; a write lock over all bytes (`F_OFD_SETLK`) on a file, which is advisory. Both hang on an open file description of the
+ * library's own, so a second opening is refused in this process, too, and they last until the last user of the device has closed
+ * it. A source takes no lock.
+ *
+ * They cannot be handed over to another process. When a guest moves to another process on this host, as with live migration to a
+ * new version of the hypervisor, the old one stops the guest, takes all completions, and closes queues, jobs, drive and device;
+ * then the new one opens it. Where the new one must have it open before, both open it with `BLKM_DEVICE_F_ALLOW_SHARED`.
+ *
+ * What is locked or claimed is tried again for 200 ms before it is refused: the kernel takes the rings of a process that was
+ * killed, or that ended with requests under way, apart after the process is gone, and keeps its files locked until then (measured:
+ * 50 ms as a rule, over a second while many writes were under way; so a host that restarts tries again for some seconds).
  *
  * `opts` may be NULL. On success `*out` is the device, to be closed with `blkm_device_close`; else it is NULL.
  *
- * Returns 0, or -errno with a text that names the file and the cause: `-ENOENT`, `-EACCES`, `-EBUSY` (mounted, swap, locked, held),
- * `-ENOTBLK` (a directory, a character device), `-EINVAL` (its size is no multiple of 512, an unknown role or flag). It blocks as
- * long as the file system does. Threads: any. Since 0.1.
+ * Returns 0, or -errno with a text that names the file and the cause: `-ENOENT`, `-EACCES`, `-EBUSY` (mounted, swap, locked,
+ * held), `-ENOTBLK` (a directory, a character device), `-EINVAL` (its size is no multiple of 512, an unknown role or flag). It
+ * blocks as long as the file system does. Threads: any. Since 0.1.
  */
 int blkm_device_open(const char *path, blkm_role role, const struct blkm_device_opts *opts, struct blkm_device **out);
 
 /**
  * The same for a descriptor of the caller's, who keeps his and closes it whenever he likes. The file is opened anew through
- * /proc/self/fd, so a lock or an `O_EXCL` of the caller's own counts as somebody else's: pass `BLKM_DEVICE_F_ALLOW_SHARED` then. Where
- * opening anew is forbidden, the descriptor is duplicated: it should have `O_DIRECT` (`BLKM_DEVICE_IS_DIRECT` tells), must be open for
- * writing unless the role is that of a source, and a block device needs `BLKM_DEVICE_F_ALLOW_SHARED`, else `-EACCES`.
+ * /proc/self/fd, so a lock or an `O_EXCL` of the caller's own counts as somebody else's: pass `BLKM_DEVICE_F_ALLOW_SHARED` then.
+ * Where opening anew is forbidden, the descriptor is duplicated: it should have `O_DIRECT` (`BLKM_DEVICE_IS_DIRECT` tells), must
+ * be open for writing unless the role is that of a source, and a block device needs `BLKM_DEVICE_F_ALLOW_SHARED`, else `-EACCES`.
  *
  * Returns as `blkm_device_open`, and `-EBADF`. Threads: any. Since 0.1.
  */
-int blkm_device_open_fd(int fd,
-                        blkm_role role,
-                        const struct blkm_device_opts *opts,
-                        struct blkm_device **out);
+int blkm_device_open_fd(int fd, blkm_role role, const struct blkm_device_opts *opts, struct blkm_device **out);
 
 /**
  * Creates a regular file of `size_bytes`, one hole, with mode 0600, and opens it as a target.
@@ -343,15 +369,12 @@ int blkm_device_get_info(struct blkm_device *device, struct blkm_device_info *in
 int blkm_device_refresh_size(struct blkm_device *device, uint64_t *size_bytes);
 
 /**
- * What lies at `offset_bytes` (`BLKM_EXTENT_*`), and for how many bytes from there it is so. Asked of the file system (`SEEK_DATA`); a
- * block device is all data. `kind` and `len_bytes` may be NULL. At the end of the device the length is 0.
+ * What lies at `offset_bytes` (`BLKM_EXTENT_*`), and for how many bytes from there it is so. Asked of the file system
+ * (`SEEK_DATA`); a block device is all data. `kind` and `len_bytes` may be NULL. At the end of the device the length is 0.
  *
  * Returns 0, or -errno. It blocks as long as the file system does. Threads: any. Since 0.1.
  */
-int blkm_device_block_status(struct blkm_device *device,
-                             uint64_t offset_bytes,
-                             blkm_extent_kind *kind,
-                             uint64_t *len_bytes);
+int blkm_device_block_status(struct blkm_device *device, uint64_t offset_bytes, blkm_extent_kind *kind, uint64_t *len_bytes);
 
 /**
  * Makes durable what was written to the device, through whatever descriptor (`fdatasync(2)`). It blocks until then.
@@ -361,25 +384,21 @@ int blkm_device_block_status(struct blkm_device *device,
 int blkm_device_flush(struct blkm_device *device);
 
 /**
- * Reserves space for a range of a file (`fallocate(2)`), so that writes there cannot run out of it. Nothing to do on a block device.
- * Offset and length are multiples of its logical block. It blocks until then.
+ * Reserves space for a range of a file (`fallocate(2)`), so that writes there cannot run out of it. Nothing to do on a block
+ * device. Offset and length are multiples of its logical block. It blocks until then.
  *
  * Returns 0, or -errno: `-ENOSPC`, `-EOPNOTSUPP`, `-EACCES` for a source. Threads: any. Since 0.1.
  */
-int blkm_device_preallocate(struct blkm_device *device,
-                            uint64_t offset_bytes,
-                            uint64_t len_bytes);
+int blkm_device_preallocate(struct blkm_device *device, uint64_t offset_bytes, uint64_t len_bytes);
 
 /**
- * Makes a range read as zeroes without writing any, and gives its space back unless `keep_allocated`. For a target before a job; not
- * for a disk in use, whose drive would not hear of it. Offset and length are multiples of its logical block. It blocks until then.
+ * Makes a range read as zeroes without writing any, and gives its space back unless `keep_allocated`. For a target before a job;
+ * not for a disk in use, whose drive would not hear of it. Offset and length are multiples of its logical block. It blocks until
+ * then.
  *
  * Returns 0, or -errno: `-EOPNOTSUPP` where only writing zeroes would help, `-EACCES` for a source. Threads: any. Since 0.1.
  */
-int blkm_device_write_zeroes(struct blkm_device *device,
-                             uint64_t offset_bytes,
-                             uint64_t len_bytes,
-                             bool keep_allocated);
+int blkm_device_write_zeroes(struct blkm_device *device, uint64_t offset_bytes, uint64_t len_bytes, bool keep_allocated);
 
 /**
  * Tells a device that a range is not needed, before a job; see `blkm_device_write_zeroes`. It blocks until then.
@@ -404,9 +423,9 @@ typedef struct blkm_drive_opts {
     /** Zero. */
     uint64_t flags;
     /**
-     * What offsets and lengths of queued requests must be multiples of: the logical block that the guest is shown. A power of two, at
-     * least the device's blocks, and the size is a multiple of it. 0: the device's. Larger blocks let the drive move to a device that
-     * has such blocks; memory must be aligned to them then, too.
+     * What offsets and lengths of queued requests must be multiples of: the logical block that the guest is shown. A power of two,
+     * at least the device's blocks, and the size is a multiple of it. 0: the device's. Larger blocks let the drive move to a
+     * device that has such blocks; memory must be aligned to them then, too.
      */
     uint64_t align_bytes;
     /** Zero. */
@@ -416,19 +435,22 @@ typedef struct blkm_drive_opts {
 /** The drive may not be written: its device was opened as a source. A pivot does not change it. */
 #define BLKM_DRIVE_IS_READ_ONLY 1
 
+/** A job runs on the drive now: from its start until it is concluded. */
+#define BLKM_DRIVE_HAS_JOB 2
+
 /** What a drive is. */
 typedef struct blkm_drive_info {
     /** Set by the caller: sizeof(blkm_drive_info). */
     size_t struct_size;
-    /** `BLKM_DRIVE_IS_*`. */
+    /** `BLKM_DRIVE_IS_*`, `BLKM_DRIVE_HAS_*`. */
     uint64_t flags;
     /** Bytes of the drive. */
     uint64_t size_bytes;
     /** What offsets and lengths of queued requests must be multiples of. A pivot does not change it. */
     uint64_t align_bytes;
     /**
-     * What every address of a queued request's memory must be a multiple of, at least 512. Ask once, before the first job: a pivot may
-     * lower it, and queues in use keep the old one.
+     * What every address of a queued request's memory must be a multiple of, at least 512. Ask once, before the first job: a pivot
+     * may lower it, and queues in use keep the old one.
      */
     uint64_t memory_align_bytes;
     /** How often the drive was moved to another device: 0 until the first pivot. */
@@ -465,23 +487,22 @@ typedef struct blkm_latencies {
 void blkm_drive_opts_init(struct blkm_drive_opts *opts, size_t struct_size);
 
 /**
- * Makes a drive on a device that was opened as a disk, or as a source for one that is only read. The drive keeps the device open for
- * itself. `opts` may be NULL. On success `*out` is the drive, to be closed with `blkm_drive_close`; else it is NULL.
+ * Makes a drive on a device that was opened as a disk, or as a source for one that is only read. The drive keeps the device open
+ * for itself. `opts` may be NULL. On success `*out` is the drive, to be closed with `blkm_drive_close`; else it is NULL.
  *
- * Queues do not bounce: what is not aligned is refused. A host that shows its guest blocks of 512 bytes and may move it to a disk with
- * larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size: for a disk that has
- * grown, make the drive and all that hangs on it anew.
+ * Queues do not bounce: what is not aligned is refused. A host that shows its guest blocks of 512 bytes and may move it to a disk
+ * with larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size: for a
+ * disk that has grown, make the drive and all that hangs on it anew.
  *
- * Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible; `-EBUSY` while another drive or a job has the device.
- * Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible, or for a device opened as a target; `-EBUSY` while
+ * another drive or a job has the device. Threads: any. Since 0.1.
  */
-int blkm_drive_create(struct blkm_device *device,
-                      const struct blkm_drive_opts *opts,
-                      struct blkm_drive **out);
+int blkm_drive_create(struct blkm_device *device, const struct blkm_drive_opts *opts, struct blkm_drive **out);
 
 /**
- * Closes the caller's handle and sets `*drive` to NULL. NULL, and a pointer to NULL, are allowed. Queues, trackers, bitmaps and jobs of
- * the drive live on; its device is closed with the last of them. Threads: any, while no other call uses this handle. Since 0.1.
+ * Closes the caller's handle and sets `*drive` to NULL. NULL, and a pointer to NULL, are allowed. Queues, trackers, bitmaps and
+ * jobs of the drive live on; its device is closed with the last of them. Threads: any, while no other call uses this handle. Since
+ * 0.1.
  */
 void blkm_drive_close(struct blkm_drive **drive);
 
@@ -493,70 +514,70 @@ void blkm_drive_close(struct blkm_drive **drive);
 int blkm_drive_get_info(struct blkm_drive *drive, struct blkm_drive_info *info);
 
 /**
- * A new descriptor of the device that the drive stands on now, for a host that does its own I/O (see `blkm_tracker_begin`). It is the
- * caller's to close, has `O_CLOEXEC` and `O_DIRECT` set, and shares its file position with the library: use `pread(2)` and its kin.
+ * A new descriptor of the device that the drive stands on now, for a host that does its own I/O (see `blkm_tracker_begin`). It is
+ * the caller's to close, has `O_CLOEXEC` and `O_DIRECT` set, and shares its file position with the library: use `pread(2)` and its
+ * kin.
  *
  * Returns the descriptor, or -errno. Threads: any. Since 0.1.
  */
 int blkm_drive_dup_fd(struct blkm_drive *drive);
 
 /**
- * What requests of the drive's queues and trackers took, since it was made: while no job ran, and while one did. Either may be NULL.
+ * What requests of the drive's queues and trackers took, since it was made: while no job ran, and while one did. Either may be
+ * NULL.
  *
  * Returns 0, or -errno. Threads: any. Since 0.1.
  */
-int blkm_drive_get_latencies(struct blkm_drive *drive,
-                             struct blkm_latencies *without_job,
-                             struct blkm_latencies *with_job);
+int blkm_drive_get_latencies(struct blkm_drive *drive, struct blkm_latencies *without_job, struct blkm_latencies *with_job);
 
 /* Memory for requests ----------------------------------------------------------------------------------------------------- */
 
 /**
- * Memory for requests of a drive: at least `len_bytes`, aligned as the drive's queues want it, in whole blocks, not cleared. It is given
- * back with `blkm_vfree`, and may be used with every drive whose alignment is not larger.
+ * Memory for requests of a drive: at least `len_bytes`, aligned as the drive's queues want it, in whole blocks, not cleared. It is
+ * given back with `blkm_vfree`, and may be used with every drive whose alignment is not larger.
  *
  * Returns the memory, or NULL with a text (`blkm_error_msg`). Threads: any. Since 0.1.
  */
-void *blkm_blockalign(struct blkm_drive *drive,
-                      size_t len_bytes);
+void *blkm_blockalign(struct blkm_drive *drive, size_t len_bytes);
 
 /** Gives memory of `blkm_blockalign` back. NULL is allowed. Threads: any. Since 0.1. */
 void blkm_vfree(void *memory);
 
 /**
- * Registers memory of the host's with a drive, such as its guest's RAM, once for all queues: requests whose data lies in one piece inside
- * it spare the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request.
- * `flags` is zero.
+ * Registers memory of the host's with a drive, such as its guest's RAM, once for all queues: requests whose data lies in one piece
+ * inside it spare the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the
+ * first request. `flags` is zero.
  *
- * From then on none of its pages may be given back or replaced (`madvise(2)`, balloons, free page reporting, virtio-mem, userfaultfd): the
- * kernel would go on with the old ones, and the guest's data would be wrong. The kernel takes 1 GiB at a time; a request across such a
- * border, counted from the region's start, is sent as if it were not mapped.
+ * From then on none of its pages may be given back or replaced (`madvise(2)`, balloons, free page reporting, virtio-mem,
+ * userfaultfd): the kernel would go on with the old ones, and the guest's data would be wrong. The kernel takes 1 GiB at a time; a
+ * request across such a border, counted from the region's start, or from one region into the next, is sent as if it were not
+ * mapped.
  *
- * The memory stays mapped as it is, readable and writable, until `blkm_mem_region_unmap` of it has succeeded, or the drive and all its
- * queues are closed. Each queue takes it up when it is used next, and then the kernel pins every page of it, once for each queue. That
- * counts against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK; what the kernel refuses is used unregistered, which
- * `blkm_queue_get_info` tells.
+ * The memory stays mapped as it is, readable and writable, until `blkm_mem_region_unmap` of it has succeeded, or the drive and all
+ * its queues are closed.
  *
- * Returns 0, or -errno: `-EINVAL` for memory that is empty or wraps, or flags; `-EEXIST` when it overlaps another region; `-EMFILE` with 32
- * regions, or 4 TiB. Threads: any. Since 0.1.
+ * What it costs: each queue takes it up when it is used next, on its own thread, which does nothing else meanwhile. The kernel
+ * pins every page then, and fetches those that are not there: 1 GiB takes in the order of 40 ms in small pages, of 5 ms in huge
+ * ones, and seconds where the pages are not there yet (measured on a virtual machine). It does so once for each queue, and counts
+ * it each time against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK: the limit must be the mapped bytes times the queues.
+ * What the kernel refuses is used unregistered, which `blkm_queue_get_info` tells. A queue for rare requests does without
+ * (`BLKM_QUEUE_F_NO_REGIONS`). However many regions there are, finding its own costs a request 10 to 20 ns.
+ *
+ * Returns 0, or -errno: `-EINVAL` for memory that is empty or wraps, or flags; `-EEXIST` when it overlaps another region;
+ * `-EMFILE` with 256 regions, or when all of them together need more than 4095 pieces of 1 GiB (4 TiB). Threads: any. Since 0.1.
  */
-int blkm_mem_region_map(struct blkm_drive *drive,
-                        void *addr,
-                        size_t len_bytes,
-                        uint64_t flags);
+int blkm_mem_region_map(struct blkm_drive *drive, void *addr, size_t len_bytes, uint64_t flags);
 
 /**
- * Takes a region back, given as it was mapped. From when this has succeeded the host may unmap the memory, or map other memory at the same
- * address. Its pages stay pinned until every queue of the drive has been used once more; their completion descriptors are made readable
- * for that.
+ * Takes a region back, given as it was mapped. From when this has succeeded the host may unmap the memory, or map other memory at
+ * the same address. Its pages stay pinned until every queue of the drive that took it up has been used once more; their completion
+ * descriptors are made readable for that.
  *
- * Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request that came after it was mapped has
- * memory in it and is under way. The memory of any request stays as it is until its completion, mapped with a drive or not.
- * Threads: any. Since 0.1.
+ * Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request that came after it was
+ * mapped has memory in it, or in more than seven regions, and is under way. The memory of any request stays as it is until its
+ * completion, mapped with a drive or not. Threads: any. Since 0.1.
  */
-int blkm_mem_region_unmap(struct blkm_drive *drive,
-                          void *addr,
-                          size_t len_bytes);
+int blkm_mem_region_unmap(struct blkm_drive *drive, void *addr, size_t len_bytes);
 
 /* Queues: guest I/O through the library ----------------------------------------------------------------------------------- */
 
@@ -568,6 +589,12 @@ int blkm_mem_region_unmap(struct blkm_drive *drive,
  * such a write does not complete, even when its job has failed.
  */
 #define BLKM_QUEUE_F_STABLE_BUFFERS 2
+
+/**
+ * The queue takes up no memory regions (`blkm_mem_region_map`), which pins them once less. For rare requests, as of a control path: those
+ * work all the same, and keep a region from being unmapped as those of any queue do.
+ */
+#define BLKM_QUEUE_F_NO_REGIONS 4
 
 /** How a queue is made. All zero (or NULL) is the default. */
 typedef struct blkm_queue_opts {
@@ -827,8 +854,8 @@ typedef uint32_t blkm_io_kind;
 #define BLKM_IO_FLUSH 4
 
 /**
- * `blkm_tracker_begin`: not now. The gate is closed, for a switch-over or because copy mode auto brakes the guest; a later version may
- * hold requests for other reasons. Wait until `blkm_tracker_wait` or the descriptor says that it is open, and begin again.
+ * `blkm_tracker_begin`: not now. The gate is closed, for a switch-over or because copy mode auto brakes the guest; a later version
+ * may hold requests for other reasons. Wait until `blkm_tracker_wait` or the descriptor says that it is open, and begin again.
  */
 #define BLKM_HELD 1
 
@@ -848,18 +875,22 @@ typedef struct blkm_token {
 int blkm_tracker_create(struct blkm_drive *drive, struct blkm_tracker **out);
 
 /**
- * Closes the caller's handle and sets `*tracker` to NULL. NULL, and a pointer to NULL, are allowed. Tokens can be ended with another
- * tracker of the drive. Threads: any, while no other call uses this handle. Since 0.1.
+ * Closes the caller's handle and sets `*tracker` to NULL. NULL, and a pointer to NULL, are allowed. Tokens can be ended with
+ * another tracker of the drive. Threads: any, while no other call uses this handle. Since 0.1.
  */
 void blkm_tracker_close(struct blkm_tracker **tracker);
 
 /**
- * A request (`BLKM_IO_*`) is about to be sent. The range need not be aligned; that of a flush is empty. Nothing is allocated, and no
- * lock is taken. Tracked writes are followed in background, whatever the job's copy mode is.
+ * A request (`BLKM_IO_*`) is about to be sent. The range need not be aligned; that of a flush is empty. Nothing is allocated, and
+ * no lock is taken. Tracked writes are followed in background, whatever the job's copy mode is.
  *
  * Returns 0, and `*token` is to be ended with `blkm_tracker_end`: send the request now, to the device that `token->device_number`
- * names. `BLKM_HELD`: do not send it; wait, and begin again. -errno: `-EINVAL` for a range that is empty or not on the drive, or an unknown
- * kind; `-EAGAIN` when 4096 are under way: begin again after one of yours has ended, the descriptor does not tell of that. A token that is never ended keeps every job of the drive from switching over.
+ * names. `BLKM_HELD`: do not send it; wait, and begin again. -errno: `-EINVAL` for a range that is empty or not on the drive, or
+ * an unknown kind; `-EAGAIN` when 4096 are under way on the drive, which is counted over all its trackers and queues: nothing was
+ * begun; hold the request, and begin again when one of yours has ended (`blkm_tracker_wait` and the descriptor tell of the gate
+ * alone), or after a moment if none of yours is under way. A host that never has more than that many under way never sees it.
+ *
+ * A token that is never ended keeps every job of the drive from switching over.
  * Threads: any. Since 0.1.
  */
 int blkm_tracker_begin(struct blkm_tracker *tracker,
@@ -869,16 +900,14 @@ int blkm_tracker_begin(struct blkm_tracker *tracker,
                        struct blkm_token *token);
 
 /**
- * A request has completed with `result` (0, or -errno if it failed): said before the guest hears of it, because a write marks its range
- * here, whatever its result. Where the write was plain stores into mapped memory, with no system call since, a full memory barrier
- * (`atomic_thread_fence(memory_order_seq_cst)`) must come before.
+ * A request has completed with `result` (0, or -errno if it failed): said before the guest hears of it, because a write marks its
+ * range here, whatever its result. Where the write was plain stores into mapped memory, with no system call since, a full memory
+ * barrier (`atomic_thread_fence(memory_order_seq_cst)`) must come before.
  *
  * Returns 0; `-EPERM`, and nothing was changed, for a token that was ended before or is none of this drive's; `-EINVAL`.
  * Threads: any, also another than the one that began it. Since 0.1.
  */
-int blkm_tracker_end(struct blkm_tracker *tracker,
-                     const struct blkm_token *token,
-                     int result);
+int blkm_tracker_end(struct blkm_tracker *tracker, const struct blkm_token *token, int result);
 
 /**
  * Sleeps until the drive's gate is open, at most for `timeout_ns`; negative: for ever.
@@ -888,8 +917,8 @@ int blkm_tracker_end(struct blkm_tracker *tracker,
 int blkm_tracker_wait(struct blkm_tracker *tracker, int64_t timeout_ns);
 
 /**
- * A descriptor that is readable exactly while the drive's gate is open, for an event loop: poll it while requests are held, never read
- * from it. It belongs to the library and is good until every handle of the drive is closed.
+ * A descriptor that is readable exactly while the drive's gate is open, for an event loop: poll it while requests are held, never
+ * read from it. It belongs to the library and is good until every handle of the drive is closed.
  *
  * Returns the descriptor, or -errno. Threads: any. Since 0.1.
  */

@@ -287,7 +287,8 @@ enum class device_flags : std::uint64_t { none = 0, allow_shared = BLKM_DEVICE_F
 enum class queue_flags : std::uint64_t {
     none = 0,
     no_eventfd = BLKM_QUEUE_F_NO_EVENTFD,
-    stable_buffers = BLKM_QUEUE_F_STABLE_BUFFERS
+    stable_buffers = BLKM_QUEUE_F_STABLE_BUFFERS,
+    no_regions = BLKM_QUEUE_F_NO_REGIONS
 };
 enum class request_flags : std::uint32_t {
     none = 0,
@@ -471,6 +472,8 @@ struct device_info : blkm_device_info {
     bool is_zero() const noexcept { return (flags & BLKM_DEVICE_IS_ZERO) != 0; }
     bool has_fua() const noexcept { return (flags & BLKM_DEVICE_HAS_FUA) != 0; }
     bool may_pin() const noexcept { return (flags & BLKM_DEVICE_MAY_PIN) != 0; }
+    bool is_locked() const noexcept { return (flags & BLKM_DEVICE_IS_LOCKED) != 0; }
+    bool is_align_assumed() const noexcept { return (flags & BLKM_DEVICE_IS_ALIGN_ASSUMED) != 0; }
 };
 
 /** What lies somewhere, and for how long it is so; a length of 0 is the device's end. */
@@ -829,6 +832,7 @@ struct drive_options {
 /** What a drive is: the fields of blkm_drive_info. */
 struct drive_info : blkm_drive_info {
     bool is_read_only() const noexcept { return (flags & BLKM_DRIVE_IS_READ_ONLY) != 0; }
+    bool has_job() const noexcept { return (flags & BLKM_DRIVE_HAS_JOB) != 0; }
 };
 
 /** A disk as its guest sees it. Threads: any. */

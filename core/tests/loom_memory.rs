@@ -1,7 +1,7 @@
 //! Every interleaving of a request through registered memory with the unmapping of that memory.
 //!
-//! Run with `make loom`. The model uses the real counters (`InUse`); the list of regions is one flag. It is also run with each fence
-//! left out and with the look before the count, and must notice.
+//! Run with `make loom`. The model uses the real counters (`InUse`); the list of regions is one flag. It is also run with each
+//! fence left out and with the look before the count, and must notice.
 #![cfg(loom)]
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "this is a test")]

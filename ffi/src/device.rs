@@ -5,7 +5,9 @@ use std::ffi::{c_char, c_int};
 use std::os::fd::BorrowedFd;
 
 use blkmirror_core::Result;
-use blkmirror_core::device::{Device, DeviceKind, ExtentKind, Role, TargetOptions, ZeroMode};
+use blkmirror_core::device::{
+    AlignmentOrigin, Device, DeviceKind, ExtentKind, Role, TargetOptions, ZeroMode,
+};
 
 use crate::border::handle::{Health, borrow, close, create, object, with};
 use crate::border::sized::{self, structure};
@@ -35,7 +37,8 @@ pub const BLKM_ROLE_TARGET: blkm_role = 2;
 pub const BLKM_ROLE_SOURCE: blkm_role = 3;
 
 /// Take no exclusive hold: no `O_EXCL` on a block device, no lock on a file. For a host that holds it exclusively itself and hands
-/// its descriptor over. One that is mounted is refused all the same.
+/// its descriptor over, or whose management sees to it that one process at a time writes. One that is mounted is refused all the
+/// same.
 pub const BLKM_DEVICE_F_ALLOW_SHARED: u64 = 1;
 
 /// How a device is opened. All zero (or NULL) is the default.
@@ -47,7 +50,8 @@ pub struct blkm_device_opts {
     pub struct_size: usize,
     /// `BLKM_DEVICE_F_*`.
     pub flags: u64,
-    /// What error texts call a device that is opened by a descriptor; NULL: "fd N". Copied. UTF-8. One opened by its path is called that.
+    /// What error texts call a device that is opened by a descriptor; NULL: "fd N". Copied. UTF-8. One opened by its path is called
+    /// that.
     pub name: *const c_char,
     /// Zero.
     pub reserved: [u64; 4],
@@ -70,6 +74,12 @@ pub const BLKM_DEVICE_IS_ZERO: u64 = 2;
 pub const BLKM_DEVICE_HAS_FUA: u64 = 4;
 /// Memory that is mapped with `blkm_mem_region_map` is pinned: none of it may be given back (QEMU: `ram_block_discard_disable`).
 pub const BLKM_DEVICE_MAY_PIN: u64 = 8;
+/// It is kept from others: a block device is claimed, a file is locked (`blkm_device_open`). Not so for a source, with
+/// `BLKM_DEVICE_F_ALLOW_SHARED`, and on a file system without locks.
+pub const BLKM_DEVICE_IS_LOCKED: u64 = 16;
+/// Nobody says what this file system's direct I/O must be aligned to (`statx(2)`, since Linux 6.1), so 4096 is taken, which all
+/// that we know are content with. Show the guest no smaller blocks.
+pub const BLKM_DEVICE_IS_ALIGN_ASSUMED: u64 = 32;
 
 /// What a device demands; sizes in bytes.
 #[allow(non_camel_case_types, reason = "as in C")]
@@ -94,7 +104,8 @@ pub struct blkm_device_info {
     pub max_request_bytes: u64,
     /// The same from memory in scattered pages.
     pub max_request_scattered_bytes: u64,
-    /// The most that one discard of the device covers; 0: it has none, or it is not known. Larger requests are split by the library.
+    /// The most that one discard of the device covers; 0: it has none, or it is not known. Larger requests are split by the
+    /// library.
     pub max_discard_bytes: u64,
     /// The same for the device's command for zeroes; 0: zeroes are written, or it is not known.
     pub max_write_zeroes_bytes: u64,
@@ -126,14 +137,24 @@ pub unsafe extern "C" fn blkm_device_opts_init(opts: *mut blkm_device_opts, stru
 
 /// Opens a block device or an image file by its path, past the page cache where that is possible.
 ///
-/// As a disk or a target it is kept from others: `O_EXCL` on a block device, an advisory lock (`F_OFD_SETLK`) on a file. Both belong
-/// to this process until the last user of the device has closed it. A source takes no lock.
+/// As a disk or a target it is kept from others: `O_EXCL` on a block device, which keeps away mounts and whoever claims it the same
+/// way; a write lock over all bytes (`F_OFD_SETLK`) on a file, which is advisory. Both hang on an open file description of the
+/// library's own, so a second opening is refused in this process, too, and they last until the last user of the device has closed
+/// it. A source takes no lock.
+///
+/// They cannot be handed over to another process. When a guest moves to another process on this host, as with live migration to a
+/// new version of the hypervisor, the old one stops the guest, takes all completions, and closes queues, jobs, drive and device;
+/// then the new one opens it. Where the new one must have it open before, both open it with `BLKM_DEVICE_F_ALLOW_SHARED`.
+///
+/// What is locked or claimed is tried again for 200 ms before it is refused: the kernel takes the rings of a process that was
+/// killed, or that ended with requests under way, apart after the process is gone, and keeps its files locked until then (measured:
+/// 50 ms as a rule, over a second while many writes were under way; so a host that restarts tries again for some seconds).
 ///
 /// `opts` may be NULL. On success `*out` is the device, to be closed with `blkm_device_close`; else it is NULL.
 ///
-/// Returns 0, or -errno with a text that names the file and the cause: `-ENOENT`, `-EACCES`, `-EBUSY` (mounted, swap, locked, held),
-/// `-ENOTBLK` (a directory, a character device), `-EINVAL` (its size is no multiple of 512, an unknown role or flag). It blocks as
-/// long as the file system does. Threads: any. Since 0.1.
+/// Returns 0, or -errno with a text that names the file and the cause: `-ENOENT`, `-EACCES`, `-EBUSY` (mounted, swap, locked,
+/// held), `-ENOTBLK` (a directory, a character device), `-EINVAL` (its size is no multiple of 512, an unknown role or flag). It
+/// blocks as long as the file system does. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_device_open(
     path: *const c_char,
@@ -158,9 +179,9 @@ pub unsafe extern "C" fn blkm_device_open(
 }
 
 /// The same for a descriptor of the caller's, who keeps his and closes it whenever he likes. The file is opened anew through
-/// /proc/self/fd, so a lock or an `O_EXCL` of the caller's own counts as somebody else's: pass `BLKM_DEVICE_F_ALLOW_SHARED` then. Where
-/// opening anew is forbidden, the descriptor is duplicated: it should have `O_DIRECT` (`BLKM_DEVICE_IS_DIRECT` tells), must be open for
-/// writing unless the role is that of a source, and a block device needs `BLKM_DEVICE_F_ALLOW_SHARED`, else `-EACCES`.
+/// /proc/self/fd, so a lock or an `O_EXCL` of the caller's own counts as somebody else's: pass `BLKM_DEVICE_F_ALLOW_SHARED` then.
+/// Where opening anew is forbidden, the descriptor is duplicated: it should have `O_DIRECT` (`BLKM_DEVICE_IS_DIRECT` tells), must
+/// be open for writing unless the role is that of a source, and a block device needs `BLKM_DEVICE_F_ALLOW_SHARED`, else `-EACCES`.
 ///
 /// Returns as `blkm_device_open`, and `-EBADF`. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -252,8 +273,8 @@ pub unsafe extern "C" fn blkm_device_refresh_size(device: *mut blkm_device, size
     unsafe { with(device, "look at a device's size", body) }
 }
 
-/// What lies at `offset_bytes` (`BLKM_EXTENT_*`), and for how many bytes from there it is so. Asked of the file system (`SEEK_DATA`); a
-/// block device is all data. `kind` and `len_bytes` may be NULL. At the end of the device the length is 0.
+/// What lies at `offset_bytes` (`BLKM_EXTENT_*`), and for how many bytes from there it is so. Asked of the file system
+/// (`SEEK_DATA`); a block device is all data. `kind` and `len_bytes` may be NULL. At the end of the device the length is 0.
 ///
 /// Returns 0, or -errno. It blocks as long as the file system does. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -288,8 +309,8 @@ pub unsafe extern "C" fn blkm_device_flush(device: *mut blkm_device) -> c_int {
     unsafe { with(device, "flush a device", |d: &blkm_device| d.device.flush()) }
 }
 
-/// Reserves space for a range of a file (`fallocate(2)`), so that writes there cannot run out of it. Nothing to do on a block device.
-/// Offset and length are multiples of its logical block. It blocks until then.
+/// Reserves space for a range of a file (`fallocate(2)`), so that writes there cannot run out of it. Nothing to do on a block
+/// device. Offset and length are multiples of its logical block. It blocks until then.
 ///
 /// Returns 0, or -errno: `-ENOSPC`, `-EOPNOTSUPP`, `-EACCES` for a source. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -307,8 +328,9 @@ pub unsafe extern "C" fn blkm_device_preallocate(
     }
 }
 
-/// Makes a range read as zeroes without writing any, and gives its space back unless `keep_allocated`. For a target before a job; not
-/// for a disk in use, whose drive would not hear of it. Offset and length are multiples of its logical block. It blocks until then.
+/// Makes a range read as zeroes without writing any, and gives its space back unless `keep_allocated`. For a target before a job;
+/// not for a disk in use, whose drive would not hear of it. Offset and length are multiples of its logical block. It blocks until
+/// then.
 ///
 /// Returns 0, or -errno: `-EOPNOTSUPP` where only writing zeroes would help, `-EACCES` for a source. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -410,6 +432,8 @@ fn info_of(device: &Device) -> blkm_device_info {
         flags: sum::flag(device.is_direct(), BLKM_DEVICE_IS_DIRECT)
             | sum::flag(device.reads_as_zeroes(), BLKM_DEVICE_IS_ZERO)
             | sum::flag(limits.writes_through, BLKM_DEVICE_HAS_FUA)
+            | sum::flag(device.is_locked(), BLKM_DEVICE_IS_LOCKED)
+            | sum::flag(limits.alignment_origin == AlignmentOrigin::Assumed, BLKM_DEVICE_IS_ALIGN_ASSUMED)
             | BLKM_DEVICE_MAY_PIN,
         size_bytes: device.size_bytes(),
         request_align_bytes: limits.offset_align_bytes,

@@ -13,8 +13,8 @@ use crate::border::sized::{self, structure};
 use crate::border::sum;
 use crate::device::blkm_device;
 
-/// A disk as a guest sees it. Queues, trackers, bitmaps and jobs hang on it; a completed mirror moves it to the target. Every function
-/// that takes one may be called from any thread.
+/// A disk as a guest sees it. Queues, trackers, bitmaps and jobs hang on it; a completed mirror moves it to the target. Every
+/// function that takes one may be called from any thread.
 #[allow(non_camel_case_types, reason = "as in C")]
 #[derive(Debug)]
 pub struct blkm_drive {
@@ -34,9 +34,9 @@ pub struct blkm_drive_opts {
     pub struct_size: usize,
     /// Zero.
     pub flags: u64,
-    /// What offsets and lengths of queued requests must be multiples of: the logical block that the guest is shown. A power of two, at
-    /// least the device's blocks, and the size is a multiple of it. 0: the device's. Larger blocks let the drive move to a device that
-    /// has such blocks; memory must be aligned to them then, too.
+    /// What offsets and lengths of queued requests must be multiples of: the logical block that the guest is shown. A power of two,
+    /// at least the device's blocks, and the size is a multiple of it. 0: the device's. Larger blocks let the drive move to a
+    /// device that has such blocks; memory must be aligned to them then, too.
     pub align_bytes: u64,
     /// Zero.
     pub reserved: [u64; 4],
@@ -45,6 +45,8 @@ structure!(blkm_drive_opts, first 56, reserved reserved);
 
 /// The drive may not be written: its device was opened as a source. A pivot does not change it.
 pub const BLKM_DRIVE_IS_READ_ONLY: u64 = 1;
+/// A job runs on the drive now: from its start until it is concluded.
+pub const BLKM_DRIVE_HAS_JOB: u64 = 2;
 
 /// What a drive is.
 #[allow(non_camel_case_types, reason = "as in C")]
@@ -53,14 +55,14 @@ pub const BLKM_DRIVE_IS_READ_ONLY: u64 = 1;
 pub struct blkm_drive_info {
     /// Set by the caller: sizeof(blkm_drive_info).
     pub struct_size: usize,
-    /// `BLKM_DRIVE_IS_*`.
+    /// `BLKM_DRIVE_IS_*`, `BLKM_DRIVE_HAS_*`.
     pub flags: u64,
     /// Bytes of the drive.
     pub size_bytes: u64,
     /// What offsets and lengths of queued requests must be multiples of. A pivot does not change it.
     pub align_bytes: u64,
-    /// What every address of a queued request's memory must be a multiple of, at least 512. Ask once, before the first job: a pivot may
-    /// lower it, and queues in use keep the old one.
+    /// What every address of a queued request's memory must be a multiple of, at least 512. Ask once, before the first job: a pivot
+    /// may lower it, and queues in use keep the old one.
     pub memory_align_bytes: u64,
     /// How often the drive was moved to another device: 0 until the first pivot.
     pub device_number: u64,
@@ -117,15 +119,15 @@ pub unsafe extern "C" fn blkm_drive_opts_init(opts: *mut blkm_drive_opts, struct
     unsafe { sized::init(opts, struct_size) }
 }
 
-/// Makes a drive on a device that was opened as a disk, or as a source for one that is only read. The drive keeps the device open for
-/// itself. `opts` may be NULL. On success `*out` is the drive, to be closed with `blkm_drive_close`; else it is NULL.
+/// Makes a drive on a device that was opened as a disk, or as a source for one that is only read. The drive keeps the device open
+/// for itself. `opts` may be NULL. On success `*out` is the drive, to be closed with `blkm_drive_close`; else it is NULL.
 ///
-/// Queues do not bounce: what is not aligned is refused. A host that shows its guest blocks of 512 bytes and may move it to a disk with
-/// larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size: for a disk that has
-/// grown, make the drive and all that hangs on it anew.
+/// Queues do not bounce: what is not aligned is refused. A host that shows its guest blocks of 512 bytes and may move it to a disk
+/// with larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size: for a
+/// disk that has grown, make the drive and all that hangs on it anew.
 ///
-/// Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible; `-EBUSY` while another drive or a job has the device.
-/// Threads: any. Since 0.1.
+/// Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible, or for a device opened as a target; `-EBUSY` while
+/// another drive or a job has the device. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_drive_create(
     device: *mut blkm_device,
@@ -149,8 +151,9 @@ pub unsafe extern "C" fn blkm_drive_create(
     unsafe { create(out, attempt, make) }
 }
 
-/// Closes the caller's handle and sets `*drive` to NULL. NULL, and a pointer to NULL, are allowed. Queues, trackers, bitmaps and jobs of
-/// the drive live on; its device is closed with the last of them. Threads: any, while no other call uses this handle. Since 0.1.
+/// Closes the caller's handle and sets `*drive` to NULL. NULL, and a pointer to NULL, are allowed. Queues, trackers, bitmaps and
+/// jobs of the drive live on; its device is closed with the last of them. Threads: any, while no other call uses this handle. Since
+/// 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_drive_close(drive: *mut *mut blkm_drive) {
     // SAFETY: the caller's handle, as the header says.
@@ -167,7 +170,8 @@ pub unsafe extern "C" fn blkm_drive_get_info(drive: *mut blkm_drive, info: *mut 
         let drive = &d.drive;
         let value = blkm_drive_info {
             struct_size: 0,
-            flags: sum::flag(!drive.is_writable(), BLKM_DRIVE_IS_READ_ONLY),
+            flags: sum::flag(!drive.is_writable(), BLKM_DRIVE_IS_READ_ONLY)
+                | sum::flag(drive.has_job(), BLKM_DRIVE_HAS_JOB),
             size_bytes: drive.size_bytes(),
             align_bytes: drive.align_bytes(),
             memory_align_bytes: drive.memory_align_bytes(),
@@ -181,8 +185,9 @@ pub unsafe extern "C" fn blkm_drive_get_info(drive: *mut blkm_drive, info: *mut 
     unsafe { with(drive, attempt, body) }
 }
 
-/// A new descriptor of the device that the drive stands on now, for a host that does its own I/O (see `blkm_tracker_begin`). It is the
-/// caller's to close, has `O_CLOEXEC` and `O_DIRECT` set, and shares its file position with the library: use `pread(2)` and its kin.
+/// A new descriptor of the device that the drive stands on now, for a host that does its own I/O (see `blkm_tracker_begin`). It is
+/// the caller's to close, has `O_CLOEXEC` and `O_DIRECT` set, and shares its file position with the library: use `pread(2)` and its
+/// kin.
 ///
 /// Returns the descriptor, or -errno. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -196,7 +201,8 @@ pub unsafe extern "C" fn blkm_drive_dup_fd(drive: *mut blkm_drive) -> c_int {
     unsafe { with(drive, attempt, body) }
 }
 
-/// What requests of the drive's queues and trackers took, since it was made: while no job ran, and while one did. Either may be NULL.
+/// What requests of the drive's queues and trackers took, since it was made: while no job ran, and while one did. Either may be
+/// NULL.
 ///
 /// Returns 0, or -errno. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]

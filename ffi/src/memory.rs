@@ -10,8 +10,8 @@ use crate::border::handle::{borrow, with};
 use crate::border::{guard, sum};
 use crate::drive::blkm_drive;
 
-/// Memory for requests of a drive: at least `len_bytes`, aligned as the drive's queues want it, in whole blocks, not cleared. It is given
-/// back with `blkm_vfree`, and may be used with every drive whose alignment is not larger.
+/// Memory for requests of a drive: at least `len_bytes`, aligned as the drive's queues want it, in whole blocks, not cleared. It is
+/// given back with `blkm_vfree`, and may be used with every drive whose alignment is not larger.
 ///
 /// Returns the memory, or NULL with a text (`blkm_error_msg`). Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -34,21 +34,27 @@ pub unsafe extern "C" fn blkm_vfree(memory: *mut c_void) {
     unsafe { libc::free(memory) }
 }
 
-/// Registers memory of the host's with a drive, such as its guest's RAM, once for all queues: requests whose data lies in one piece inside
-/// it spare the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request.
-/// `flags` is zero.
+/// Registers memory of the host's with a drive, such as its guest's RAM, once for all queues: requests whose data lies in one piece
+/// inside it spare the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the
+/// first request. `flags` is zero.
 ///
-/// From then on none of its pages may be given back or replaced (`madvise(2)`, balloons, free page reporting, virtio-mem, userfaultfd): the
-/// kernel would go on with the old ones, and the guest's data would be wrong. The kernel takes 1 GiB at a time; a request across such a
-/// border, counted from the region's start, is sent as if it were not mapped.
+/// From then on none of its pages may be given back or replaced (`madvise(2)`, balloons, free page reporting, virtio-mem,
+/// userfaultfd): the kernel would go on with the old ones, and the guest's data would be wrong. The kernel takes 1 GiB at a time; a
+/// request across such a border, counted from the region's start, or from one region into the next, is sent as if it were not
+/// mapped.
 ///
-/// The memory stays mapped as it is, readable and writable, until `blkm_mem_region_unmap` of it has succeeded, or the drive and all its
-/// queues are closed. Each queue takes it up when it is used next, and then the kernel pins every page of it, once for each queue. That
-/// counts against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK; what the kernel refuses is used unregistered, which
-/// `blkm_queue_get_info` tells.
+/// The memory stays mapped as it is, readable and writable, until `blkm_mem_region_unmap` of it has succeeded, or the drive and all
+/// its queues are closed.
 ///
-/// Returns 0, or -errno: `-EINVAL` for memory that is empty or wraps, or flags; `-EEXIST` when it overlaps another region; `-EMFILE` with 32
-/// regions, or 4 TiB. Threads: any. Since 0.1.
+/// What it costs: each queue takes it up when it is used next, on its own thread, which does nothing else meanwhile. The kernel
+/// pins every page then, and fetches those that are not there: 1 GiB takes in the order of 40 ms in small pages, of 5 ms in huge
+/// ones, and seconds where the pages are not there yet (measured on a virtual machine). It does so once for each queue, and counts
+/// it each time against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK: the limit must be the mapped bytes times the queues.
+/// What the kernel refuses is used unregistered, which `blkm_queue_get_info` tells. A queue for rare requests does without
+/// (`BLKM_QUEUE_F_NO_REGIONS`). However many regions there are, finding its own costs a request 10 to 20 ns.
+///
+/// Returns 0, or -errno: `-EINVAL` for memory that is empty or wraps, or flags; `-EEXIST` when it overlaps another region;
+/// `-EMFILE` with 256 regions, or when all of them together need more than 4095 pieces of 1 GiB (4 TiB). Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_mem_region_map(
     drive: *mut blkm_drive,
@@ -66,13 +72,13 @@ pub unsafe extern "C" fn blkm_mem_region_map(
     unsafe { with(drive, attempt, body) }
 }
 
-/// Takes a region back, given as it was mapped. From when this has succeeded the host may unmap the memory, or map other memory at the same
-/// address. Its pages stay pinned until every queue of the drive has been used once more; their completion descriptors are made readable
-/// for that.
+/// Takes a region back, given as it was mapped. From when this has succeeded the host may unmap the memory, or map other memory at
+/// the same address. Its pages stay pinned until every queue of the drive that took it up has been used once more; their completion
+/// descriptors are made readable for that.
 ///
-/// Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request that came after it was mapped has
-/// memory in it and is under way. The memory of any request stays as it is until its completion, mapped with a drive or not.
-/// Threads: any. Since 0.1.
+/// Returns 0, or -errno, and nothing has changed: `-ENOENT` for what is no region; `-EBUSY` while a request that came after it was
+/// mapped has memory in it, or in more than seven regions, and is under way. The memory of any request stays as it is until its
+/// completion, mapped with a drive or not. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_mem_region_unmap(
     drive: *mut blkm_drive,

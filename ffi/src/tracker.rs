@@ -39,8 +39,8 @@ pub const BLKM_IO_DISCARD: blkm_io_kind = 3;
 /// Makes durable what was written; its range is empty.
 pub const BLKM_IO_FLUSH: blkm_io_kind = 4;
 
-/// `blkm_tracker_begin`: not now. The gate is closed, for a switch-over or because copy mode auto brakes the guest; a later version may
-/// hold requests for other reasons. Wait until `blkm_tracker_wait` or the descriptor says that it is open, and begin again.
+/// `blkm_tracker_begin`: not now. The gate is closed, for a switch-over or because copy mode auto brakes the guest; a later version
+/// may hold requests for other reasons. Wait until `blkm_tracker_wait` or the descriptor says that it is open, and begin again.
 pub const BLKM_HELD: c_int = 1;
 
 /// A tracked request that is under way. The caller keeps it; it may be copied and moved, and is ended once.
@@ -69,20 +69,24 @@ pub unsafe extern "C" fn blkm_tracker_create(drive: *mut blkm_drive, out: *mut *
     unsafe { create(out, attempt, make) }
 }
 
-/// Closes the caller's handle and sets `*tracker` to NULL. NULL, and a pointer to NULL, are allowed. Tokens can be ended with another
-/// tracker of the drive. Threads: any, while no other call uses this handle. Since 0.1.
+/// Closes the caller's handle and sets `*tracker` to NULL. NULL, and a pointer to NULL, are allowed. Tokens can be ended with
+/// another tracker of the drive. Threads: any, while no other call uses this handle. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_tracker_close(tracker: *mut *mut blkm_tracker) {
     // SAFETY: the caller's handle, as the header says.
     unsafe { close(tracker) }
 }
 
-/// A request (`BLKM_IO_*`) is about to be sent. The range need not be aligned; that of a flush is empty. Nothing is allocated, and no
-/// lock is taken. Tracked writes are followed in background, whatever the job's copy mode is.
+/// A request (`BLKM_IO_*`) is about to be sent. The range need not be aligned; that of a flush is empty. Nothing is allocated, and
+/// no lock is taken. Tracked writes are followed in background, whatever the job's copy mode is.
 ///
 /// Returns 0, and `*token` is to be ended with `blkm_tracker_end`: send the request now, to the device that `token->device_number`
-/// names. `BLKM_HELD`: do not send it; wait, and begin again. -errno: `-EINVAL` for a range that is empty or not on the drive, or an unknown
-/// kind; `-EAGAIN` when 4096 are under way: begin again after one of yours has ended, the descriptor does not tell of that. A token that is never ended keeps every job of the drive from switching over.
+/// names. `BLKM_HELD`: do not send it; wait, and begin again. -errno: `-EINVAL` for a range that is empty or not on the drive, or
+/// an unknown kind; `-EAGAIN` when 4096 are under way on the drive, which is counted over all its trackers and queues: nothing was
+/// begun; hold the request, and begin again when one of yours has ended (`blkm_tracker_wait` and the descriptor tell of the gate
+/// alone), or after a moment if none of yours is under way. A host that never has more than that many under way never sees it.
+///
+/// A token that is never ended keeps every job of the drive from switching over.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_tracker_begin(
@@ -111,9 +115,9 @@ pub unsafe extern "C" fn blkm_tracker_begin(
     unsafe { with(tracker, attempt, body) }
 }
 
-/// A request has completed with `result` (0, or -errno if it failed): said before the guest hears of it, because a write marks its range
-/// here, whatever its result. Where the write was plain stores into mapped memory, with no system call since, a full memory barrier
-/// (`atomic_thread_fence(memory_order_seq_cst)`) must come before.
+/// A request has completed with `result` (0, or -errno if it failed): said before the guest hears of it, because a write marks its
+/// range here, whatever its result. Where the write was plain stores into mapped memory, with no system call since, a full memory
+/// barrier (`atomic_thread_fence(memory_order_seq_cst)`) must come before.
 ///
 /// Returns 0; `-EPERM`, and nothing was changed, for a token that was ended before or is none of this drive's; `-EINVAL`.
 /// Threads: any, also another than the one that began it. Since 0.1.
@@ -151,8 +155,8 @@ pub unsafe extern "C" fn blkm_tracker_wait(tracker: *mut blkm_tracker, timeout_n
     unsafe { with(tracker, "wait for the drive's gate", body) }
 }
 
-/// A descriptor that is readable exactly while the drive's gate is open, for an event loop: poll it while requests are held, never read
-/// from it. It belongs to the library and is good until every handle of the drive is closed.
+/// A descriptor that is readable exactly while the drive's gate is open, for an event loop: poll it while requests are held, never
+/// read from it. It belongs to the library and is good until every handle of the drive is closed.
 ///
 /// Returns the descriptor, or -errno. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]

@@ -15,6 +15,7 @@ static void a_device_tells_what_it_is(void)
     CHECK(fd >= 0 && pwrite(fd, path, 5, 512 * KIB) == 5);
     OK(blkm_device_open(path, BLKM_ROLE_SOURCE, NULL, &file));
     OK(blkm_device_get_info(file, &info));
+    CHECK((info.flags & BLKM_DEVICE_IS_LOCKED) == 0);
     CHECK(info.size_bytes == MIB && info.kind == BLKM_DEVICE_FILE && info.role == BLKM_ROLE_SOURCE);
     CHECK((info.flags & BLKM_DEVICE_MAY_PIN) != 0 && (info.flags & BLKM_DEVICE_IS_ZERO) == 0);
     CHECK(info.request_align_bytes >= 512 && info.memory_align_bytes >= 1 && info.max_request_bytes >= 4096);
@@ -48,6 +49,7 @@ static void a_target_is_made_prepared_and_held(void)
 {
     blkm_device *target = NULL, *second = NULL;
     blkm_device_opts shared = { .struct_size = sizeof shared, .flags = BLKM_DEVICE_F_ALLOW_SHARED };
+    blkm_device_info info = { .struct_size = sizeof info };
     const char *path = kit_path("made");
     struct stat status;
 
@@ -56,7 +58,12 @@ static void a_target_is_made_prepared_and_held(void)
     REFUSED(EEXIST, "made", blkm_device_create(path, MIB, &second));
     REFUSED(EINVAL, "512", blkm_device_create(kit_path("odd"), 1000, &second));
     REFUSED(EBUSY, "made", blkm_device_open(path, BLKM_ROLE_TARGET, NULL, &second));
+    CHECK(strstr(blkm_error_msg(), "BLKM_DEVICE_F_ALLOW_SHARED") != NULL);
+    OK(blkm_device_get_info(target, &info));
+    CHECK((info.flags & BLKM_DEVICE_IS_LOCKED) != 0 && (info.flags & BLKM_DEVICE_IS_ALIGN_ASSUMED) == 0);
     OK(blkm_device_open(path, BLKM_ROLE_TARGET, &shared, &second));
+    OK(blkm_device_get_info(second, &info));
+    CHECK((info.flags & BLKM_DEVICE_IS_LOCKED) == 0);
     blkm_device_close(&second);
     OK(blkm_device_preallocate(target, 0, MIB));
     CHECK(stat(path, &status) == 0 && (uint64_t)status.st_blocks * 512 >= MIB);
@@ -93,6 +100,8 @@ static void a_drive_is_what_its_device_was(void)
     OK(blkm_drive_get_info(drive, &info));
     CHECK(info.align_bytes == 4096 && info.flags == BLKM_DRIVE_IS_READ_ONLY);
     blkm_drive_close(&drive);
+    /* What a job writes is not a guest's to write. */
+    REFUSED(EINVAL, "target", blkm_drive_create(scene.target, NULL, &drive));
     CHECK(blkm_blockalign(scene.drive, SIZE_MAX) == NULL && strstr(blkm_error_msg(), "memory") != NULL);
     kit_end(&scene);
 }

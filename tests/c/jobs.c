@@ -59,6 +59,8 @@ static void a_mirror_with_pivot_tells_each_step_and_moves_the_drive(void)
 
     CHECK(event.from == BLKM_JOB_CREATED && event.status == BLKM_JOB_RUNNING);
     await(job, BLKM_EVENT_READY);
+    OK(blkm_drive_get_info(scene.drive, &drive));
+    CHECK(drive.flags == BLKM_DRIVE_HAS_JOB && drive.device_number == 0);
     GIVES(BLKM_JOB_READY, blkm_job_get_status(job));
     OK(blkm_job_query(job, &info));
     CHECK(info.disk_bytes == 4 * MIB && info.done_bytes == 4 * MIB && info.copied_bytes == 4 * MIB && info.workers == 1);
@@ -87,7 +89,7 @@ static void a_mirror_with_pivot_tells_each_step_and_moves_the_drive(void)
     CHECK(outcome.end == BLKM_END_COMPLETED && outcome.ret == 0 && outcome.error_msg[0] == 0);
     CHECK(outcome.flags == (BLKM_OUTCOME_PIVOTED | BLKM_OUTCOME_TARGET_COMPLETE) && outcome.pause_ns != BLKM_NEVER_NS);
     OK(blkm_drive_get_info(scene.drive, &drive));
-    CHECK(drive.device_number == 1);
+    CHECK(drive.device_number == 1 && drive.flags == 0);
     while (kit_readable(fd)) {
         event.struct_size = sizeof event;
         CHECK(blkm_engine_next_event(scene.engine, &event) >= 0);

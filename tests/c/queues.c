@@ -323,6 +323,26 @@ static void registered_memory_is_used_and_given_back(void)
     end(queue);
 }
 
+/* Otherwise a queue for rare requests would pin all of a guest's memory once more. */
+static void a_queue_without_regions_takes_up_none_and_works(void)
+{
+    blkm_queue *queue = begin(BLKM_QUEUE_F_NO_REGIONS, 0);
+    blkm_queue_info info = { .struct_size = sizeof info };
+
+    OK(blkm_mem_region_map(scene.drive, memory, 64 * KIB, 0));
+    blkm_queue_write(queue, 0, memory, 4096, NULL, 0);
+    REFUSED(EBUSY, "under way", blkm_mem_region_unmap(scene.drive, memory, 64 * KIB));
+    kit_done(queue);
+    memset(memory, 0, 4096);
+    blkm_queue_read(queue, 0, memory, 4096, NULL, 0);
+    kit_done(queue);
+    CHECK(all(memory, 4096, 0xa5));
+    OK(blkm_queue_get_info(queue, &info));
+    CHECK(info.registered_bytes == 0 && info.unregistered_bytes == 0 && info.register_ret == 0);
+    OK(blkm_mem_region_unmap(scene.drive, memory, 64 * KIB));
+    end(queue);
+}
+
 /* A host that goes down in a hurry does not take completions first. */
 static void a_queue_may_end_with_requests_under_way(void)
 {
@@ -355,4 +375,4 @@ CHECKS(HOLDS(every_kind_of_request_does_what_it_says), HOLDS(what_is_refused_com
        HOLDS(a_wrong_thread_is_refused_and_its_request_completes_on_the_right_one), HOLDS(a_queue_is_made_here_and_used_there),
        HOLDS(process_keeps_to_min_max_and_time), HOLDS(the_descriptor_is_readable_while_something_is_left),
        HOLDS(without_an_eventfd_there_is_no_descriptor_and_all_else_works), HOLDS(registered_memory_is_used_and_given_back),
-       HOLDS(a_queue_may_end_with_requests_under_way), HOLDS(looking_leaves_the_descriptor_readable))
+       HOLDS(a_queue_without_regions_takes_up_none_and_works), HOLDS(a_queue_may_end_with_requests_under_way), HOLDS(looking_leaves_the_descriptor_readable))

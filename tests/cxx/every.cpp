@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
     auto engine = std::move(*blkm::engine::create());
     CHECK(*engine.workers() > 0 && *engine.event_fd() >= 0);
     auto drive = std::move(*blkm::drive::create(disk, blkm::drive_options{4096}));
-    CHECK(drive.info()->align_bytes == 4096 && !drive.info()->is_read_only());
+    CHECK(drive.info()->align_bytes == 4096 && !drive.info()->is_read_only() && !drive.info()->has_job());
     const int fd = *drive.dup_fd();
     CHECK(fd >= 0 && close(fd) == 0 && *blkm::device::open_fd(0, blkm::role::source).error().c_str() != '\0');
 

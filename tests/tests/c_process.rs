@@ -4,7 +4,7 @@
 
 mod c_kit;
 
-use blkmirror_testkit::{ScratchDir, needs};
+use blkmirror_testkit::{FaultDisk, MIB, ScratchDir, needs};
 use blkmirror_tests::c::compile;
 
 use self::c_kit::{holds, program, run};
@@ -55,4 +55,15 @@ fn with_few_descriptors_each_step_fails_with_the_limits_name_and_leaves_nothing_
 fn where_io_uring_is_forbidden_the_text_names_what_to_allow() {
     needs!(Root);
     poor("forbidden");
+}
+
+/// FUSE says nothing of the alignment that its server wants, and a host that shows its guest smaller blocks would have requests fail.
+#[test]
+fn a_device_whose_alignment_nobody_reports_says_that_it_is_assumed() {
+    needs!(Fuse);
+    let (dir, disk) = (ScratchDir::new().unwrap(), FaultDisk::of_size(MIB).unwrap());
+    let file = dir.sparse_file("file", MIB).unwrap();
+    let assumed = program("assumed", &[]);
+    run(assumed.command([disk.path().as_os_str(), "assumed".as_ref()])).succeeded();
+    run(assumed.command([file.as_os_str(), "reported".as_ref()])).succeeded();
 }

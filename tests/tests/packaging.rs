@@ -196,6 +196,27 @@ fn dynamic(file: &Path) -> String {
     shell(root(), "readelf -d \"$FILE\"", &[("FILE", file.to_str().unwrap())])
 }
 
+/// The value of `key = "value"` or `key = value` in a text.
+fn value<'a>(text: &'a str, key: &str) -> &'a str {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='));
+    line.unwrap_or_else(|| panic!("no {key}")).trim().trim_end_matches(';').trim_matches('"')
+}
+
+/// Otherwise a distribution that builds with cargo-c would ship a library of another name than everybody else, and programs would not find it.
+#[test]
+fn cargo_c_names_the_library_with_the_number_that_the_build_script_gives_it() {
+    let (script, manifest) = (text("ffi/build.rs"), text("ffi/Cargo.toml"));
+    let abi = value(&script, "const ABI: &str");
+    let (_, metadata) = manifest.split_once("[package.metadata.capi.library]\n").unwrap();
+    let metadata = metadata.split("\n[").next().unwrap();
+    // cargo-c takes so many parts of the version for the name.
+    let parts = value(metadata, "version_suffix_components").parse().unwrap();
+    let suffix = env!("CARGO_PKG_VERSION").split('.').take(parts).collect::<Vec<_>>().join(".");
+    assert_eq!(suffix, abi, "version_suffix_components of ffi/Cargo.toml, and ABI of ffi/build.rs");
+    assert_eq!(value(metadata, "name"), "blkmirror");
+    assert!(script.contains("-soname,libblkmirror.so.{ABI}"), "{script}");
+}
+
 /// Packages would be put together with files missing, or with the folder that they were built in inside.
 #[test]
 fn all_files_are_installed_below_the_prefix_in_destdir() {

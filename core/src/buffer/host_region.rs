@@ -1,7 +1,7 @@
 //! A region of the host's memory: a guest's RAM, or a part of it, registered once so that requests inside it are cheap.
 //!
-//! Plain data: an address and a length. Nothing here reads or writes the bytes; a ring hands the range to the kernel, which pins its
-//! pages and moves data to and from them.
+//! Plain data: an address and a length. Nothing here reads or writes the bytes; a ring hands the range to the kernel, which pins
+//! its pages and moves data to and from them.
 #![allow(unsafe_code)]
 
 /// A contiguous range of memory that a host vouches for.
@@ -24,9 +24,9 @@ impl HostRegion {
     /// # Safety
     /// From when it is given to [`Drive::map_memory`](crate::drive::Drive::map_memory) until
     /// [`Drive::unmap_memory`](crate::drive::Drive::unmap_memory) of it has succeeded, or the drive and every queue of it are gone:
-    /// the bytes stay mapped, readable and writable, as the same memory (it is not replaced by other memory at the same address, nor
-    /// are its pages given back with `madvise(2)`; the kernel goes on using the pages that it found here), and may be used from any
-    /// thread. They are no memory of a ring.
+    /// the bytes stay mapped, readable and writable, as the same memory (it is not replaced by other memory at the same address,
+    /// nor are its pages given back with `madvise(2)`; the kernel goes on using the pages that it found here), and may be used from
+    /// any thread. They are no memory of a ring.
     #[must_use]
     pub const unsafe fn from_raw(ptr: *mut u8, len: usize) -> Self {
         Self { ptr, len }

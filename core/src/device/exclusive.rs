@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -93,6 +94,35 @@ fn held(rdev: u64) -> Option<String> {
     ))
 }
 
+/// What a host may do that holds the device itself, in the words of both its languages.
+pub(super) const SHARE_IT: &str = "if you hold it for this yourself, allow sharing \
+    (TargetOptions::allow_shared, in C BLKM_DEVICE_F_ALLOW_SHARED)";
+
+/// How long a hold is waited for. The kernel takes a ring apart after the process that had it has ended, and until then the ring
+/// has the files that were attached to it, with their locks: some milliseconds.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// The pause between two looks.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Waits for a hold that may be about to go.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    /// When it was met first.
+    since: Option<Instant>,
+}
+
+impl Patience {
+    /// Sleeps a little and says that it is worth another look, unless it has waited long enough.
+    pub(super) fn sleeps(&mut self) -> bool {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let goes_on = since.elapsed() < PATIENCE;
+        if goes_on {
+            std::thread::sleep(LOOK);
+        }
+        goes_on
+    }
+}
+
 /// A lock over all bytes of a file.
 const fn whole_file(lock_type: libc::c_int) -> libc::flock {
     libc::flock {
@@ -120,23 +150,37 @@ pub(super) struct Claim {
     /// The process that took the lock. A child that it forked has the same open file description and must not give up the
     /// lock of both; nor must we, one that a host took on a descriptor that it gave us.
     locked_by: Option<u32>,
+    /// The descriptor claims a block device (`O_EXCL`).
+    claims_device: bool,
 }
 
 impl Claim {
-    /// A descriptor without a lock.
-    pub(super) fn without_lock(fd: OwnedFd) -> Self {
-        Self { fd, locked_by: None }
+    /// A descriptor without a lock; a block device may be claimed by it.
+    pub(super) fn without_lock(fd: OwnedFd, claims_device: bool) -> Self {
+        Self { fd, locked_by: None, claims_device }
+    }
+
+    /// Whether it keeps others away.
+    pub(super) fn is_exclusive(&self) -> bool {
+        self.claims_device || self.locked_by.is_some()
     }
 
     /// Locks a target file for us alone. A file system without locks is no reason to refuse; it gives a note.
     pub(super) fn lock(&mut self) -> Result<Option<String>, String> {
-        match fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+        let mut patience = Patience::default();
+        let locked = loop {
+            match fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+                Err(Errno::EAGAIN | Errno::EACCES) if patience.sleeps() => {}
+                locked => break locked,
+            }
+        };
+        match locked {
             Ok(_) => {
                 self.locked_by = Some(std::process::id());
                 Ok(None)
             }
             Err(Errno::EAGAIN | Errno::EACCES) => Err(format!(
-                "it is in use: somebody (this process or another{}) holds a lock on it",
+                "it is in use: somebody (this process or another{}) holds a lock on it; close it there, or {SHARE_IT}",
                 lock_owner(self.fd.as_fd(), libc::F_WRLCK).unwrap_or_default()
             )),
             Err(e) => Ok(Some(format!(
@@ -213,7 +257,7 @@ mod tests {
 
     /// A claim on another descriptor of the same open file description, as one that was duplicated.
     fn claim(file: &File) -> Claim {
-        Claim::without_lock(file.try_clone().unwrap().into())
+        Claim::without_lock(file.try_clone().unwrap().into(), false)
     }
 
     /// Whether somebody with an open file description of his own finds the file locked.

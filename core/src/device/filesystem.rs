@@ -42,8 +42,8 @@ impl FileSystem {
         self.0 == Some(TMPFS)
     }
 
-    /// Whether a write that asks to be durable at its end is. Not on FUSE, where Linux forgets the wish when the write is direct and
-    /// asynchronous (met on 6.18: `RWF_DSYNC` through io_uring or aio sends no `FUSE_FSYNC`, through pwritev2 it does).
+    /// Whether a write that asks to be durable at its end is. Not on FUSE, where Linux forgets the wish when the write is direct
+    /// and asynchronous (met on 6.18: `RWF_DSYNC` through io_uring or aio sends no `FUSE_FSYNC`, through pwritev2 it does).
     pub(super) fn writes_through(self) -> bool {
         self.0 != Some(FUSE)
     }

@@ -64,8 +64,8 @@ pub struct Limits {
     pub max_request_scattered_bytes: u64,
     /// Where the alignment was learnt.
     pub alignment_origin: AlignmentOrigin,
-    /// Whether a write that asks to be durable at its end is. Not on FUSE, where Linux forgets the wish when the write is direct and
-    /// asynchronous (met on 6.18: `RWF_DSYNC` through io_uring or aio sends no `FUSE_FSYNC`, through pwritev2 it does).
+    /// Whether a write that asks to be durable at its end is. Not on FUSE, where Linux forgets the wish when the write is direct
+    /// and asynchronous (met on 6.18: `RWF_DSYNC` through io_uring or aio sends no `FUSE_FSYNC`, through pwritev2 it does).
     pub writes_through: bool,
     /// The queue's own numbers, of the whole disk; for a file, of the disk under its file system.
     pub queue: Option<QueueLimits>,

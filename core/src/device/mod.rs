@@ -147,8 +147,8 @@ pub struct Device {
     loan: Option<Arc<Loan>>,
 }
 
-/// The right of one drive or job to write to a device that its host goes on holding. Given back when the last descriptor that came with it
-/// is closed; one that the kernel may still write through keeps it for ever.
+/// The right of one drive or job to write to a device that its host goes on holding. Given back when the last descriptor that came
+/// with it is closed; one that the kernel may still write through keeps it for ever.
 #[derive(Debug)]
 struct Loan(Arc<Shared>);
 
@@ -194,6 +194,10 @@ impl Device {
     /// anybody else's, and a child made by `fork` shares the hold of a block device: until the child calls `execve` (`O_CLOEXEC`
     /// closes it) or ends, the device stays held even after this one was dropped. Use threads, or `execve` soon. The lock of a file
     /// is given up with the last of these in the process that took it.
+    ///
+    /// What somebody has locked or claimed is tried again for 200 ms: the kernel takes the rings of a process that was killed apart
+    /// after the process is gone, and keeps its files until then, for some tens of milliseconds as a rule and for over a second
+    /// while many writes are under way.
     ///
     /// # Errors
     /// As [`open_source`](Self::open_source), and: read-only, mounted, used as swap, held by another block device, locked
@@ -273,9 +277,10 @@ impl Device {
         Ok(Self { own: Some(own), shared: Arc::clone(&self.shared), loan: self.loan.clone() })
     }
 
-    /// The same device for one drive or one job, on the first open file description, for a host that keeps its own. A device that is written
-    /// is lent to one at a time, until the last descriptor of that loan is closed: two who write to it would not know of each other's
-    /// writes. So it is refused to a second job while a request of the first may still land, as a second opening would be.
+    /// The same device for one drive or one job, on the first open file description, for a host that keeps its own. A device that
+    /// is written is lent to one at a time, until the last descriptor of that loan is closed: two who write to it would not know of
+    /// each other's writes. So it is refused to a second job while a request of the first may still land, as a second opening would
+    /// be.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`](crate::ErrorKind) while it is lent.
@@ -344,6 +349,13 @@ impl Device {
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.shared.direct
+    }
+
+    /// Whether it is kept from others: claimed with `O_EXCL`, or locked. Not so for a source, with [`TargetOptions::allow_shared`],
+    /// and on a file system without locks.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.shared.hold.is_exclusive()
     }
 
     /// Things worth telling the user that did not stop the device from being opened.

@@ -15,7 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
-use super::exclusive::Claim;
+use super::exclusive::{Claim, Patience, SHARE_IT};
 use super::filesystem::FileSystem;
 use super::{Device, DeviceKind, FileId, Role, Shared, TargetOptions, exclusive, limits, space};
 use crate::error::{Error, ErrorKind, Result};
@@ -95,7 +95,7 @@ fn look_and_open(path: &Path, request: &Request<'_>) -> Result<Device> {
         e => request.failed(e),
     })?;
     let (id, kind) = judge(request, seen.as_fd())?;
-    let (fd, direct) = match open_seen(seen.as_fd(), access(request, kind)) {
+    let (fd, direct) = match claim_seen(seen.as_fd(), access(request, kind), (id, kind)) {
         // Without /proc there is no way through the handle; go by the path and see that it is still the same file.
         Err(Errno::NOENT) => open_by_path_again(path, request, id, kind)?,
         other => other.map_err(|e| opening_failed(request, id, kind, e))?,
@@ -121,11 +121,11 @@ pub(super) fn by_fd(fd: BorrowedFd<'_>, name: &str, role: Role, options: TargetO
         ));
     }
     let flags_wanted = access(&request, kind);
-    let (own, direct) = match open_seen(fd, flags_wanted) {
+    let (own, direct) = match claim_seen(fd, flags_wanted, (id, kind)) {
         Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS)
             if flags_wanted.contains(OFlags::EXCL) =>
         {
-            let why = "it cannot be opened anew to claim it for us alone; if you hold it exclusively, say so (allow_shared)";
+            let why = format!("it cannot be opened anew to claim it for us alone; {SHARE_IT}");
             return Err(request.error(ErrorKind::PermissionDenied, why));
         }
         Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
@@ -263,6 +263,22 @@ fn open_seen(seen: BorrowedFd<'_>, flags: OFlags) -> rustix::io::Result<(OwnedFd
     open_direct(Path::new(&proc_path(seen)), flags)
 }
 
+/// The same for a device that may be on its way back from a process that has just ended: waits a little if nothing says who else
+/// has it.
+fn claim_seen(
+    seen: BorrowedFd<'_>,
+    flags: OFlags,
+    (id, kind): (FileId, DeviceKind),
+) -> rustix::io::Result<(OwnedFd, bool)> {
+    let mut patience = Patience::default();
+    loop {
+        match open_seen(seen, flags) {
+            Err(Errno::BUSY) if exclusive::used_by(id, kind).is_none() && patience.sleeps() => {}
+            other => return other,
+        }
+    }
+}
+
 /// Opens with `O_DIRECT` if the file system takes it; else without, which is slower but as correct.
 fn open_direct(path: &Path, flags: OFlags) -> rustix::io::Result<(OwnedFd, bool)> {
     let (fd, direct) = match open(path, flags | OFlags::DIRECT, Mode::empty()) {
@@ -273,8 +289,9 @@ fn open_direct(path: &Path, flags: OFlags) -> rustix::io::Result<(OwnedFd, bool)
     Ok((fd, direct))
 }
 
-/// Leaves the time of the last access alone, which would be looked at for each read, and is nothing that a guest's reads should change. Only
-/// the owner may ask for that; others do without. It must be a descriptor that we opened, for a duplicate shares its flags.
+/// Leaves the time of the last access alone, which would be looked at for each read, and is nothing that a guest's reads should
+/// change. Only the owner may ask for that; others do without. It must be a descriptor that we opened, for a duplicate shares its
+/// flags.
 fn without_access_time(own: BorrowedFd<'_>) {
     if let Ok(flags) = fcntl_getfl(own) {
         let _ = fcntl_setfl(own, flags | OFlags::NOATIME);
@@ -304,8 +321,10 @@ fn opening_failed(request: &Request<'_>, id: FileId, kind: DeviceKind, errno: Er
         return request.failed(errno);
     }
     let why = exclusive::used_by(id, kind).unwrap_or_else(|| {
-        "it is in use: somebody (this process or another) holds it exclusively, or it is mounted where we cannot see it"
-            .to_owned()
+        format!(
+            "it is in use: somebody (this process or another) holds it exclusively, or it is mounted where we cannot see it; \
+             close it there, or {SHARE_IT}"
+        )
     });
     Error::from_io(request.attempt, errno).at(request.name).because(why)
 }
@@ -317,7 +336,7 @@ fn finish(
     direct: bool,
     (id, kind): (FileId, DeviceKind),
 ) -> Result<Device> {
-    let mut hold = Claim::without_lock(hold);
+    let mut hold = Claim::without_lock(hold, access(request, kind).contains(OFlags::EXCL));
     let mut notes = Vec::new();
     match (request.role, kind) {
         (Role::Target | Role::Disk, DeviceKind::RegularFile) if !request.options.allow_shared => {

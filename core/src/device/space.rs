@@ -128,8 +128,8 @@ impl Device {
         ))
     }
 
-    /// Whether [`write_zeroes`](Self::write_zeroes) writes none: a file system never does, and a block device has a command for it. Without
-    /// one the kernel writes pages of zeroes.
+    /// Whether [`write_zeroes`](Self::write_zeroes) writes none: a file system never does, and a block device has a command for it.
+    /// Without one the kernel writes pages of zeroes.
     pub(crate) fn zeroes_quickly(&self) -> bool {
         let queue = self.limits().queue.as_ref();
         self.kind() != DeviceKind::BlockDevice

@@ -1,12 +1,12 @@
 //! The memory that a host registered with its drive, so that requests inside it are cheap.
 //!
-//! The list of regions is published as a whole: who changes it makes a new one and bumps the drive's generation, and each queue reads
-//! it on its own thread when it finds the generation changed. A queue registers the regions with its own ring, in pieces no larger than the
-//! kernel takes; which buffer each piece is, is decided here and is the same in every ring.
+//! The list of regions is published as a whole: who changes it makes a new one and bumps the drive's generation, and each queue
+//! reads it on its own thread when it finds the generation changed. A queue registers the regions with its own ring, in pieces no
+//! larger than the kernel takes; which buffer each piece is, is decided here and is the same in every ring.
 //!
 //! Mapping and unmapping touch no ring and wait for nobody, so any thread may do both. Why a region that was unmapped is never used
-//! again is in `in_use`. What this module keeps for that: a region has the number of the list that it first was in (`since`), a request
-//! the number of the list that it was counted under, and a region that is younger than that is not used for it.
+//! again is in `in_use`. What this module keeps for that: a region has the number of the list that it first was in (`since`), a
+//! request the number of the list that it was counted under, and a region that is younger than that is not used for it.
 #![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -84,6 +84,8 @@ pub(crate) struct Regions {
     pub(crate) serial: u64,
     /// The regions.
     list: Vec<Mapped>,
+    /// Where each of them ends: what is searched, and fits in a few cache lines.
+    ends: Vec<usize>,
 }
 
 impl Regions {
@@ -92,39 +94,47 @@ impl Regions {
         self.list.iter()
     }
 
-    /// The regions that have a byte of some memory.
+    /// Whether a region is still in it.
+    pub(crate) fn has(&self, mapped: &Mapped) -> bool {
+        self.list.get(self.behind(mapped.region.start())).is_some_and(|m| m.since == mapped.since)
+    }
+
+    /// The regions that have a byte of some memory, and where in the list the last of them was looked for.
     #[inline]
-    pub(crate) fn touched(&self, memory: HostMemory) -> RegionSet {
-        let mut set = RegionSet::default();
+    pub(crate) fn touched(&self, memory: HostMemory) -> (RegionSet, usize) {
+        let (mut set, mut at) = (RegionSet::default(), 0);
         if self.list.is_empty() {
-            return set;
+            return (set, at);
         }
         for (start, len) in memory.extents().filter(|&(_, len)| len > 0) {
-            for mapped in &self.list[self.behind(start)..] {
+            at = self.behind(start);
+            for mapped in &self.list[at..] {
                 if mapped.region.start() >= start.saturating_add(len) {
                     break;
                 }
                 set = set.with(mapped.place);
             }
         }
-        set
+        (set, at)
     }
 
-    /// The piece that holds all of some memory, for a request that was counted under the list `serial`.
+    /// The piece that holds all of some memory, for a request that was counted under the list `serial`. Where it was `at` then it
+    /// most likely is now, and no search is needed: there is only one that covers the memory.
     #[inline]
-    pub(crate) fn piece(&self, memory: HostMemory, serial: u64) -> Option<Piece> {
+    pub(crate) fn piece(&self, memory: HostMemory, serial: u64, at: usize) -> Option<Piece> {
         if self.list.is_empty() || memory.segments() != 1 {
             return None;
         }
         let (start, len) = memory.extents().next()?;
-        let mapped = self.list.get(self.behind(start))?;
+        let likely = self.list.get(at).filter(|mapped| mapped.region.covers(start, len));
+        let mapped = likely.or_else(|| self.list.get(self.behind(start)))?;
         (!mapped.leaving && mapped.since <= serial).then(|| mapped.piece(start, len))?
     }
 
     /// The first region that ends behind an address.
     #[inline]
     fn behind(&self, address: usize) -> usize {
-        self.list.partition_point(|mapped| mapped.region.end() <= address)
+        self.ends.partition_point(|end| *end <= address)
     }
 
     /// With one region more.
@@ -153,8 +163,10 @@ impl Regions {
             let why = format!("{from:#x}..{to:#x} is mapped and overlaps it; unmap that first");
             return refuse(ErrorKind::AlreadyExists, why);
         }
-        let place = (0..MAX_REGIONS).find(|&place| self.list.iter().all(|m| usize::from(m.place) != place));
-        let Some(place) = place.and_then(|place| u8::try_from(place).ok()) else {
+        let mut taken = [false; MAX_REGIONS];
+        self.list.iter().for_each(|m| taken[usize::from(m.place)] = true);
+        let Some(place) = taken.iter().position(|taken| !taken).and_then(|place| u8::try_from(place).ok())
+        else {
             let why = format!("{MAX_REGIONS} regions are mapped already; map larger ones, or unmap one");
             return refuse(ErrorKind::LimitReached, why);
         };
@@ -165,9 +177,8 @@ impl Regions {
             );
             return refuse(ErrorKind::LimitReached, why);
         };
-        let mut next = self.next();
-        next.list.insert(at, Mapped { region, place, first, since: next.serial, leaving: false });
-        Ok(next)
+        let since = self.serial + 1;
+        Ok(self.next(|list| list.insert(at, Mapped { region, place, first, since, leaving: false })))
     }
 
     /// So many buffers in a row that no region has.
@@ -186,29 +197,29 @@ impl Regions {
 
     /// The region that is exactly this one.
     fn find(&self, ptr: *const u8, len: usize) -> Result<Mapped> {
-        let found = self.list.iter().find(|m| m.region.start() == ptr.addr() && m.region.len() == len);
+        let found = self.list.get(self.behind(ptr.addr()));
         found
+            .filter(|m| m.region.start() == ptr.addr() && m.region.len() == len)
             .copied()
             .ok_or_else(|| refuse_unmap(ptr.addr(), len, ErrorKind::NotFound, "no such region is mapped"))
     }
 
     /// The same list, with one region said to be leaving or not.
     fn with_leaving(&self, place: u8, leaving: bool) -> Self {
-        let mut next = self.next();
-        next.list.iter_mut().filter(|m| m.place == place).for_each(|m| m.leaving = leaving);
-        next
+        self.next(|list| list.iter_mut().filter(|m| m.place == place).for_each(|m| m.leaving = leaving))
     }
 
     /// Without a region.
     fn without(&self, place: u8) -> Self {
-        let mut next = self.next();
-        next.list.retain(|m| m.place != place);
-        next
+        self.next(|list| list.retain(|m| m.place != place))
     }
 
-    /// The next list.
-    fn next(&self) -> Self {
-        Self { serial: self.serial + 1, list: self.list.clone() }
+    /// The next list, with a change.
+    fn next(&self, change: impl FnOnce(&mut Vec<Mapped>)) -> Self {
+        let mut list = self.list.clone();
+        change(&mut list);
+        let ends = list.iter().map(|m| m.region.end()).collect();
+        Self { serial: self.serial + 1, list, ends }
     }
 }
 
@@ -296,7 +307,7 @@ mod tests {
 
     /// The buffer for some memory of a request that was accepted under this list.
     fn buffer_of(regions: &Regions, memory: HostMemory, serial: u64) -> Option<u16> {
-        regions.piece(memory, serial).map(|piece| piece.buffer)
+        regions.piece(memory, serial, 0).map(|piece| piece.buffer)
     }
 
     fn region(start: usize, len: usize) -> HostRegion {
@@ -380,11 +391,32 @@ mod tests {
         ] {
             assert_eq!(buffer_of(&regions, memory(start, len), regions.serial), buffer, "{start:#x} {len}");
             let touches = len > 0 && start < 2 * GIB + 0x2000 && start + len > 0x1000;
-            assert_eq!(!regions.touched(memory(start, len)).is_empty(), touches, "{start:#x} {len}");
+            assert_eq!(!regions.touched(memory(start, len)).0.is_empty(), touches, "{start:#x} {len}");
             for (buffer, piece) in
                 pieces.iter().filter(|(b, _)| Some(*b) == buffer_of(&regions, memory(start, len), 9))
             {
                 assert!(piece.covers(start, len), "buffer {buffer}");
+            }
+        }
+    }
+
+    /// One that named the buffer of a neighbour would move the wrong memory.
+    #[test]
+    fn a_buffer_is_found_wherever_in_the_list_it_was_looked_for_before() {
+        let all = Memory::default();
+        (0..MAX_REGIONS).rev().for_each(|n| map(&all, (n + 1) << 20, 0x10000).unwrap());
+        let before = all.regions();
+        (0..MAX_REGIONS).step_by(3).for_each(|n| unmap(&all, (n + 1) << 20, 0x10000).unwrap());
+        let after = all.regions();
+        for n in 0..MAX_REGIONS {
+            let inside = memory((n + 1) << 20, 4096);
+            let (set, at) = before.touched(inside);
+            let piece = before.piece(inside, before.serial, at).unwrap();
+            assert_eq!((at, set), (n, RegionSet::default().with(piece.place)));
+            assert_eq!(usize::from(piece.buffer), MAX_REGIONS - 1 - n, "in the order of mapping");
+            for at in [at, 0, 7, MAX_REGIONS] {
+                assert_eq!(before.piece(inside, before.serial, at), Some(piece));
+                assert_eq!(after.piece(inside, before.serial, at), (n % 3 > 0).then_some(piece));
             }
         }
     }
@@ -400,7 +432,7 @@ mod tests {
         assert_eq!((buffer_of(&regions, inside, old), buffer_of(&regions, inside, old + 1)), (None, Some(0)));
         let leaving = regions.with_leaving(0, true);
         assert_eq!(buffer_of(&leaving, inside, leaving.serial), None);
-        assert!(!leaving.touched(inside).is_empty(), "it is counted all the same");
+        assert!(!leaving.touched(inside).0.is_empty(), "it is counted all the same");
         let back = leaving.with_leaving(0, false);
         assert_eq!(buffer_of(&back, inside, old + 1), Some(0), "and is itself again when it stays");
         unmap(&all, 0x1000, 0x1000).unwrap();
@@ -414,7 +446,7 @@ mod tests {
         let (first, second) = (all.add_queue(), all.add_queue());
         map(&all, 0x1000, 0x1000).unwrap();
         map(&all, 0x3000, 0x1000).unwrap();
-        let use_of = |address| all.regions().touched(memory(address, 512));
+        let use_of = |address| all.regions().touched(memory(address, 512)).0;
         second.begin(use_of(0x3000));
         unmap(&all, 0x1000, 0x1000).unwrap();
         assert_eq!(unmap(&all, 0x3000, 0x1000).unwrap_err().kind(), ErrorKind::Busy);

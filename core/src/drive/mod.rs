@@ -84,11 +84,16 @@ impl Drive {
     /// blocks than the device's, with memory aligned to them, let the drive move to a device that has such blocks.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] unless `align_bytes` is a power of two and no less than the device's blocks,
-    /// [`ErrorKind::WrongSize`] when the device's size is not a multiple of it.
+    /// [`ErrorKind::InvalidArgument`] unless `align_bytes` is a power of two and no less than the device's blocks, and for a device
+    /// that was opened as a target, which a job writes; [`ErrorKind::WrongSize`] when the device's size is not a multiple of it.
     pub fn with_align_bytes(device: Device, align_bytes: u64) -> Result<Self> {
         let (size_bytes, least) = (device.size_bytes(), device.limits().offset_align_bytes);
         let refused = |kind, why| Err(Error::new(kind, "make a drive of").at(device.name()).because(why));
+        if device.role() == Role::Target {
+            let why =
+                "it was opened as the target of a job; open it as a disk, or as a source if it is only read";
+            return refused(ErrorKind::InvalidArgument, why.to_owned());
+        }
         if !align_bytes.is_power_of_two() || align_bytes < least {
             let why = format!("blocks of {align_bytes} bytes are not possible; its own have {least}");
             return refused(ErrorKind::InvalidArgument, why);
@@ -114,7 +119,8 @@ impl Drive {
     }
 
     /// What every address of a queued request's memory must be a multiple of, at least 512; lengths are multiples of
-    /// [`align_bytes`](Self::align_bytes). Ask once, before the first job: a pivot may lower it, and queues in use keep the old one.
+    /// [`align_bytes`](Self::align_bytes). Ask once, before the first job: a pivot may lower it, and queues in use keep the old
+    /// one.
     #[must_use]
     pub fn memory_align_bytes(&self) -> u64 {
         memory_align_bytes(self.align_bytes(), &self.core.place().device)
@@ -124,6 +130,12 @@ impl Drive {
     #[must_use]
     pub fn is_writable(&self) -> bool {
         self.core.place().writable
+    }
+
+    /// Whether a job runs on it now.
+    #[must_use]
+    pub fn has_job(&self) -> bool {
+        self.core.has_job()
     }
 
     /// How often the drive was moved to another device.
@@ -138,19 +150,19 @@ impl Drive {
         Arc::clone(&self.core.place().device)
     }
 
-    /// Registers memory of the host's, such as a guest's RAM: requests of any queue whose data lies in one piece inside it spare the kernel
-    /// the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request; each queue
-    /// takes it up when it is turned next, on its own thread, and then the kernel pins every page of it (tens of milliseconds
-    /// for each GiB of small pages), once for each queue. That counts against the limit on locked memory (`RLIMIT_MEMLOCK`) of a process
-    /// without `CAP_IPC_LOCK`. What the kernel refuses is used unregistered, and
-    /// [`Queue::registered_memory`](queue::Queue::registered_memory) tells. The kernel registers 1 GiB at a time; a request across such
-    /// a border (counted from `region`'s start) goes unregistered, too.
+    /// Registers memory of the host's, such as a guest's RAM: requests of any queue whose data lies in one piece inside it spare
+    /// the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request;
+    /// each queue takes it up when it is turned next, on its own thread, and then the kernel pins every page of it (some tens of
+    /// milliseconds for each GiB of small pages, seconds where they are not there yet), once for each queue. That counts against
+    /// the limit on locked memory (`RLIMIT_MEMLOCK`) of a process without `CAP_IPC_LOCK`. What the kernel refuses is used
+    /// unregistered, and [`Queue::registered_memory`](queue::Queue::registered_memory) tells. The kernel registers 1 GiB at a time;
+    /// a request across such a border (counted from `region`'s start) goes unregistered, too.
     ///
     /// It touches no ring and waits for nobody.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for a region that is empty or wraps, [`ErrorKind::AlreadyExists`] for one that overlaps another,
-    /// [`ErrorKind::LimitReached`] with [`MAX_REGIONS`] regions, or 4 TiB, mapped already.
+    /// [`ErrorKind::InvalidArgument`] for a region that is empty or wraps, [`ErrorKind::AlreadyExists`] for one that overlaps
+    /// another, [`ErrorKind::LimitReached`] with [`MAX_REGIONS`] regions, or 4 TiB, mapped already.
     pub fn map_memory(&self, region: HostRegion) -> Result<()> {
         self.core.map_memory(region)
     }
@@ -159,16 +171,15 @@ impl Drive {
     /// registration, and the host may unmap the memory, or map other memory at the same address.
     ///
     /// The kernel keeps the pages pinned, so that they are not free, until every queue has been turned once more
-    /// ([`poll`](queue::Queue::poll), [`submit`](queue::Queue::submit), [`wait`](queue::Queue::wait)) or is gone; their eventfds are made
-    /// readable for that. A queue that is never turned again keeps them.
+    /// ([`poll`](queue::Queue::poll), [`submit`](queue::Queue::submit), [`wait`](queue::Queue::wait)) or is gone; their eventfds
+    /// are made readable for that. A queue that is never turned again keeps them.
     ///
     /// It touches no ring and waits for nobody.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] for what is not a mapped region; [`ErrorKind::Busy`] while a request that came after it was mapped
-    /// and has a byte of its data in it is accepted and not yet complete on any queue, or was lost with a queue that the kernel has not
-    /// let go of. Nothing has
-    /// changed then.
+    /// and has a byte of its data in it, or in more than seven regions, is accepted and not yet complete on any queue, or was lost
+    /// with a queue that the kernel has not let go of. Nothing has changed then.
     pub fn unmap_memory(&self, ptr: *const u8, len: usize) -> Result<()> {
         self.core.unmap_memory(ptr, len)
     }

@@ -60,6 +60,7 @@ impl Line {
             staging_bytes: plan.staging_bytes,
             eventfd: false,
             stable_buffers: plan.stable_buffers,
+            ..QueueOptions::default()
         };
         let mut ring = SimRing::new(world, ZEROES_BYTES + bytes_usize(plan.staging_bytes));
         let core =

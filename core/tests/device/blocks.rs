@@ -2,16 +2,17 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
 use blkmirror_core::ErrorKind;
 use blkmirror_core::device::{AlignmentOrigin, Device, DeviceKind, ExtentKind, TargetOptions};
 use blkmirror_core::units::{ByteRange, KIB, MIB};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::kit::{
     Loop, Mounted, assert_refused, filled, flags, let_go, needs_root_and, on_disk, on_tmpfs, read_all, run,
-    source, sparse, target, write_mbr,
+    source, sparse, target, waits_for_a_moment, write_mbr,
 };
 
 #[test]
@@ -137,8 +138,8 @@ fn a_disk_mounted_as_a_whole_keeps_its_partition_nodes_from_us() {
     let image = sparse(&dir.path().join("disk"), 16 * MIB);
     let disk = Loop::attach(&image, &["--partscan"]);
     run("mkfs.ext4", &["-q", disk.path.to_str().unwrap()]);
-    // ext4 leaves the first 1024 bytes alone, so a table fits in front of it. Written through the disk: beneath it, what somebody who
-    // looks at all loop devices keeps in its cache would hide it.
+    // ext4 leaves the first 1024 bytes alone, so a table fits in front of it. Written through the disk: beneath it, what somebody
+    // who looks at all loop devices keeps in its cache would hide it.
     write_mbr(&disk.path, &[(2048, 8192)]);
     run("partx", &["--update", disk.path.to_str().unwrap()]);
     let part = disk.partition(1);
@@ -197,11 +198,54 @@ fn an_exclusive_holder_keeps_us_away_until_it_lets_go() {
     let_go(holder);
     let device = target(&disk.path).unwrap();
     let worker = device.reopen().unwrap();
+    assert!(device.is_locked() && worker.is_locked() && !source(&disk.path).unwrap().is_locked());
     assert!(flags(&worker).contains(OFlags::DIRECT));
     drop(device);
     assert_refused(target(&disk.path), ErrorKind::Busy, &disk.path, "in use");
     let_go(worker);
     target(&disk.path).unwrap();
+}
+
+/// The kernel keeps a disk for a moment after the process that had it is gone, and its successor would not start.
+#[test]
+fn a_holder_that_is_about_to_go_is_waited_for_and_one_that_stays_is_not() {
+    if !needs_root_and(&["losetup"]) {
+        return;
+    }
+    let dir = on_tmpfs();
+    let disk = Loop::attach(&filled(&dir.path().join("disk"), 1 << 20), &[]);
+    let hold = || {
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::open(&disk.path, flags, Mode::empty()).unwrap()
+    };
+    waits_for_a_moment(&disk.path, hold);
+}
+
+/// A host that may not claim a disk anew learns how to say that it has claimed it itself, whatever language it is written in.
+#[test]
+fn who_may_not_claim_a_disk_is_told_what_to_allow_in_rust_and_in_c() {
+    if !needs_root_and(&["losetup"]) {
+        return;
+    }
+    let dir = on_tmpfs();
+    let disk = Loop::attach(&filled(&dir.path().join("disk"), 1 << 20), &[]);
+    // A node of nobody's.
+    let (outside, number) = (on_disk(), fs::metadata(&disk.path).unwrap().rdev());
+    let node = outside.path().join("node");
+    rustix::fs::mknodat(rustix::fs::CWD, &node, FileType::BlockDevice, Mode::RUSR, number).unwrap();
+    chown(&node, Some(65534), None).unwrap();
+    let host = rustix::fs::open(&node, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let refused = std::thread::spawn(move || {
+        let mut own = rustix::thread::capabilities(None).unwrap();
+        own.effective = rustix::thread::CapabilitySet::empty();
+        rustix::thread::set_capabilities(None, own).unwrap();
+        Device::disk_from_fd(host.as_fd(), "disk0", TargetOptions::default())
+    });
+    let error = refused.join().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    for words in ["opened anew", "TargetOptions::allow_shared", "BLKM_DEVICE_F_ALLOW_SHARED"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
 }
 
 #[test]
@@ -220,7 +264,7 @@ fn a_descriptor_of_a_block_device_is_claimed_or_shared_as_the_host_says() {
     let refused = Device::target_from_fd(host.as_fd(), "disk0", TargetOptions::default()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Busy);
     let device = Device::target_from_fd(host.as_fd(), "disk0", TargetOptions { allow_shared: true }).unwrap();
-    assert!(device.is_direct());
+    assert!(device.is_direct() && !device.is_locked());
 }
 
 #[test]

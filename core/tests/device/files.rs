@@ -13,7 +13,7 @@ use rustix::fs::{OFlags, RawMode};
 
 use crate::kit::{
     Mounted, assert_refused, filled, flags, let_go, needs_root_and, on_disk, on_tmpfs, read_all, source,
-    sparse, target,
+    sparse, target, waits_for_a_moment,
 };
 
 #[test]
@@ -148,9 +148,27 @@ fn a_target_file_has_one_owner_until_its_last_descriptor_is_gone() {
     drop(first);
     assert_refused(target(&path), ErrorKind::Busy, &path, "in use");
     // Whoever says that sharing is fine may share.
-    Device::open_target(&path, TargetOptions { allow_shared: true }).unwrap();
+    let shared = Device::open_target(&path, TargetOptions { allow_shared: true }).unwrap();
+    assert!(worker.is_locked() && !shared.is_locked() && !source(&path).unwrap().is_locked());
     let_go(worker);
     target(&path).unwrap();
+}
+
+/// The kernel keeps a file for a moment after the process that had it is gone, and its successor would not start.
+#[test]
+fn a_lock_that_is_about_to_go_is_waited_for_and_one_that_stays_is_not() {
+    let dir = on_disk();
+    let path = filled(&dir.path().join("disk"), 8192);
+    waits_for_a_moment(&path, || target(&path).unwrap());
+}
+
+#[test]
+fn who_finds_a_file_locked_is_told_what_to_allow_in_rust_and_in_c() {
+    let dir = on_disk();
+    let path = filled(&dir.path().join("disk"), 8192);
+    let _first = target(&path).unwrap();
+    assert_refused(target(&path), ErrorKind::Busy, &path, "TargetOptions::allow_shared");
+    assert_refused(target(&path), ErrorKind::Busy, &path, "BLKM_DEVICE_F_ALLOW_SHARED");
 }
 
 #[test]

@@ -36,6 +36,26 @@ pub(crate) fn let_go<T>(held: T) {
     drop(held);
 }
 
+/// Opens a target while somebody holds it who lets go soon, and then one who does not.
+pub(crate) fn waits_for_a_moment<T: Send>(path: &Path, hold: impl Fn() -> T) {
+    let held = hold();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(60));
+            let_go(held);
+        });
+        let opened = Device::open_target(path, TargetOptions::default());
+        let_go(opened.unwrap());
+    });
+    let held = hold();
+    let start = Instant::now();
+    let refused = Device::open_target(path, TargetOptions::default()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    let waited = start.elapsed();
+    assert!(waited >= Duration::from_millis(150) && waited < Duration::from_secs(5), "{waited:?}");
+    let_go(held);
+}
+
 /// What a tool printed; panics if it failed.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = output(Command::new(program).args(arguments)).unwrap_or_else(|e| panic!("{program}: {e}"));

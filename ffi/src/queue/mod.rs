@@ -28,6 +28,9 @@ pub const BLKM_QUEUE_F_NO_EVENTFD: u64 = 1;
 /// The data of writes does not change before their completion, so write-blocking needs no copy of it. The price: while a target hangs
 /// such a write does not complete, even when its job has failed.
 pub const BLKM_QUEUE_F_STABLE_BUFFERS: u64 = 2;
+/// The queue takes up no memory regions (`blkm_mem_region_map`), which pins them once less. For rare requests, as of a control path: those
+/// work all the same, and keep a region from being unmapped as those of any queue do.
+pub const BLKM_QUEUE_F_NO_REGIONS: u64 = 4;
 
 /// How a queue is made. All zero (or NULL) is the default.
 #[allow(non_camel_case_types, reason = "as in C")]
@@ -256,7 +259,8 @@ fn info_of(q: &blkm_queue, [in_flight, ready]: [usize; 2], memory: RegisteredMem
 
 /// The options for core.
 fn options_of(opts: &blkm_queue_opts, attempt: &'static str) -> Result<QueueOptions> {
-    sum::known_flags(opts.flags, BLKM_QUEUE_F_NO_EVENTFD | BLKM_QUEUE_F_STABLE_BUFFERS, attempt)?;
+    let known = BLKM_QUEUE_F_NO_EVENTFD | BLKM_QUEUE_F_STABLE_BUFFERS | BLKM_QUEUE_F_NO_REGIONS;
+    sum::known_flags(opts.flags, known, attempt)?;
     let default = QueueOptions::default();
     Ok(QueueOptions {
         depth: match opts.depth {
@@ -265,6 +269,7 @@ fn options_of(opts: &blkm_queue_opts, attempt: &'static str) -> Result<QueueOpti
         },
         staging_bytes: if opts.staging_bytes == 0 { default.staging_bytes } else { opts.staging_bytes },
         eventfd: opts.flags & BLKM_QUEUE_F_NO_EVENTFD == 0,
+        regions: opts.flags & BLKM_QUEUE_F_NO_REGIONS == 0,
         stable_buffers: opts.flags & BLKM_QUEUE_F_STABLE_BUFFERS != 0,
     })
 }

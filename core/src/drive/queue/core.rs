@@ -112,7 +112,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         ring.fill_zero(zeroes);
         let waker = ring.waker();
         drive.add_waker(&waker);
-        let memory = HostBuffers::new(&drive);
+        let memory = HostBuffers::new(&drive, options.regions);
         let (parts, align_bytes) = (options.depth * 4, drive.align_bytes());
         let mut queue = Self {
             drive,

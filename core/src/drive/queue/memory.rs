@@ -1,11 +1,11 @@
 //! The drive's memory regions on a queue's ring: which requests use them, and which of those go through a registered buffer.
 //!
-//! A queue looks at the drive's list when the generation has changed, at the latest before it sends. What is new it registers, what is
-//! gone it takes off; both on its own thread, for the ring is that thread's. Registering pins every page, which takes the kernel some
-//! tens of milliseconds for a GiB of small pages; so a host maps its guest's memory before the first request.
+//! A queue looks at the drive's list when the generation has changed, at the latest before it sends. What is new it registers, what
+//! is gone it takes off; both on its own thread, for the ring is that thread's. Registering pins every page, which takes the kernel
+//! some tens of milliseconds for a GiB of small pages; so a host maps its guest's memory before the first request.
 //!
-//! What the kernel refuses (the limit on locked memory, an old kernel) goes unregistered, and is not tried again until its region is
-//! mapped anew; requests there work as before and look their pages up.
+//! What the kernel refuses (the limit on locked memory, an old kernel) goes unregistered, and is not tried again until its region
+//! is mapped anew; requests there work as before and look their pages up.
 //!
 //! `drive/in_use.rs` says why no request is sent through the buffer of memory that was unmapped.
 #![forbid(unsafe_code)]
@@ -26,8 +26,8 @@ pub struct RegisteredMemory {
     pub bytes: u64,
     /// Bytes that the kernel refused. Requests there work all the same and cost a little more.
     pub refused_bytes: u64,
-    /// The errno of the last refusal. `ENOMEM`: the limit on locked memory is too low (`ulimit -l`), for each queue locks all of it;
-    /// `EOPNOTSUPP`: this kernel has no place for registered memory.
+    /// The errno of the last refusal. `ENOMEM`: the limit on locked memory is too low (`ulimit -l`), for each queue locks all of
+    /// it; `EOPNOTSUPP`: this kernel has no place for registered memory.
     pub refused_errno: Option<i32>,
     /// Requests to a device so far that went through registered memory.
     pub requests: u64,
@@ -40,6 +40,8 @@ pub(super) struct Uses {
     regions: RegionSet,
     /// The list that they were looked up in.
     serial: u64,
+    /// Where in it.
+    at: usize,
 }
 
 /// A region on the ring.
@@ -71,15 +73,15 @@ pub(super) struct HostBuffers {
     seen: u64,
     /// The list that the ring follows.
     on_ring: u64,
-    /// The regions on the ring, by place.
-    known: [Option<Known>; MAX_REGIONS],
+    /// The regions on the ring, by place; no places for a queue that takes none up.
+    known: Box<[Option<Known>]>,
     /// The errno of the last refusal.
     refused: Option<i32>,
 }
 
 impl HostBuffers {
-    /// Nothing on the ring yet.
-    pub(super) fn new<D>(drive: &DriveCore<D>) -> Self {
+    /// Nothing on the ring yet, and nothing ever unless it `takes_regions`. What its requests use is counted either way.
+    pub(super) fn new<D>(drive: &DriveCore<D>, takes_regions: bool) -> Self {
         let in_use = drive.memory().add_queue();
         // Generations are counted up from 0, so this is none that was seen.
         Self {
@@ -87,7 +89,7 @@ impl HostBuffers {
             regions: Arc::default(),
             seen: u64::MAX,
             on_ring: 0,
-            known: [None; MAX_REGIONS],
+            known: vec![None; if takes_regions { MAX_REGIONS } else { 0 }].into(),
             refused: None,
         }
     }
@@ -105,9 +107,9 @@ impl HostBuffers {
     /// A request with this memory was accepted.
     #[inline]
     pub(super) fn begin(&mut self, memory: HostMemory) -> Uses {
-        let regions = self.regions.touched(memory);
+        let (regions, at) = self.regions.touched(memory);
         self.in_use.begin(regions);
-        Uses { regions, serial: self.regions.serial }
+        Uses { regions, serial: self.regions.serial, at }
     }
 
     /// Stands between [`begin`](Self::begin) of requests and the look that decides how they are sent.
@@ -122,7 +124,7 @@ impl HostBuffers {
         if uses.regions.is_empty() {
             return None;
         }
-        let piece = self.regions.piece(memory, uses.serial)?;
+        let piece = self.regions.piece(memory, uses.serial, uses.at)?;
         let known = self.known.get(usize::from(piece.place))?.as_ref()?;
         (usize::from(piece.number) < known.pieces).then_some(piece.buffer)
     }
@@ -150,8 +152,7 @@ impl HostBuffers {
         self.on_ring = self.regions.serial;
         // What is gone first: its buffers may be what is new has been given.
         for place in &mut self.known {
-            let stays = |known: &Known| self.regions.iter().any(|m| m.since == known.region.since);
-            if let Some(gone) = place.take_if(|known| !stays(known)) {
+            if let Some(gone) = place.take_if(|known| !self.regions.has(&known.region)) {
                 gone.region.pieces().take(gone.pieces).for_each(|(buffer, _)| ring.unregister_memory(buffer));
             }
         }
@@ -177,8 +178,8 @@ impl HostBuffers {
     }
 }
 
-/// Registers the pieces of a region, up to the first that is refused: the next would be for the same reason, after its pages were pinned
-/// in vain.
+/// Registers the pieces of a region, up to the first that is refused: the next would be for the same reason, after its pages were
+/// pinned in vain.
 fn register<R: Ring>(ring: &mut R, region: Mapped) -> (Known, Option<i32>) {
     let mut known = Known { region, pieces: 0, bytes: 0 };
     for (buffer, piece) in region.pieces() {

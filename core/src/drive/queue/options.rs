@@ -19,6 +19,9 @@ pub struct QueueOptions {
     pub staging_bytes: u64,
     /// Keep an eventfd that is readable when there may be something to [`poll`](super::Queue::poll) for.
     pub eventfd: bool,
+    /// Take up the drive's memory regions ([`Drive::map_memory`](crate::drive::Drive::map_memory)), which pins them once more. A
+    /// queue for rare requests does without: those work all the same, and count as using a region as those of any queue.
+    pub regions: bool,
     /// The host promises that the data of a write does not change before its completion, so that write-blocking needs no
     /// copy of it. The price: both sides are written from the host's memory, so while a target hangs the write does not
     /// complete, even when its job has failed.
@@ -27,7 +30,7 @@ pub struct QueueOptions {
 
 impl Default for QueueOptions {
     fn default() -> Self {
-        Self { depth: 128, staging_bytes: 4 * MIB, eventfd: true, stable_buffers: false }
+        Self { depth: 128, staging_bytes: 4 * MIB, eventfd: true, regions: true, stable_buffers: false }
     }
 }
 
@@ -67,8 +70,8 @@ pub struct ZeroFlags {
     pub punch: bool,
     /// The zeroes are durable when the request completes.
     pub fua: bool,
-    /// Fail with `EOPNOTSUPP` where zeroes would be written as data, by us or by the kernel, which takes as long as a write; for a host
-    /// that only asks whether there is a faster way. The target of a job may still be written zeroes.
+    /// Fail with `EOPNOTSUPP` where zeroes would be written as data, by us or by the kernel, which takes as long as a write; for a
+    /// host that only asks whether there is a faster way. The target of a job may still be written zeroes.
     pub no_fallback: bool,
 }
 

@@ -320,7 +320,7 @@ impl Queue {
         let bytes = self.options.staging_bytes + u64::from(ZEROES_BYTES);
         let options = UringOptions {
             in_flight: self.options.ring_requests(),
-            host_buffers: HOST_BUFFERS,
+            host_buffers: if self.options.regions { HOST_BUFFERS } else { 0 },
             limits: self.limits,
             ..UringOptions::new(bytes)
         };

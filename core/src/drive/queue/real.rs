@@ -41,7 +41,7 @@ impl Files {
     }
 
     fn drive(&self) -> Drive {
-        Drive::new(Device::open_target(&self.path("disk"), TargetOptions::default()).unwrap()).unwrap()
+        Drive::new(Device::open_disk(&self.path("disk")).unwrap()).unwrap()
     }
 
     /// A job in write-blocking mode whose sides are equal.

@@ -110,7 +110,7 @@ struct Recipe {
 impl Default for Recipe {
     fn default() -> Self {
         let options =
-            QueueOptions { depth: 12, staging_bytes: 64 * KIB, eventfd: false, stable_buffers: false };
+            QueueOptions { depth: 12, staging_bytes: 64 * KIB, eventfd: false, ..QueueOptions::default() };
         Self {
             seed: 1,
             faults: Faults::default(),

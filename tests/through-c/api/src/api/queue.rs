@@ -12,11 +12,11 @@ use std::ptr;
 use std::time::{Duration, Instant};
 
 use blkmirror::{
-    BLKM_QUEUE_F_NO_EVENTFD, BLKM_QUEUE_F_STABLE_BUFFERS, BLKM_REQ_FUA, BLKM_REQ_MAY_UNMAP,
-    BLKM_REQ_NO_FALLBACK, BLKM_REQ_STABLE_BUFFER, blkm_completion, blkm_queue, blkm_queue_create,
-    blkm_queue_destroy, blkm_queue_discard, blkm_queue_flush, blkm_queue_get_info, blkm_queue_info,
-    blkm_queue_opts_init, blkm_queue_poll, blkm_queue_process, blkm_queue_read, blkm_queue_readv,
-    blkm_queue_submit, blkm_queue_write, blkm_queue_write_zeroes, blkm_queue_writev,
+    BLKM_QUEUE_F_NO_EVENTFD, BLKM_QUEUE_F_NO_REGIONS, BLKM_QUEUE_F_STABLE_BUFFERS, BLKM_REQ_FUA,
+    BLKM_REQ_MAY_UNMAP, BLKM_REQ_NO_FALLBACK, BLKM_REQ_STABLE_BUFFER, blkm_completion, blkm_queue,
+    blkm_queue_create, blkm_queue_destroy, blkm_queue_discard, blkm_queue_flush, blkm_queue_get_info,
+    blkm_queue_info, blkm_queue_opts_init, blkm_queue_poll, blkm_queue_process, blkm_queue_read,
+    blkm_queue_readv, blkm_queue_submit, blkm_queue_write, blkm_queue_write_zeroes, blkm_queue_writev,
 };
 use blkmirror_core::drive::queue::{QueueOptions, WriteFlags, ZeroFlags};
 use blkmirror_core::units::ByteRange;
@@ -99,6 +99,7 @@ impl Drive {
         opts.depth = u32::try_from(chosen.depth).unwrap();
         opts.staging_bytes = chosen.staging_bytes;
         opts.flags = if chosen.eventfd { 0 } else { BLKM_QUEUE_F_NO_EVENTFD }
+            | if chosen.regions { 0 } else { BLKM_QUEUE_F_NO_REGIONS }
             | if chosen.stable_buffers { BLKM_QUEUE_F_STABLE_BUFFERS } else { 0 };
         // SAFETY: a handle that is open, a structure and a variable that live to the end of the call.
         let make = |out| unsafe { blkm_queue_create(self.raw(), &raw const opts, out) };
