@@ -146,6 +146,11 @@ impl OwnedRing {
         self.0.through_buffers()
     }
 
+    /// Nothing is given to the kernel any more, also not what was queued; the ring can only be ended.
+    pub(crate) fn break_off(&mut self) {
+        self.0.broken.get_or_insert(libc::ECANCELED);
+    }
+
     /// Whether this is the thread that may enter the ring.
     pub(crate) fn is_mine(&self) -> bool {
         self.0.is_mine()
@@ -221,6 +226,7 @@ impl UringRing {
             wake,
             wake_count: Box::new(AtomicU64::new(0)),
             wake_armed: false,
+            broken: None,
             enters: 0,
             through_buffers: 0,
             over: None,
