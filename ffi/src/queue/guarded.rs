@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use blkmirror_core::drive::queue::Queue;
+use blkmirror_core::drive::queue::{Queue, QueueWaker};
 use blkmirror_core::{Error, ErrorKind, Result};
 
 use super::blkm_completion;
@@ -46,6 +46,8 @@ pub struct blkm_queue {
     inside: AtomicBool,
     /// What belongs to that thread.
     inner: UnsafeCell<Inner>,
+    /// Wakes that thread where it sleeps in a call, from any other.
+    waker: QueueWaker,
     /// How many were refused and not taken yet.
     refused: AtomicUsize,
     /// These.
@@ -73,12 +75,12 @@ pub(super) struct Inner {
 impl Inner {
     /// The completion of a request that failed; its text stays until the queue is processed again.
     #[cold]
-    pub(super) fn failed(&mut self, user_data: *mut c_void, error: &Error) -> blkm_completion {
+    pub(super) fn failed(&mut self, user_data: *mut c_void, error: &Error, flags: u32) -> blkm_completion {
         // The text of an error has no control characters, so no 0 either.
         let text = CString::new(error.to_string()).unwrap_or_default();
         let error_msg = text.as_ptr();
         self.texts.push(text);
-        blkm_completion { user_data, error_msg, ret: -error.errno(), flags: 0, reserved: 0 }
+        blkm_completion { user_data, error_msg, ret: -error.errno(), flags, reserved: 0 }
     }
 }
 
@@ -101,6 +103,7 @@ impl blkm_queue {
             health,
             owner: AtomicUsize::new(0),
             inside: AtomicBool::new(false),
+            waker: queue.waker(),
             inner: UnsafeCell::new(Inner { queue, texts: Vec::new() }),
             refused: AtomicUsize::new(0),
             refusals: Mutex::new(VecDeque::with_capacity(depth)),
@@ -154,7 +157,8 @@ impl blkm_queue {
         refusals.push_back(Refused { user_data, error });
         self.refused.store(refusals.len(), Ordering::Release);
         drop(refusals);
-        self.signal();
+        // The queue's thread may sleep in a call until there is a completion, and here is one.
+        self.waker.wake();
     }
 
     /// Takes one of these.
@@ -197,6 +201,15 @@ impl blkm_queue {
     /// The list; a panic under its lock leaves nothing half done.
     fn refusals(&self) -> MutexGuard<'_, VecDeque<Refused>> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A queue in which a panic was caught is ended without a look at what is inside, which may be anything.
+impl Drop for blkm_queue {
+    fn drop(&mut self) {
+        if self.health.is_poisoned() {
+            self.inner.get_mut().queue.abandon();
+        }
     }
 }
 
