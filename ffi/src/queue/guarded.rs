@@ -224,3 +224,43 @@ impl fmt::Debug for blkm_queue {
 fn called_back(attempt: &'static str) -> Error {
     Error::new(ErrorKind::WrongState, attempt).because("a handler of the log must not call the library")
 }
+
+#[cfg(test)]
+mod tests {
+    use blkmirror_core::device::Device;
+    use blkmirror_core::drive::Drive;
+    use blkmirror_core::drive::queue::QueueOptions;
+    use blkmirror_core::units::ByteRange;
+
+    use super::*;
+    use crate::border::handle::{close, create, with};
+
+    /// Otherwise a bug that was caught would cost the host its disk, or its life when it destroys the queue.
+    #[test]
+    fn a_queue_in_which_a_panic_was_caught_is_refused_and_ends_and_its_device_is_free() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let drive = Drive::new(Device::open_disk(file.path()).unwrap()).unwrap();
+        let (mut queue, options) = (std::ptr::null_mut(), QueueOptions::default());
+        let make = || Ok(blkm_queue::new(Health::new(), drive.queue(options)?, None, options.depth));
+        // SAFETY: a variable of ours.
+        assert_eq!(unsafe { create(&raw mut queue, "make", make) }, 0);
+        let ask = |queue: *mut blkm_queue, body: &dyn Fn(&mut Inner) -> Result<()>| {
+            // SAFETY: made above, and closed below.
+            unsafe { with(queue, "ask", |q: &blkm_queue| q.on_its_thread("ask", body)) }
+        };
+        let discard = |inner: &mut Inner| Ok(inner.queue.discard(ByteRange::at(0, 4096), 1)?);
+        assert_eq!(ask(queue, &|inner| discard(inner).and_then(|()| inner.queue.submit())), 0);
+        assert_eq!(ask(queue, &|inner| discard(inner).map(|()| panic!("a bug"))), -libc::ENOTRECOVERABLE);
+        assert_eq!(ask(queue, &|_| Ok(())), -libc::ENOTRECOVERABLE);
+        // SAFETY: made above, and closed once.
+        unsafe { close(&raw mut queue) };
+        drive.close().unwrap();
+        let begin = std::time::Instant::now();
+        while let Err(e) = Device::open_target(file.path(), blkmirror_core::device::TargetOptions::default())
+        {
+            assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{e}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
