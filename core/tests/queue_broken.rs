@@ -53,7 +53,8 @@ fn break_with_a_write(queue: &mut Queue, buffer: GuestBuffer) {
     }
 }
 
-/// Otherwise a write that its host was told has failed would reach the disk after all, from memory that serves something else by then.
+/// Otherwise a write that its host was told has failed would reach the disk after all, from memory that serves something else by
+/// then.
 #[test]
 fn what_a_broken_ring_was_not_given_is_never_sent() {
     disks(MIB).iter().for_each(nothing_is_sent_late);

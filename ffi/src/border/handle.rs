@@ -1,8 +1,8 @@
 //! Objects behind opaque pointers.
 //!
-//! A handle is a box that C holds the only pointer to. Whoever borrows it here does so for the length of a call, and the header says
-//! that no other call may be running when it is closed. A call on an object that was made before `fork(2)`, or in which a panic was
-//! caught before, is refused before it touches what is inside.
+//! A handle is a box that C holds the only pointer to. Whoever borrows it here does so for the length of a call, and the header
+//! says that no other call may be running when it is closed. A call on an object that was made before `fork(2)`, or in which a
+//! panic was caught before, is refused before it touches what is inside.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -130,8 +130,8 @@ pub(crate) unsafe fn create<T: Object>(
     })
 }
 
-/// Ends an object of C's and forgets its pointer. An object of another process is left alone: its memory and its descriptors are this
-/// process's copies, and go with it.
+/// Ends an object of C's and forgets its pointer. An object of another process is left alone: its memory and its descriptors are
+/// this process's copies, and go with it.
 ///
 /// # Safety
 /// `slot` is NULL, or holds NULL or a pointer as in [`with`], and no other call on the object is running or comes later.
@@ -151,7 +151,8 @@ pub(crate) unsafe fn close<T: Object>(slot: *mut *mut T) {
     }
 }
 
-/// Ends an object of C's if `may` says so, and forgets its pointer then; otherwise all stays as it is. Nothing is there to end in a NULL.
+/// Ends an object of C's if `may` says so, and forgets its pointer then; otherwise all stays as it is. Nothing is there to end in a
+/// NULL.
 ///
 /// # Safety
 /// As [`close`].

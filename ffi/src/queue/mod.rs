@@ -27,8 +27,8 @@ use crate::drive::blkm_drive;
 
 /// The queue has no completion descriptor; the host only processes it. An optimisation for hosts that poll.
 pub const BLKM_QUEUE_F_NO_EVENTFD: u64 = 1;
-/// The data of writes does not change before their completion, so write-blocking needs no copy of it. The price: while a target hangs
-/// such a write does not complete, even when its job has failed.
+/// The data of writes does not change before their completion, so write-blocking needs no copy of it. The price: while a target
+/// hangs such a write does not complete, even when its job has failed.
 pub const BLKM_QUEUE_F_STABLE_BUFFERS: u64 = 2;
 
 /// How a queue is made. All zero (or NULL) is the default.
@@ -40,13 +40,13 @@ pub struct blkm_queue_opts {
     pub struct_size: usize,
     /// `BLKM_QUEUE_F_*`.
     pub flags: u64,
-    /// Memory for the stable copies that write-blocking needs, at most 1 GiB; 0: 4 MiB. A write that finds no room in it goes to the drive
-    /// alone and is copied later.
+    /// Memory for the stable copies that write-blocking needs, at most 1 GiB; 0: 4 MiB. A write that finds no room in it goes to
+    /// the drive alone and is copied later.
     pub staging_bytes: u64,
-    /// Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 256. One more completes with -EAGAIN,
-    /// so count yours and hold the rest. Size it as what your guest can have under way on this queue, the sum of the sizes of the
-    /// virtqueues that one thread serves, and a few more for requests of the host's own; a deeper one costs about 1.5 KiB a request from
-    /// its first use on, and cache where it is not needed.
+    /// Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 256. One more completes with
+    /// -EAGAIN, so count yours and hold the rest. Size it as what your guest can have under way on this queue, the sum of the sizes
+    /// of the virtqueues that one thread serves, and a few more for requests of the host's own; a deeper one costs about 1.5 KiB a
+    /// request from its first use on.
     pub depth: u32,
     /// Zero.
     pub reserved0: u32,
@@ -55,11 +55,11 @@ pub struct blkm_queue_opts {
 }
 structure!(blkm_queue_opts, first 64, reserved reserved0, reserved);
 
-/// The queue's ring broke (`io_uring_enter` fails for good), and the kernel may still have the memory of this request, to read from it or
-/// to write to it, also when the queue was destroyed. Do not free it, and do not use it for anything else, for as long as the process
-/// lives. That holds for a guest's memory, too: a guest that is told that its request has failed will use it again, so rather stop the
-/// guest. Only memory inside a region is known to be free again: once `blkm_mem_region_unmap` gives the region back, which may be when the
-/// queue was destroyed.
+/// The queue's ring broke (`io_uring_enter` fails for good), and the kernel may still have the memory of this request, to read from
+/// it or to write to it, also when the queue was destroyed. Do not free it, and do not use it for anything else, for as long as the
+/// process lives. That holds for a guest's memory, too: a guest that is told that its request has failed will use it again, so
+/// rather stop the guest. Only memory inside a region is known to be free again: once `blkm_mem_region_unmap` gives the region
+/// back, which may be when the queue was destroyed.
 pub const BLKM_COMPLETION_F_MEMORY_IN_USE: u32 = 1;
 
 /// The end of a request.
@@ -117,9 +117,9 @@ pub unsafe extern "C" fn blkm_queue_opts_init(opts: *mut blkm_queue_opts, struct
     unsafe { sized::init(opts, struct_size) }
 }
 
-/// Makes a queue of a drive, for one of the host's threads: the first that sends or processes with it. Its io_uring is made then, on
-/// that thread, so queues may be made in one place and handed out. `opts` may be NULL. On success `*out` is the queue, to be destroyed
-/// with `blkm_queue_destroy`; else it is NULL.
+/// Makes a queue of a drive, for one of the host's threads: the first that sends or processes with it. Its io_uring is made then,
+/// on that thread, so queues may be made in one place and handed out. `opts` may be NULL. On success `*out` is the queue, to be
+/// destroyed with `blkm_queue_destroy`; else it is NULL.
 ///
 /// Returns 0, or -errno: `-EINVAL`, `-EMFILE`. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -144,10 +144,10 @@ pub unsafe extern "C" fn blkm_queue_create(
 
 /// Ends a queue, whatever is under way, and sets `*queue` to NULL. NULL, and a pointer to NULL, are allowed.
 ///
-/// A host that is in no hurry uses `blkm_queue_close`, which loses nothing. Here requests under way get no completion any more, and their
-/// memory may still be the kernel's: do not free or use it, as with `BLKM_COMPLETION_F_MEMORY_IN_USE`. On the queue's own thread it waits
-/// for them, at most about 600 ms; a write that a hanging device may still carry out later makes a job that follows the drive fail, and
-/// keeps every later job of the drive from switching over.
+/// A host that is in no hurry uses `blkm_queue_close`, which loses nothing. Here requests under way get no completion any more, and
+/// their memory may still be the kernel's: do not free or use it, as with `BLKM_COMPLETION_F_MEMORY_IN_USE`. On the queue's own
+/// thread it waits for them, at most about 600 ms; a write that a hanging device may still carry out later makes a job that follows
+/// the drive fail, and keeps every later job of the drive from switching over.
 ///
 /// Threads: best the queue's own; any, while no other call uses the queue. Since 0.1.
 #[unsafe(no_mangle)]
@@ -158,14 +158,14 @@ pub unsafe extern "C" fn blkm_queue_destroy(queue: *mut *mut blkm_queue) {
 
 /// Ends a queue if nothing is lost by that, and sets `*queue` to NULL then. NULL, and a pointer to NULL, are nothing to end.
 ///
-/// It sends what was submitted and sleeps until nothing is under way, no longer than `timeout_ns` (0: not at all; negative: for ever).
-/// Requests that wait for the drive's gate are under way; so are writes to the target of a job that has ended, which nobody else
-/// waits for. Completions that can be taken keep the queue from ending, before and after that: take them with `blkm_queue_process` and
-/// close again.
+/// It sends what was submitted and sleeps until nothing is under way, no longer than `timeout_ns` (0: not at all; negative: for
+/// ever). Requests that wait for the drive's gate are under way; so are writes to the target of a job that has ended, which nobody
+/// else waits for. Completions that can be taken keep the queue from ending, before and after that: take them with
+/// `blkm_queue_process` and close again.
 ///
-/// Returns 0, or -errno, and the queue is as it was: `-EBUSY` while something is under way or a completion was not taken; `-EPERM` on
-/// another thread than the queue's, if it has one; when the ring broke, and then it can only be destroyed. Threads: the queue's; any
-/// before one has sent or processed with it. Since 0.1.
+/// Returns 0, or -errno, and the queue is as it was: `-EBUSY` while something is under way or a completion was not taken; `-EPERM`
+/// on another thread than the queue's, if it has one; when the ring broke, and then it can only be destroyed. Threads: the queue's;
+/// any before one has sent or processed with it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_queue_close(queue: *mut *mut blkm_queue, timeout_ns: i64) -> c_int {
     let attempt = "close a queue";
@@ -206,8 +206,8 @@ fn nothing_is_lost(q: &blkm_queue, inner: &mut Inner, timeout_ns: i64, attempt: 
 
 /// Fills in what a queue has, up to `info->struct_size`, which the caller has set.
 ///
-/// Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's; any before one has sent or processed
-/// with it, which this does not count as. Since 0.1.
+/// Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's; any before one has sent or
+/// processed with it, which this does not count as. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_queue_get_info(queue: *mut blkm_queue, info: *mut blkm_queue_info) -> c_int {
     let attempt = "describe a queue";

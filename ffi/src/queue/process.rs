@@ -12,10 +12,11 @@ use super::{BLKM_COMPLETION_F_MEMORY_IN_USE, blkm_completion};
 use crate::border::handle::with;
 use crate::border::{invalid, sum};
 
-/// Sends what was submitted, without looking for completions: one system call. `blkm_queue_process` and `blkm_queue_poll` do so, too.
+/// Sends what was submitted, without looking for completions: one system call. `blkm_queue_process` and `blkm_queue_poll` do so,
+/// too.
 ///
-/// Returns 0, or -errno: `-EPERM` on another thread than the queue's; when the ring could not be made or broke, and then every request
-/// has completed with an error. Threads: the queue's. Since 0.1.
+/// Returns 0, or -errno: `-EPERM` on another thread than the queue's; when the ring could not be made or broke, and then every
+/// request has completed with an error. Threads: the queue's. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_queue_submit(queue: *mut blkm_queue) -> c_int {
     let attempt = "submit requests";
@@ -26,9 +27,9 @@ pub unsafe extern "C" fn blkm_queue_submit(queue: *mut blkm_queue) -> c_int {
 /// Sends what was submitted, and says how many completions can be taken now; takes none.
 ///
 /// It asks the kernel each time, for a completion is shown to the queue only when its thread comes for it: one system call
-/// (`io_uring_enter`); with a completion descriptor a second, which resets it, and while there is something to take a third, which makes
-/// it readable again. A loop that polls without a pause calls `blkm_queue_process` at once, which needs no third, and makes its queue
-/// with `BLKM_QUEUE_F_NO_EVENTFD` if it never sleeps, which needs no second.
+/// (`io_uring_enter`); with a completion descriptor a second, which resets it, and while there is something to take a third, which
+/// makes it readable again. A loop that polls without a pause calls `blkm_queue_process` at once, which needs no third, and makes
+/// its queue with `BLKM_QUEUE_F_NO_EVENTFD` if it never sleeps, which needs no second.
 ///
 /// Returns their number, or -errno as `blkm_queue_submit`. Threads: the queue's. Since 0.1.
 #[unsafe(no_mangle)]
@@ -50,13 +51,15 @@ pub unsafe extern "C" fn blkm_queue_poll(queue: *mut blkm_queue) -> c_int {
     unsafe { with(queue, attempt, body) }
 }
 
-/// Sends what was submitted, sleeps until `min` completions can be taken, and takes up to `max` of them into `completions`, in any order.
+/// Sends what was submitted, sleeps until `min` completions can be taken, and takes up to `max` of them into `completions`, in any
+/// order.
 ///
-/// It sleeps no longer than `timeout_ns` (0: not at all; negative: for ever), nor when fewer than `min` requests are under way. Requests
-/// that wait for the drive's gate are under way. If more than `max` are there, the completion descriptor stays readable.
+/// It sleeps no longer than `timeout_ns` (0: not at all; negative: for ever), nor when fewer than `min` requests are under way.
+/// Requests that wait for the drive's gate are under way. If more than `max` are there, the completion descriptor stays readable.
 ///
 /// Returns how many were taken, 0 if there were none, or -errno: `-EINVAL` unless 0 <= min <= max and 1 <= max; `-EPERM` on another
-/// thread than the queue's; when the ring could not be made or broke, once every completion is taken. Threads: the queue's. Since 0.1.
+/// thread than the queue's; when the ring could not be made or broke, once every completion is taken. Threads: the queue's. Since
+/// 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_queue_process(
     queue: *mut blkm_queue,
@@ -76,12 +79,12 @@ pub unsafe extern "C" fn blkm_queue_process(
 }
 
 /// The queue's completion descriptor, an eventfd: readable when there may be completions to take. Wait for it, level-triggered or
-/// edge-triggered, and call `blkm_queue_process`, which resets it; never read from it. It may be readable when there is nothing to take,
-/// as when the drive's gate opens. It belongs to the queue.
+/// edge-triggered, and call `blkm_queue_process`, which resets it; never read from it. It may be readable when there is nothing to
+/// take, as when the drive's gate opens. It belongs to the queue.
 ///
-/// It is there from the start to the end of the queue, or not at all (`BLKM_QUEUE_F_NO_EVENTFD`): it cannot be switched off for a while, as
-/// other libraries can. A host that polls now and sleeps then leaves it as it is and pays a signal of the kernel's for each batch of
-/// completions and a `read(2)` for each `blkm_queue_process` and `blkm_queue_poll`.
+/// It is there from the start to the end of the queue, or not at all (`BLKM_QUEUE_F_NO_EVENTFD`): it cannot be switched off for a
+/// while, as other libraries can. A host that polls now and sleeps then leaves it as it is and pays a signal of the kernel's for
+/// each batch of completions and a `read(2)` for each `blkm_queue_process` and `blkm_queue_poll`.
 ///
 /// Returns the descriptor, or -errno: `-ENOENT` with `BLKM_QUEUE_F_NO_EVENTFD`. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]

@@ -34,8 +34,8 @@ use crate::units::{ByteRange, GIB, KIB};
 pub(super) const ZEROES_BYTES: u32 = 256 << 10;
 /// The most data of one request.
 const MAX_DATA_BYTES: u64 = GIB;
-/// How long a sleep for several completions lets them gather once there is one. It ends in any case then, for what has completed may be
-/// only a step of its request, and what follows must not wait for the others, which may hang.
+/// How long a sleep for several completions lets them gather once there is one. It ends in any case then, for what has completed
+/// may be only a step of its request, and what follows must not wait for the others, which may hang.
 const BATCH_NS: u64 = 1_000_000;
 
 /// A queue without its ring.

@@ -230,8 +230,8 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
 /// However a queue ends, what it had in hand is marked. Unless [`QueueCore::end`] said that nothing is left, what is in the ring
 /// may still land: those passes are never given back, and memory that the kernel may still use is never freed.
 ///
-/// A queue in which a bug was caught may have anything in its lists. A panic here would be the second one, and the host's end; so it is
-/// caught, too, and what was not marked by then keeps its pass and its memory for ever.
+/// A queue in which a bug was caught may have anything in its lists. A panic here would be the second one, and the host's end; so
+/// it is caught, too, and what was not marked by then keeps its pass and its memory for ever.
 impl<D: Send + Sync + std::fmt::Debug + 'static> Drop for QueueCore<D> {
     fn drop(&mut self) {
         let lost = catch_unwind(AssertUnwindSafe(|| self.lose_all(libc::ECANCELED, self.now_ns)));

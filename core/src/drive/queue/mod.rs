@@ -64,10 +64,11 @@ pub struct GuestCompletion {
     pub tag: u64,
     /// How it ended on the drive.
     pub result: Result<()>,
-    /// The host's buffer. `None` for requests without data, and while [`memory_in_use`](Self::memory_in_use); it is never freed then.
+    /// The host's buffer. `None` for requests without data, and while [`memory_in_use`](Self::memory_in_use); it is never freed
+    /// then.
     pub buffer: Option<GuestBuffer>,
-    /// The queue's ring broke, and the kernel may still use the memory of this request, to read or to write. Memory that the host has
-    /// vouched for must not be freed or used otherwise for as long as the process lives; see [`Queue`].
+    /// The queue's ring broke, and the kernel may still use the memory of this request, to read or to write. Memory that the host
+    /// has vouched for must not be freed or used otherwise for as long as the process lives; see [`Queue`].
     pub memory_in_use: bool,
 }
 

@@ -12,8 +12,8 @@ const MAX_STAGING_BYTES: u64 = 1024 * MIB;
 /// What a queue is made with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QueueOptions {
-    /// Requests that are accepted and not yet popped at most, 1 to 1024. As many as the guest can have under way on this queue: the sum of
-    /// the sizes of the virtqueues that its thread serves. A deeper one costs memory, and cache where it is not needed.
+    /// Requests that are accepted and not yet popped at most, 1 to 1024. As many as the guest can have under way on this queue: the
+    /// sum of the sizes of the virtqueues that its thread serves. A deeper one costs memory.
     pub depth: usize,
     /// Memory for the stable copies that write-blocking needs, at most 1 GiB; rounded up to what the kernel maps. A write
     /// that finds no room in it goes to the drive alone and is copied later.
@@ -68,8 +68,8 @@ pub struct ZeroFlags {
     pub punch: bool,
     /// The zeroes are durable when the request completes.
     pub fua: bool,
-    /// Fail with `EOPNOTSUPP` where zeroes would be written as data, by us or by the kernel, which takes as long as a write; for a host
-    /// that only asks whether there is a faster way. The target of a job may still be written zeroes.
+    /// Fail with `EOPNOTSUPP` where zeroes would be written as data, by us or by the kernel, which takes as long as a write; for a
+    /// host that only asks whether there is a faster way. The target of a job may still be written zeroes.
     pub no_fallback: bool,
 }
 

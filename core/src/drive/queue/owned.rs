@@ -229,8 +229,8 @@ impl Queue {
         self.wait_beside(min_completions, timeout, || 0)
     }
 
-    /// The same for a host that has completions of its own besides: `beside` says how many, and they count. Who adds to them on another
-    /// thread calls [`QueueWaker::wake`] then.
+    /// The same for a host that has completions of its own besides: `beside` says how many, and they count. Who adds to them on
+    /// another thread calls [`QueueWaker::wake`] then.
     ///
     /// # Errors
     /// As [`submit`](Self::submit).
@@ -253,8 +253,8 @@ impl Queue {
     }
 
     /// Sleeps until nothing is under way, or the time is over, and says which: `true`, nothing is. More is under way than
-    /// [`in_flight`](Self::in_flight) tells: writes to the target of a job that has ended, which nobody waits for. The completions are
-    /// there to be [popped](Self::pop).
+    /// [`in_flight`](Self::in_flight) tells: writes to the target of a job that has ended, which nobody waits for. The completions
+    /// are there to be [popped](Self::pop).
     ///
     /// # Errors
     /// As [`submit`](Self::submit).
@@ -296,8 +296,8 @@ impl Queue {
         self.waker.clone()
     }
 
-    /// Makes the eventfd readable, from any thread. For a host that leaves completions unpopped, or wants its loop to come round; without
-    /// an eventfd it does nothing.
+    /// Makes the eventfd readable, from any thread. For a host that leaves completions unpopped, or wants its loop to come round;
+    /// without an eventfd it does nothing.
     pub fn signal(&self) {
         self.waker.signal();
     }
@@ -314,13 +314,15 @@ impl Queue {
         self.running.as_ref().map_or(0, |running| running.core.in_flight())
     }
 
-    /// Of these, requests that wait because the drive's gate is closed: a job is switching over, or waits for the host's word to do so.
+    /// Of these, requests that wait because the drive's gate is closed: a job is switching over, or waits for the host's word to do
+    /// so.
     #[must_use]
     pub fn held(&self) -> usize {
         self.running.as_ref().map_or(0, |running| running.core.held())
     }
 
-    /// How much of the memory that is mapped with the drive is registered with this queue's ring, and how many requests made use of it.
+    /// How much of the memory that is mapped with the drive is registered with this queue's ring, and how many requests made use of
+    /// it.
     #[must_use]
     pub fn registered_memory(&self) -> RegisteredMemory {
         self.running.as_ref().map_or_else(RegisteredMemory::default, |running| {
@@ -334,8 +336,9 @@ impl Queue {
         self.limits = limits;
     }
 
-    /// Waits at most `timeout` for what is under way ([`drain`](Self::drain)) and ends the queue; gives it back when that did not end in
-    /// this time, on a thread that is not its own, too, unless nothing is under way. Requests that wait for a closed gate are under way.
+    /// Waits at most `timeout` for what is under way ([`drain`](Self::drain)) and ends the queue; gives it back when that did not
+    /// end in this time, on a thread that is not its own, too, unless nothing is under way. Requests that wait for a closed gate
+    /// are under way.
     ///
     /// Completions that were not popped go with it; a host that wants them [`wait`](Self::wait)s and [`pop`](Self::pop)s before.
     ///
@@ -353,8 +356,8 @@ impl Queue {
     }
 
     /// Ends the queue after a panic in one of its calls: sends and collects nothing, for nobody knows what is in its lists, has the
-    /// kernel end the ring, and treats what was under way as [dropping](Self#dropping-it-with-requests-under-way) does. What is left is a
-    /// queue to drop.
+    /// kernel end the ring, and treats what was under way as [dropping](Self#dropping-it-with-requests-under-way) does. What is
+    /// left is a queue to drop.
     pub fn abandon(&mut self) {
         if let Some(running) = self.running.take() {
             running.abandon();

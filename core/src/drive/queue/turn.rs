@@ -1,4 +1,5 @@
-//! A turn of a queue: what is ready goes to the ring, what has completed comes back, and what follows from that goes to the ring again.
+//! A turn of a queue: what is ready goes to the ring, what has completed comes back, and what follows from that goes to the ring
+//! again.
 #![forbid(unsafe_code)]
 
 use super::core::QueueCore;
@@ -28,8 +29,8 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         self.turn_sent(ring, wait)
     }
 
-    /// The same; sleeps until there are `answers` completions for the host, nothing is under way, or the deadline. It may return before.
-    /// One system call sends and sleeps.
+    /// The same; sleeps until there are `answers` completions for the host, nothing is under way, or the deadline. It may return
+    /// before. One system call sends and sleeps.
     ///
     /// # Errors
     /// As [`turn`](Self::turn).

@@ -26,7 +26,8 @@ impl UringRing {
             self.kernel.sq.sync();
         }
         // SAFETY: the entry's buffer lies in the region (or is the wake counter), which stays mapped until the
-        // request has completed or for ever (`own`), or is the host's, who promised the same; its device is registered and held open by `devices`.
+        // request has completed or for ever (`own`), or is the host's, who promised the same; its device is registered and held
+        // open by `devices`.
         unsafe { self.kernel.sq.push(entry) }.map_err(|_| Full)
     }
 
@@ -88,8 +89,8 @@ impl UringRing {
         }
     }
 
-    /// The same without a sleep in the kernel, for valgrind: it lets one thread run at a time, and does not know that this call may block,
-    /// so all others would stand still. Looks every now and then instead.
+    /// The same without a sleep in the kernel, for valgrind: it lets one thread run at a time, and does not know that this call may
+    /// block, so all others would stand still. Looks every now and then instead.
     fn enter_and_nap(&mut self, wait: Wait) -> Result<()> {
         const NAP: std::time::Duration = std::time::Duration::from_micros(200);
         let until_ns = monotonic_ns().saturating_add(wait.timeout_ns.unwrap_or(LONGEST_SLEEP_NS));

@@ -85,7 +85,8 @@ impl Sentinel {
         Ok((Self(reader), writer))
     }
 
-    /// Whether the kernel has let go of the ring, and so of every request on it; waits for that up to `patience_ns`, less than a second.
+    /// Whether the kernel has let go of the ring, and so of every request on it; waits for that up to `patience_ns`, less than a
+    /// second.
     fn is_gone_within(&self, patience_ns: u64) -> bool {
         let deadline_ns = monotonic_ns().saturating_add(patience_ns);
         loop {
@@ -288,8 +289,8 @@ impl UringRing {
         }
     }
 
-    /// Whether nothing is left in the kernel that uses the copy memory, the host's, or a device, as far as this thread can see: at most
-    /// the read of the wake-up, and a cancel.
+    /// Whether nothing is left in the kernel that uses the copy memory, the host's, or a device, as far as this thread can see: at
+    /// most the read of the wake-up, and a cancel.
     fn is_idle(&mut self) -> bool {
         self.kernel.cq.sync();
         while let Some((key, _)) = self.take_cqe() {
@@ -324,8 +325,8 @@ impl Drop for UringRing {
             // The read of the wake-up may come back at any time.
             std::mem::forget(std::mem::take(&mut self.wake_count));
         }
-        // A child of a fork that has not run another program keeps the ring open for as long as it lives. Nothing is read or written
-        // through it meanwhile if nothing was under way.
+        // A child of a fork that has not run another program keeps the ring open for as long as it lives. Nothing is read or
+        // written through it meanwhile if nothing was under way.
         let safe = gone || idle;
         if let Some(over) = &self.over {
             over.store(safe && lanes_over, Ordering::Release);
@@ -334,8 +335,8 @@ impl Drop for UringRing {
             // SAFETY: dropped once, here; the ring is closed and nothing of it is left that could touch the memory.
             unsafe { ManuallyDrop::drop(&mut self.region) };
         } else {
-            // Requests are left that may come back at any time or never: what they may touch is never given back. The devices stay open
-            // and locked with it, so that no later job can meet a late write.
+            // Requests are left that may come back at any time or never: what they may touch is never given back. The devices stay
+            // open and locked with it, so that no later job can meet a late write.
             std::mem::forget(std::mem::take(&mut self.devices));
         }
     }
