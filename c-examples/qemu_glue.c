@@ -80,25 +80,24 @@ static void glue_process(void *opaque)
 }
 
 /* io_poll: whether there is something to process. Takes nothing. */
-static bool glue_poll(void *opaque)
-{
-    return blkm_queue_poll(((struct disk *)opaque)->queue) > 0;
-}
+static bool glue_poll(void *opaque) { return blkm_queue_poll(((struct disk *)opaque)->queue) > 0; }
 
-/* .bdrv_attach_aio_context: the queue belongs to the thread that runs this loop. */
+/* .bdrv_attach_aio_context: the queue is the thread's of this loop, and as deep as its virtqueues together, with some to spare. */
 static int glue_attach(struct disk *disk)
 {
-    int ret = blkm_queue_create(disk->drive, NULL, &disk->queue);
+    const blkm_queue_opts opts = { .struct_size = sizeof opts, .depth = 256 + 64 };
+    int ret = blkm_queue_create(disk->drive, &opts, &disk->queue);
     if (ret == 0)
         loop_watch(DISK, blkm_queue_get_completion_fd(disk->queue), glue_process, disk);
     return ret;
 }
 
-/* .bdrv_detach_aio_context, on the same thread: the host has drained the disk, so the queue ends at once. */
+/* .bdrv_detach_aio_context, on the same thread: the host has drained the disk, so the queue ends at once, and loses nothing. */
 static void glue_detach(struct disk *disk)
 {
     loop_watch(DISK, -1, NULL, NULL);
-    blkm_queue_destroy(&disk->queue);
+    if (blkm_queue_close(&disk->queue, -1) < 0)
+        blkm_queue_destroy(&disk->queue); /* Its ring broke: abort(), if a completion had BLKM_COMPLETION_F_MEMORY_IN_USE. */
 }
 
 /* Sends what was queued, at the end of a batch (blk_io_unplug), and waits: qemu_coroutine_yield(). A loop polls before it sleeps. */

@@ -59,7 +59,9 @@ private:
                 failed_ = true;
             }
         }
-        queue_.reset(); // On its own thread, and with nothing under way: so it need not wait.
+        // On its own thread, with nothing under way and nothing to take: so it ends at once.
+        if (const auto closed = queue_.close(); !closed)
+            say(closed.error().text());
     }
     void ended(const blkm::completion &done) {
         if (done.ok())

@@ -585,8 +585,8 @@ int blkm_mem_region_unmap(struct blkm_drive *drive, void *addr, size_t len_bytes
 #define BLKM_QUEUE_F_NO_EVENTFD 1
 
 /**
- * The data of writes does not change before their completion, so write-blocking needs no copy of it. The price: while a target hangs
- * such a write does not complete, even when its job has failed.
+ * The data of writes does not change before their completion, so write-blocking needs no copy of it. The price: while a target
+ * hangs such a write does not complete, even when its job has failed.
  */
 #define BLKM_QUEUE_F_STABLE_BUFFERS 2
 
@@ -603,13 +603,15 @@ typedef struct blkm_queue_opts {
     /** `BLKM_QUEUE_F_*`. */
     uint64_t flags;
     /**
-     * Memory for the stable copies that write-blocking needs, at most 1 GiB; 0: 4 MiB. A write that finds no room in it goes to the drive
-     * alone and is copied later.
+     * Memory for the stable copies that write-blocking needs, at most 1 GiB; 0: 4 MiB. A write that finds no room in it goes to
+     * the drive alone and is copied later.
      */
     uint64_t staging_bytes;
     /**
-     * Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 128. One more completes with -EAGAIN, so
-     * count yours and hold the rest; size it as what your guest can have under way on this queue.
+     * Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 256. One more completes with
+     * -EAGAIN, so count yours and hold the rest. Size it as what your guest can have under way on this queue, the sum of the sizes
+     * of the virtqueues that one thread serves, and a few more for requests of the host's own; a deeper one costs about 1.5 KiB a
+     * request from its first use on.
      */
     uint32_t depth;
     /** Zero. */
@@ -617,6 +619,15 @@ typedef struct blkm_queue_opts {
     /** Zero. */
     uint64_t reserved[4];
 } blkm_queue_opts;
+
+/**
+ * The queue's ring broke (`io_uring_enter` fails for good), and the kernel may still have the memory of this request, to read from
+ * it or to write to it, also when the queue was destroyed. Do not free it, and do not use it for anything else, for as long as the
+ * process lives. That holds for a guest's memory, too: a guest that is told that its request has failed will use it again, so
+ * rather stop the guest. Only memory inside a region is known to be free again: once `blkm_mem_region_unmap` gives the region
+ * back, which may be when the queue was destroyed.
+ */
+#define BLKM_COMPLETION_F_MEMORY_IN_USE 1
 
 /** The end of a request. */
 typedef struct blkm_completion {
@@ -626,7 +637,7 @@ typedef struct blkm_completion {
     const char *error_msg;
     /** 0, or -errno. */
     int32_t ret;
-    /** Zero so far. */
+    /** `BLKM_COMPLETION_F_*`. */
     uint32_t flags;
     /** Zero so far. */
     uint64_t reserved;
@@ -650,8 +661,13 @@ typedef struct blkm_queue_info {
     int32_t register_ret;
     /** Requests accepted at most. */
     uint32_t depth;
+    /**
+     * Of those in flight, requests that wait because the drive's gate is closed: a job is switching over, or waits for
+     * `blkm_job_finalize`. They go on by themselves when it opens.
+     */
+    uint64_t held;
     /** Zero so far. */
-    uint64_t reserved[4];
+    uint64_t reserved[3];
 } blkm_queue_info;
 
 /**
@@ -662,74 +678,47 @@ typedef struct blkm_queue_info {
 void blkm_queue_opts_init(struct blkm_queue_opts *opts, size_t struct_size);
 
 /**
- * Makes a queue of a drive, for one of the host's threads: the first that sends or processes with it. Its io_uring is made then, on
- * that thread, so queues may be made in one place and handed out. `opts` may be NULL. On success `*out` is the queue, to be destroyed
- * with `blkm_queue_destroy`; else it is NULL.
+ * Makes a queue of a drive, for one of the host's threads: the first that sends or processes with it. Its io_uring is made then,
+ * on that thread, so queues may be made in one place and handed out. `opts` may be NULL. On success `*out` is the queue, to be
+ * destroyed with `blkm_queue_destroy`; else it is NULL.
  *
  * Returns 0, or -errno: `-EINVAL`, `-EMFILE`. Threads: any. Since 0.1.
  */
-int blkm_queue_create(struct blkm_drive *drive,
-                      const struct blkm_queue_opts *opts,
-                      struct blkm_queue **out);
+int blkm_queue_create(struct blkm_drive *drive, const struct blkm_queue_opts *opts, struct blkm_queue **out);
 
 /**
- * Ends a queue and sets `*queue` to NULL. NULL, and a pointer to NULL, are allowed.
+ * Ends a queue, whatever is under way, and sets `*queue` to NULL. NULL, and a pointer to NULL, are allowed.
  *
- * Take the completions of all requests before: those under way get none any more, and their memory may still be the kernel's. On the
- * queue's own thread it waits for them, at most about 600 ms; a write that a hanging device may still carry out later makes a job that
- * follows the drive fail, and keeps every later job of the drive from switching over.
+ * A host that is in no hurry uses `blkm_queue_close`, which loses nothing. Here requests under way get no completion any more, and
+ * their memory may still be the kernel's: do not free or use it, as with `BLKM_COMPLETION_F_MEMORY_IN_USE`. On the queue's own
+ * thread it waits for them, at most about 600 ms; a write that a hanging device may still carry out later makes a job that follows
+ * the drive fail, and keeps every later job of the drive from switching over.
  *
  * Threads: best the queue's own; any, while no other call uses the queue. Since 0.1.
  */
 void blkm_queue_destroy(struct blkm_queue **queue);
 
 /**
- * Sends what was submitted, without looking for completions. `blkm_queue_process` and `blkm_queue_poll` do so, too.
+ * Ends a queue if nothing is lost by that, and sets `*queue` to NULL then. NULL, and a pointer to NULL, are nothing to end.
  *
- * Returns 0, or -errno: `-EPERM` on another thread than the queue's; when the ring could not be made or broke, and then every request
- * has completed with an error. Threads: the queue's. Since 0.1.
+ * It sends what was submitted and sleeps until nothing is under way, no longer than `timeout_ns` (0: not at all; negative: for
+ * ever). Requests that wait for the drive's gate are under way; so are writes to the target of a job that has ended, which nobody
+ * else waits for. Completions that can be taken keep the queue from ending, before and after that: take them with
+ * `blkm_queue_process` and close again.
+ *
+ * Returns 0, or -errno, and the queue is as it was: `-EBUSY` while something is under way or a completion was not taken; `-EPERM`
+ * on another thread than the queue's, if it has one; when the ring broke, and then it can only be destroyed. Threads: the queue's;
+ * any before one has sent or processed with it. Since 0.1.
  */
-int blkm_queue_submit(struct blkm_queue *queue);
-
-/**
- * Sends what was submitted, and says how many completions can be taken now; takes none.
- *
- * Returns their number, or -errno as `blkm_queue_submit`. Threads: the queue's. Since 0.1.
- */
-int blkm_queue_poll(struct blkm_queue *queue);
-
-/**
- * Sends what was submitted, sleeps until `min` completions can be taken, and takes up to `max` of them into `completions`, in any order.
- *
- * It sleeps no longer than `timeout_ns` (0: not at all; negative: for ever), nor when fewer than `min` requests are under way. Requests
- * that wait for the drive's gate are under way. If more than `max` are there, the completion descriptor stays readable.
- *
- * Returns how many were taken, 0 if there were none, or -errno: `-EINVAL` unless 0 <= min <= max and 1 <= max; `-EPERM` on another
- * thread than the queue's; when the ring could not be made or broke, once every completion is taken. Threads: the queue's. Since 0.1.
- */
-int blkm_queue_process(struct blkm_queue *queue,
-                       struct blkm_completion *completions,
-                       int min,
-                       int max,
-                       int64_t timeout_ns);
-
-/**
- * The queue's completion descriptor, an eventfd: readable when there may be completions to take. Wait for it, level-triggered or
- * edge-triggered, and call `blkm_queue_process`, which resets it; never read from it. It may be readable when there is nothing to take,
- * as when the drive's gate opens. It belongs to the queue.
- *
- * Returns the descriptor, or -errno: `-ENOENT` with `BLKM_QUEUE_F_NO_EVENTFD`. Threads: any. Since 0.1.
- */
-int blkm_queue_get_completion_fd(struct blkm_queue *queue);
+int blkm_queue_close(struct blkm_queue **queue, int64_t timeout_ns);
 
 /**
  * Fills in what a queue has, up to `info->struct_size`, which the caller has set.
  *
- * Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's; any before one has sent or processed
- * with it, which this does not count as. Since 0.1.
+ * Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's; any before one has sent or
+ * processed with it, which this does not count as. Since 0.1.
  */
-int blkm_queue_get_info(struct blkm_queue *queue,
-                        struct blkm_queue_info *info);
+int blkm_queue_get_info(struct blkm_queue *queue, struct blkm_queue_info *info);
 
 /** Writes, zeroes: durable when the request completes (forced unit access). */
 #define BLKM_REQ_FUA 1
@@ -832,6 +821,53 @@ void blkm_queue_discard(struct blkm_queue *queue,
  * Threads: the queue's. Since 0.1.
  */
 void blkm_queue_flush(struct blkm_queue *queue, void *user_data, uint32_t flags);
+
+/**
+ * Sends what was submitted, without looking for completions: one system call. `blkm_queue_process` and `blkm_queue_poll` do so,
+ * too.
+ *
+ * Returns 0, or -errno: `-EPERM` on another thread than the queue's; when the ring could not be made or broke, and then every
+ * request has completed with an error. Threads: the queue's. Since 0.1.
+ */
+int blkm_queue_submit(struct blkm_queue *queue);
+
+/**
+ * Sends what was submitted, and says how many completions can be taken now; takes none.
+ *
+ * It asks the kernel each time, for a completion is shown to the queue only when its thread comes for it: one system call
+ * (`io_uring_enter`); with a completion descriptor a second, which resets it, and while there is something to take a third, which
+ * makes it readable again. A loop that polls without a pause calls `blkm_queue_process` at once, which needs no third, and makes
+ * its queue with `BLKM_QUEUE_F_NO_EVENTFD` if it never sleeps, which needs no second.
+ *
+ * Returns their number, or -errno as `blkm_queue_submit`. Threads: the queue's. Since 0.1.
+ */
+int blkm_queue_poll(struct blkm_queue *queue);
+
+/**
+ * Sends what was submitted, sleeps until `min` completions can be taken, and takes up to `max` of them into `completions`, in any
+ * order.
+ *
+ * It sleeps no longer than `timeout_ns` (0: not at all; negative: for ever), nor when fewer than `min` requests are under way.
+ * Requests that wait for the drive's gate are under way. If more than `max` are there, the completion descriptor stays readable.
+ *
+ * Returns how many were taken, 0 if there were none, or -errno: `-EINVAL` unless 0 <= min <= max and 1 <= max; `-EPERM` on another
+ * thread than the queue's; when the ring could not be made or broke, once every completion is taken. Threads: the queue's. Since
+ * 0.1.
+ */
+int blkm_queue_process(struct blkm_queue *queue, struct blkm_completion *completions, int min, int max, int64_t timeout_ns);
+
+/**
+ * The queue's completion descriptor, an eventfd: readable when there may be completions to take. Wait for it, level-triggered or
+ * edge-triggered, and call `blkm_queue_process`, which resets it; never read from it. It may be readable when there is nothing to
+ * take, as when the drive's gate opens. It belongs to the queue.
+ *
+ * It is there from the start to the end of the queue, or not at all (`BLKM_QUEUE_F_NO_EVENTFD`): it cannot be switched off for a
+ * while, as other libraries can. A host that polls now and sleeps then leaves it as it is and pays a signal of the kernel's for
+ * each batch of completions and a `read(2)` for each `blkm_queue_process` and `blkm_queue_poll`.
+ *
+ * Returns the descriptor, or -errno: `-ENOENT` with `BLKM_QUEUE_F_NO_EVENTFD`. Threads: any. Since 0.1.
+ */
+int blkm_queue_get_completion_fd(struct blkm_queue *queue);
 
 /* Trackers: guest I/O that the host does itself --------------------------------------------------------------------------- */
 

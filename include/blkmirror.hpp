@@ -914,7 +914,7 @@ struct queue_options {
     queue_flags flags = queue_flags::none;
     /** Memory for the stable copies that write-blocking needs; 0: 4 MiB. */
     std::uint64_t staging_bytes = 0;
-    /** Requests under way at most; 0: 128. */
+    /** Requests under way at most; 0: 256. As many as the guest can have under way on this queue. */
     std::uint32_t depth = 0;
 
     blkm_queue_opts native() const noexcept {
@@ -935,6 +935,8 @@ struct completion : blkm_completion {
     explicit completion(const blkm_completion &of) noexcept : blkm_completion(of) {}
 
     bool ok() const noexcept { return ret == 0; }
+    /** The queue's ring broke, and the kernel may still use the memory of this request: BLKM_COMPLETION_F_MEMORY_IN_USE. */
+    bool memory_in_use() const noexcept { return (flags & BLKM_COMPLETION_F_MEMORY_IN_USE) != 0; }
     /** Success, or the error with its text copied. */
     result<void> outcome() const noexcept {
         if (ret < 0)
@@ -958,6 +960,16 @@ public:
     static result<queue> create(const drive &of, const queue_options &options = {}) noexcept {
         const blkm_queue_opts opts = options.native();
         return detail::made<queue>([&](blkm_queue **out) { return blkm_queue_create(of.native(), &opts, out); });
+    }
+    /**
+     * Ends it if nothing is lost by that: sleeps until nothing is under way, and fails with EBUSY when the time is over first or a
+     * completion was not taken; then it is as it was. To destroy it, as this object's end does, loses what is under way.
+     */
+    result<void> close(nanoseconds timeout = forever) noexcept {
+        blkm_queue *object = release();
+        const int ret = blkm_queue_close(&object, timeout.count());
+        reset(object);
+        return detail::checked(ret);
     }
 
     void read(std::uint64_t offset_bytes, void *into, std::size_t len_bytes, void *user_data) const noexcept {

@@ -1,119 +1,22 @@
-//! Queues on the real ring: files and loop devices, event loops, threads, and what a request costs.
-#![allow(unsafe_code, reason = "a global allocator, and memory of the host's, cannot be had without")]
+//! Queues on the real ring: files and loop devices, event loops, threads.
+#![allow(unsafe_code, reason = "memory of the host's cannot be had without")]
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on; the exemption misses its helpers")]
 
-mod alloc_kit;
-mod follow_kit;
+mod queue_kit;
 
-use std::cell::Cell;
-use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use blkmirror_core::ErrorKind;
 use blkmirror_core::buffer::{AlignedBuf, GuestBuffer};
-use blkmirror_core::device::{Device, TargetOptions};
+use blkmirror_core::device::Device;
 use blkmirror_core::drive::Drive;
-use blkmirror_core::drive::queue::{GuestCompletion, Queue, QueueOptions, WriteFlags, ZeroFlags};
-use blkmirror_core::mirror::CopyMode;
+use blkmirror_core::drive::queue::{Queue, QueueOptions, WriteFlags, ZeroFlags};
 use blkmirror_core::units::{ByteRange, MIB};
-use blkmirror_core::{ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::alloc_kit::Telling;
-use crate::follow_kit::follow;
-
-thread_local! {
-    /// Allocations of this thread.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts one.
-fn count() {
-    // A thread that is ending has no counter any more.
-    let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-}
-
-#[global_allocator]
-static ALLOCATOR: Telling = Telling(count);
-
-/// A disk's bytes, and what to undo at the end.
-struct Disk {
-    dir: tempfile::TempDir,
-    loop_device: Option<PathBuf>,
-}
-
-impl Disk {
-    /// A file of `len` bytes in memory.
-    fn file(len: u64) -> Self {
-        let dir = tempfile::Builder::new().prefix("blkmirror-queue").tempdir_in("/dev/shm").unwrap();
-        File::create(dir.path().join("disk")).unwrap().set_len(len).unwrap();
-        Self { dir, loop_device: None }
-    }
-
-    /// A loop device on such a file; `None` where that is not allowed.
-    fn loop_device(len: u64) -> Option<Self> {
-        let mut disk = Self::file(len);
-        let out = Command::new("losetup").args(["-f", "--show"]).arg(disk.path()).output().ok()?;
-        if !out.status.success() {
-            return None;
-        }
-        disk.loop_device = Some(String::from_utf8(out.stdout).unwrap().trim().into());
-        Some(disk)
-    }
-
-    /// What is opened.
-    fn path(&self) -> PathBuf {
-        self.loop_device.clone().unwrap_or_else(|| self.dir.path().join("disk"))
-    }
-
-    /// A drive on it.
-    fn drive(&self) -> Drive {
-        Drive::new(Device::open_disk(&self.path()).unwrap()).unwrap()
-    }
-
-    /// What it holds.
-    fn content(&self) -> Vec<u8> {
-        fs::read(self.path()).unwrap()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if let Some(device) = &self.loop_device {
-            let _ = Command::new("losetup").arg("-d").arg(device).status();
-        }
-    }
-}
-
-/// A file, and a loop device where there may be one.
-fn disks(len: u64) -> Vec<Disk> {
-    [Some(Disk::file(len)), Disk::loop_device(len)].into_iter().flatten().collect()
-}
-
-/// A buffer full of one byte.
-fn filled(len: usize, byte: u8) -> AlignedBuf {
-    let mut buf = AlignedBuf::new(len, 4096).unwrap();
-    buf.fill(byte);
-    buf
-}
-
-/// Waits for everything and returns the completions by tag.
-fn finish(queue: &mut Queue) -> HashMap<u64, GuestCompletion> {
-    queue.wait(usize::MAX, Some(Duration::from_secs(20))).unwrap();
-    assert_eq!(queue.in_flight(), 0);
-    std::iter::from_fn(|| queue.pop()).map(|done| (done.tag, done)).collect()
-}
-
-/// Waits for one request and returns its buffer.
-fn one(queue: &mut Queue) -> Result<Option<GuestBuffer>> {
-    let mut all = finish(queue);
-    assert_eq!(all.len(), 1);
-    let done = all.remove(&all.keys().next().copied().unwrap()).unwrap();
-    done.result.map(|()| done.buffer)
-}
+use crate::queue_kit::{Disk, assert_free, disks, filled, finish, one};
 
 #[test]
 fn every_kind_of_request_does_what_it_says() {
@@ -315,69 +218,6 @@ fn an_event_loop_hears_of_every_completion() {
     }
 }
 
-/// If a request allocated, a host that has no memory left could not complete what its guest has under way.
-#[test]
-fn requests_allocate_nothing_after_the_first() {
-    for disk in disks(4 * MIB) {
-        let drive = disk.drive();
-        no_request_allocates(&drive, &disk.path());
-        let bitmaps = ["one", "two"].map(|name| drive.add_bitmap(name, None, true).unwrap());
-        no_request_allocates(&drive, &disk.path());
-        assert!(bitmaps.iter().all(|bitmap| bitmap.info().dirty_bytes == 4 * MIB));
-    }
-}
-
-/// The same for what write-blocking adds: the claim, the stable copy, the second write, the mark.
-#[test]
-fn writes_to_both_sides_allocate_nothing_after_the_first() {
-    for (disk, target) in disks(4 * MIB).into_iter().zip(disks(4 * MIB)) {
-        let drive = disk.drive();
-        let target = Device::open_target(&target.path(), TargetOptions::default()).unwrap();
-        let share = follow(&drive, target, CopyMode::WriteBlocking);
-        let bitmaps = ["one", "two"].map(|name| drive.add_bitmap(name, None, true).unwrap());
-        no_request_allocates(&drive, &disk.path());
-        // 48 writes of 4 KiB in each of 53 rounds; a few may meet the zeroes and go to the drive alone.
-        let active_bytes = share.progress().active_bytes;
-        assert!(active_bytes > 2000 * 4096, "{active_bytes} bytes went to both sides");
-        assert!(bitmaps.iter().all(|bitmap| bitmap.info().dirty_bytes == 4 * MIB));
-    }
-}
-
-/// Sends requests of every kind, many times, and counts.
-fn no_request_allocates(drive: &Drive, path: &Path) {
-    let mut queue = drive.queue(QueueOptions::default()).unwrap();
-    let mut spare: Vec<GuestBuffer> = (0..64).map(|_| filled(4096, 7).into()).collect();
-    let mut round = |queue: &mut Queue, n: u64| {
-        for i in 0..64 {
-            let at = (n * 64 + i) * 4096 % (4 * MIB);
-            let buffer = spare.pop().unwrap();
-            match i % 4 {
-                0 => queue.read(at, buffer, i).unwrap(),
-                _ => queue
-                    .write(at, buffer, WriteFlags { fua: i % 8 == 1, ..WriteFlags::default() }, i)
-                    .unwrap(),
-            }
-        }
-        queue
-            .write_zeroes(
-                ByteRange::at(0, 4096),
-                ZeroFlags { punch: true, fua: true, ..ZeroFlags::default() },
-                64,
-            )
-            .unwrap();
-        queue.flush(65).unwrap();
-        queue.wait(66, None).unwrap();
-        while let Some(done) = queue.pop() {
-            done.result.unwrap();
-            spare.extend(done.buffer);
-        }
-    };
-    (0..3).for_each(|n| round(&mut queue, n));
-    let before = ALLOCATIONS.get();
-    (0..50).for_each(|n| round(&mut queue, n));
-    assert_eq!(ALLOCATIONS.get() - before, 0, "{path:?}");
-}
-
 #[test]
 fn a_queue_belongs_to_the_thread_that_used_it_first() {
     let disk = Disk::file(MIB);
@@ -451,15 +291,6 @@ fn a_queue_that_is_dropped_with_requests_under_way_lets_its_device_go() {
             // Opened exclusively, so this works only when nobody holds the first one any more.
             assert_free(&disk.path());
         }
-    }
-}
-
-/// A disk that nobody holds can be opened exclusively; the kernel may need a moment.
-fn assert_free(path: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while let Err(e) = Device::open_target(path, TargetOptions::default()) {
-        assert!(Instant::now() < deadline, "{e}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -22,7 +22,10 @@ const TOPICS: [(&str, &[&str]); 10] = [
     ("Devices", &["device.rs"]),
     ("Drives", &["drive.rs"]),
     ("Memory for requests", &["memory.rs"]),
-    ("Queues: guest I/O through the library", &["queue/mod.rs", "queue/requests.rs", "queue/guarded.rs"]),
+    (
+        "Queues: guest I/O through the library",
+        &["queue/mod.rs", "queue/requests.rs", "queue/process.rs", "queue/guarded.rs"],
+    ),
     ("Trackers: guest I/O that the host does itself", &["tracker.rs"]),
     ("Bitmaps", &["bitmap.rs"]),
     ("Jobs", &["job/names.rs", "job/options.rs", "job/mod.rs", "job/verbs.rs", "job/facts.rs"]),

@@ -184,5 +184,38 @@ static void what_the_child_closed_is_not_closed_in_the_parent(void)
     blkm_device_close(&second);
 }
 
+static void *reads_once(void *argument)
+{
+    struct everything *all = argument;
+
+    blkm_queue_read(all->fresh, 0, all->memory, 4096, NULL, 0);
+    kit_done(all->fresh);
+    return NULL;
+}
+
+/* Otherwise a host that has started some helper would never open its disk for itself again, although the helper has long ended. */
+static void a_child_that_lives_keeps_no_disk_of_a_queue_that_ended_elsewhere_for_longer_than_its_life(void)
+{
+    struct everything all = make_everything();
+    blkm_device *again = NULL;
+    pid_t child;
+
+    kit_on_a_thread(reads_once, &all);
+    child = fork();
+    if (child == 0)
+        for (;;)
+            pause();
+    CHECK(child > 0);
+    /* Not the thread of `fresh`; only the kernel could tell that its ring is gone, and the child has a copy of it. */
+    OK(blkm_tracker_end(all.tracker, &all.token, 0));
+    OK(blkm_job_cancel(all.job, true));
+    kit_outcome(all.job);
+    close_everything(&all);
+    CHECK(kill(child, SIGKILL) == 0 && kit_child(child) == -SIGKILL);
+    OK(blkm_device_open(kit_path("disk"), BLKM_ROLE_TARGET, NULL, &again));
+    blkm_device_close(&again);
+}
+
 CHECKS(HOLDS(a_child_can_use_nothing_close_everything_and_work_by_itself), HOLDS(a_grandchild_works_as_a_daemon_does),
-       HOLDS(what_the_child_closed_is_not_closed_in_the_parent))
+       HOLDS(what_the_child_closed_is_not_closed_in_the_parent),
+       HOLDS(a_child_that_lives_keeps_no_disk_of_a_queue_that_ended_elsewhere_for_longer_than_its_life))

@@ -103,7 +103,8 @@ FIELD(blkm_queue_info, unregistered_bytes, 32, 8);
 FIELD(blkm_queue_info, registered_requests, 40, 8);
 FIELD(blkm_queue_info, register_ret, 48, 4);
 FIELD(blkm_queue_info, depth, 52, 4);
-FIELD(blkm_queue_info, reserved, 56, 32);
+FIELD(blkm_queue_info, held, 56, 8);
+FIELD(blkm_queue_info, reserved, 64, 24);
 
 SIZE(blkm_token, 64);
 FIELD(blkm_token, device_number, 0, 8);
@@ -264,6 +265,7 @@ NUMBER(BLKM_DRIVE_HAS_JOB, 2u);
 NUMBER(BLKM_QUEUE_F_NO_EVENTFD, 1u);
 NUMBER(BLKM_QUEUE_F_STABLE_BUFFERS, 2u);
 NUMBER(BLKM_QUEUE_F_NO_REGIONS, 4u);
+NUMBER(BLKM_COMPLETION_F_MEMORY_IN_USE, 1u);
 NUMBER(BLKM_REQ_FUA, 1u);
 NUMBER(BLKM_REQ_MAY_UNMAP, 2u);
 NUMBER(BLKM_REQ_NO_FALLBACK, 4u);

@@ -66,7 +66,7 @@ static void every_kind_of_request_does_what_it_says(void)
     blkm_queue_flush(queue, &number, 0);
     CHECK(kit_take(queue).user_data == &number);
     OK(blkm_queue_get_info(queue, &info));
-    CHECK(info.in_flight == 0 && info.ready == 0 && info.depth == 128 && info.register_ret == 0);
+    CHECK(info.in_flight == 0 && info.ready == 0 && info.depth == 256 && info.held == 0 && info.register_ret == 0);
     end(queue);
 }
 

@@ -109,6 +109,10 @@ int main(int argc, char **argv) {
                 CHECK(done.outcome().error().code() == EINVAL && !done.text().empty()), ++refused;
         }, 1, blkm::forever));
     CHECK(refused == 1 && *queue.drain(good) == 0 && *queue.completion_fd() >= 0 && queue.info()->in_flight == 0);
+    queue.flush(nullptr);
+    CHECK(queue.info()->held == 0 && !queue.close() && queue);
+    CHECK(*queue.drain([](const blkm::completion &done) { CHECK(!done.memory_in_use()); }) == 1);
+    CHECK(queue.close() && !queue && queue.close());
 
     auto tracker = std::move(*blkm::tracker::create(drive));
     auto begun = tracker.begin(0, 512, blkm::io_kind::write);

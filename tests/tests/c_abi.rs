@@ -191,6 +191,12 @@ fn queues_complete_every_request_once_on_their_thread() {
     holds("queues");
 }
 
+/// Otherwise a host would lose completions at the end, or give away memory that is the kernel's.
+#[test]
+fn queues_end_when_nothing_is_lost_and_say_what_is() {
+    holds("queue_end");
+}
+
 /// Otherwise hosts that do their own I/O would lose writes.
 #[test]
 fn drives_trackers_and_bitmaps_do_what_they_say() {

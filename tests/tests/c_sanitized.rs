@@ -25,7 +25,7 @@ use blkmirror_tests::c::root;
 use self::c_kit::{has, program, run};
 
 /// The programs that are run, each with all its checks.
-const PROGRAMS: [&str; 7] = ["version", "null", "sized", "queues", "drives", "jobs", "threads"];
+const PROGRAMS: [&str; 8] = ["version", "null", "sized", "queues", "queue_end", "drives", "jobs", "threads"];
 
 /// What instruments the C programs.
 const SANITIZERS: &[&str] =

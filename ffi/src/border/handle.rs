@@ -1,8 +1,8 @@
 //! Objects behind opaque pointers.
 //!
-//! A handle is a box that C holds the only pointer to. Whoever borrows it here does so for the length of a call, and the header says
-//! that no other call may be running when it is closed. A call on an object that was made before `fork(2)`, or in which a panic was
-//! caught before, is refused before it touches what is inside.
+//! A handle is a box that C holds the only pointer to. Whoever borrows it here does so for the length of a call, and the header
+//! says that no other call may be running when it is closed. A call on an object that was made before `fork(2)`, or in which a
+//! panic was caught before, is refused before it touches what is inside.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -49,6 +49,11 @@ impl Health {
             "it was made before fork(2), and its threads are the parent's; make the engine and all that belongs to it in the process \
              that uses them",
         )
+    }
+
+    /// Whether a panic was caught, so that the object's end must not look at what is inside.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Relaxed)
     }
 
     /// A panic was caught.
@@ -125,8 +130,8 @@ pub(crate) unsafe fn create<T: Object>(
     })
 }
 
-/// Ends an object of C's and forgets its pointer. An object of another process is left alone: its memory and its descriptors are this
-/// process's copies, and go with it.
+/// Ends an object of C's and forgets its pointer. An object of another process is left alone: its memory and its descriptors are
+/// this process's copies, and go with it.
 ///
 /// # Safety
 /// `slot` is NULL, or holds NULL or a pointer as in [`with`], and no other call on the object is running or comes later.
@@ -144,6 +149,30 @@ pub(crate) unsafe fn close<T: Object>(slot: *mut *mut T) {
         // Who closes has nobody to tell.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(object)));
     }
+}
+
+/// Ends an object of C's if `may` says so, and forgets its pointer then; otherwise all stays as it is. Nothing is there to end in a
+/// NULL.
+///
+/// # Safety
+/// As [`close`].
+pub(crate) unsafe fn close_if<T: Object>(
+    slot: *mut *mut T,
+    attempt: &'static str,
+    may: impl FnOnce(&T) -> Result<()>,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let Some(&object) = (unsafe { slot.as_ref() }) else { return 0 };
+    if object.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller's promise.
+    let code = unsafe { with(object, attempt, may) };
+    if code == 0 {
+        // SAFETY: the caller's promise.
+        unsafe { close(slot) };
+    }
+    code
 }
 
 /// Declares an object of C.
@@ -201,6 +230,47 @@ mod tests {
             unsafe { close(thing) };
         }
         assert_eq!(Arc::strong_count(&value), 1);
+    }
+
+    /// Otherwise a bug in one call would take objects away that have nothing to do with it.
+    #[test]
+    fn a_panic_while_one_object_is_made_of_another_poisons_neither() {
+        let value = Arc::new(7);
+        let (mut well, mut made) = (make(&value), std::ptr::dangling_mut::<blkm_thing>());
+        let make_it = || {
+            // SAFETY: made above and not closed yet.
+            let thing: &blkm_thing = unsafe { borrow(well, "make")? };
+            assert_ne!(*thing.value, 7, "a bug, for this test");
+            Err(invalid("make", "it is a test"))
+        };
+        // SAFETY: a variable of ours.
+        assert_eq!(unsafe { create(&raw mut made, "make", make_it) }, -libc::ENOTRECOVERABLE);
+        assert_eq!(
+            guard("look", || -> Result<()> { panic!("a bug, for this test") }),
+            -libc::ENOTRECOVERABLE
+        );
+        assert!(made.is_null());
+        assert_eq!(ask(well, |thing| Ok(*thing.value as usize)), 7);
+        // SAFETY: closed once.
+        unsafe { close(&raw mut well) };
+    }
+
+    /// Otherwise a host would lose an object that it still needs, or keep one that is gone.
+    #[test]
+    fn what_may_not_be_closed_yet_stays_and_what_may_is_gone() {
+        let value = Arc::new(7);
+        let mut thing = make(&value);
+        let no = |_: &blkm_thing| Err(Error::new(ErrorKind::Busy, "close"));
+        // SAFETY: a variable of ours.
+        assert_eq!(unsafe { close_if(&raw mut thing, "close", no) }, -libc::EBUSY);
+        assert_eq!(ask(thing, |thing| Ok(*thing.value as usize)), 7);
+        for _ in 0..2 {
+            // SAFETY: a variable of ours; the second time it holds NULL.
+            assert_eq!(unsafe { close_if(&raw mut thing, "close", |_: &blkm_thing| Ok(())) }, 0);
+            assert!(thing.is_null() && Arc::strong_count(&value) == 1);
+        }
+        // SAFETY: NULL is allowed.
+        assert_eq!(unsafe { close_if(std::ptr::null_mut::<*mut blkm_thing>(), "close", no) }, 0);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use blkmirror_core::drive::queue::Queue;
+use blkmirror_core::drive::queue::{Queue, QueueWaker};
 use blkmirror_core::{Error, ErrorKind, Result};
 
 use super::blkm_completion;
@@ -46,6 +46,8 @@ pub struct blkm_queue {
     inside: AtomicBool,
     /// What belongs to that thread.
     inner: UnsafeCell<Inner>,
+    /// Wakes that thread where it sleeps in a call, from any other.
+    waker: QueueWaker,
     /// How many were refused and not taken yet.
     refused: AtomicUsize,
     /// These.
@@ -73,12 +75,12 @@ pub(super) struct Inner {
 impl Inner {
     /// The completion of a request that failed; its text stays until the queue is processed again.
     #[cold]
-    pub(super) fn failed(&mut self, user_data: *mut c_void, error: &Error) -> blkm_completion {
+    pub(super) fn failed(&mut self, user_data: *mut c_void, error: &Error, flags: u32) -> blkm_completion {
         // The text of an error has no control characters, so no 0 either.
         let text = CString::new(error.to_string()).unwrap_or_default();
         let error_msg = text.as_ptr();
         self.texts.push(text);
-        blkm_completion { user_data, error_msg, ret: -error.errno(), flags: 0, reserved: 0 }
+        blkm_completion { user_data, error_msg, ret: -error.errno(), flags, reserved: 0 }
     }
 }
 
@@ -101,6 +103,7 @@ impl blkm_queue {
             health,
             owner: AtomicUsize::new(0),
             inside: AtomicBool::new(false),
+            waker: queue.waker(),
             inner: UnsafeCell::new(Inner { queue, texts: Vec::new() }),
             refused: AtomicUsize::new(0),
             refusals: Mutex::new(VecDeque::with_capacity(depth)),
@@ -154,7 +157,8 @@ impl blkm_queue {
         refusals.push_back(Refused { user_data, error });
         self.refused.store(refusals.len(), Ordering::Release);
         drop(refusals);
-        self.signal();
+        // The queue's thread may sleep in a call until there is a completion, and here is one.
+        self.waker.wake();
     }
 
     /// Takes one of these.
@@ -200,6 +204,15 @@ impl blkm_queue {
     }
 }
 
+/// A queue in which a panic was caught is ended without a look at what is inside, which may be anything.
+impl Drop for blkm_queue {
+    fn drop(&mut self) {
+        if self.health.is_poisoned() {
+            self.inner.get_mut().queue.abandon();
+        }
+    }
+}
+
 impl fmt::Debug for blkm_queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("blkm_queue").field("depth", &self.depth).finish_non_exhaustive()
@@ -210,4 +223,44 @@ impl fmt::Debug for blkm_queue {
 #[cold]
 fn called_back(attempt: &'static str) -> Error {
     Error::new(ErrorKind::WrongState, attempt).because("a handler of the log must not call the library")
+}
+
+#[cfg(test)]
+mod tests {
+    use blkmirror_core::device::Device;
+    use blkmirror_core::drive::Drive;
+    use blkmirror_core::drive::queue::QueueOptions;
+    use blkmirror_core::units::ByteRange;
+
+    use super::*;
+    use crate::border::handle::{close, create, with};
+
+    /// Otherwise a bug that was caught would cost the host its disk, or its life when it destroys the queue.
+    #[test]
+    fn a_queue_in_which_a_panic_was_caught_is_refused_and_ends_and_its_device_is_free() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let drive = Drive::new(Device::open_disk(file.path()).unwrap()).unwrap();
+        let (mut queue, options) = (std::ptr::null_mut(), QueueOptions::default());
+        let make = || Ok(blkm_queue::new(Health::new(), drive.queue(options)?, None, options.depth));
+        // SAFETY: a variable of ours.
+        assert_eq!(unsafe { create(&raw mut queue, "make", make) }, 0);
+        let ask = |queue: *mut blkm_queue, body: &dyn Fn(&mut Inner) -> Result<()>| {
+            // SAFETY: made above, and closed below.
+            unsafe { with(queue, "ask", |q: &blkm_queue| q.on_its_thread("ask", body)) }
+        };
+        let discard = |inner: &mut Inner| Ok(inner.queue.discard(ByteRange::at(0, 4096), 1)?);
+        assert_eq!(ask(queue, &|inner| discard(inner).and_then(|()| inner.queue.submit())), 0);
+        assert_eq!(ask(queue, &|inner| discard(inner).map(|()| panic!("a bug"))), -libc::ENOTRECOVERABLE);
+        assert_eq!(ask(queue, &|_| Ok(())), -libc::ENOTRECOVERABLE);
+        // SAFETY: made above, and closed once.
+        unsafe { close(&raw mut queue) };
+        drive.close().unwrap();
+        let begin = std::time::Instant::now();
+        while let Err(e) = Device::open_target(file.path(), blkmirror_core::device::TargetOptions::default())
+        {
+            assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{e}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
 }

@@ -3,30 +3,32 @@
 //! | file | idea |
 //! |---|---|
 //! | `requests` | the functions that send a request |
+//! | `process` | the functions that take completions, and what is left when a queue is closed |
 //! | `guarded` | one thread at a time, also if the host has it wrong; requests that were refused |
 #![allow(unsafe_code)]
 
 mod guarded;
+mod process;
 mod requests;
 
 use std::ffi::{c_char, c_int, c_void};
-use std::os::fd::AsRawFd;
 
-use blkmirror_core::drive::queue::{QueueOptions, RegisteredMemory};
-use blkmirror_core::{Error, Result};
+use blkmirror_core::drive::queue::{Queue, QueueOptions, RegisteredMemory};
+use blkmirror_core::{Error, ErrorKind, Result};
 
 use self::guarded::Inner;
 pub use self::guarded::blkm_queue;
+pub use self::process::*;
 pub use self::requests::*;
-use crate::border::handle::{Health, borrow, close, create, with};
+use crate::border::handle::{Health, borrow, close, close_if, create, with};
 use crate::border::sized::{self, structure};
-use crate::border::{invalid, sum};
+use crate::border::sum;
 use crate::drive::blkm_drive;
 
 /// The queue has no completion descriptor; the host only processes it. An optimisation for hosts that poll.
 pub const BLKM_QUEUE_F_NO_EVENTFD: u64 = 1;
-/// The data of writes does not change before their completion, so write-blocking needs no copy of it. The price: while a target hangs
-/// such a write does not complete, even when its job has failed.
+/// The data of writes does not change before their completion, so write-blocking needs no copy of it. The price: while a target
+/// hangs such a write does not complete, even when its job has failed.
 pub const BLKM_QUEUE_F_STABLE_BUFFERS: u64 = 2;
 /// The queue takes up no memory regions (`blkm_mem_region_map`), which pins them once less. For rare requests, as of a control path: those
 /// work all the same, and keep a region from being unmapped as those of any queue do.
@@ -41,11 +43,13 @@ pub struct blkm_queue_opts {
     pub struct_size: usize,
     /// `BLKM_QUEUE_F_*`.
     pub flags: u64,
-    /// Memory for the stable copies that write-blocking needs, at most 1 GiB; 0: 4 MiB. A write that finds no room in it goes to the drive
-    /// alone and is copied later.
+    /// Memory for the stable copies that write-blocking needs, at most 1 GiB; 0: 4 MiB. A write that finds no room in it goes to
+    /// the drive alone and is copied later.
     pub staging_bytes: u64,
-    /// Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 128. One more completes with -EAGAIN, so
-    /// count yours and hold the rest; size it as what your guest can have under way on this queue.
+    /// Requests that are accepted and whose completions were not taken yet, at most: 1 to 1024; 0: 256. One more completes with
+    /// -EAGAIN, so count yours and hold the rest. Size it as what your guest can have under way on this queue, the sum of the sizes
+    /// of the virtqueues that one thread serves, and a few more for requests of the host's own; a deeper one costs about 1.5 KiB a
+    /// request from its first use on.
     pub depth: u32,
     /// Zero.
     pub reserved0: u32,
@@ -53,6 +57,13 @@ pub struct blkm_queue_opts {
     pub reserved: [u64; 4],
 }
 structure!(blkm_queue_opts, first 64, reserved reserved0, reserved);
+
+/// The queue's ring broke (`io_uring_enter` fails for good), and the kernel may still have the memory of this request, to read from
+/// it or to write to it, also when the queue was destroyed. Do not free it, and do not use it for anything else, for as long as the
+/// process lives. That holds for a guest's memory, too: a guest that is told that its request has failed will use it again, so
+/// rather stop the guest. Only memory inside a region is known to be free again: once `blkm_mem_region_unmap` gives the region
+/// back, which may be when the queue was destroyed.
+pub const BLKM_COMPLETION_F_MEMORY_IN_USE: u32 = 1;
 
 /// The end of a request.
 #[allow(non_camel_case_types, reason = "as in C")]
@@ -65,7 +76,7 @@ pub struct blkm_completion {
     pub error_msg: *const c_char,
     /// 0, or -errno.
     pub ret: i32,
-    /// Zero so far.
+    /// `BLKM_COMPLETION_F_*`.
     pub flags: u32,
     /// Zero so far.
     pub reserved: u64,
@@ -92,8 +103,11 @@ pub struct blkm_queue_info {
     pub register_ret: i32,
     /// Requests accepted at most.
     pub depth: u32,
+    /// Of those in flight, requests that wait because the drive's gate is closed: a job is switching over, or waits for
+    /// `blkm_job_finalize`. They go on by themselves when it opens.
+    pub held: u64,
     /// Zero so far.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 structure!(blkm_queue_info, first 88);
 
@@ -106,9 +120,9 @@ pub unsafe extern "C" fn blkm_queue_opts_init(opts: *mut blkm_queue_opts, struct
     unsafe { sized::init(opts, struct_size) }
 }
 
-/// Makes a queue of a drive, for one of the host's threads: the first that sends or processes with it. Its io_uring is made then, on
-/// that thread, so queues may be made in one place and handed out. `opts` may be NULL. On success `*out` is the queue, to be destroyed
-/// with `blkm_queue_destroy`; else it is NULL.
+/// Makes a queue of a drive, for one of the host's threads: the first that sends or processes with it. Its io_uring is made then,
+/// on that thread, so queues may be made in one place and handed out. `opts` may be NULL. On success `*out` is the queue, to be
+/// destroyed with `blkm_queue_destroy`; else it is NULL.
 ///
 /// Returns 0, or -errno: `-EINVAL`, `-EMFILE`. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -131,11 +145,12 @@ pub unsafe extern "C" fn blkm_queue_create(
     unsafe { create(out, attempt, make) }
 }
 
-/// Ends a queue and sets `*queue` to NULL. NULL, and a pointer to NULL, are allowed.
+/// Ends a queue, whatever is under way, and sets `*queue` to NULL. NULL, and a pointer to NULL, are allowed.
 ///
-/// Take the completions of all requests before: those under way get none any more, and their memory may still be the kernel's. On the
-/// queue's own thread it waits for them, at most about 600 ms; a write that a hanging device may still carry out later makes a job that
-/// follows the drive fail, and keeps every later job of the drive from switching over.
+/// A host that is in no hurry uses `blkm_queue_close`, which loses nothing. Here requests under way get no completion any more, and
+/// their memory may still be the kernel's: do not free or use it, as with `BLKM_COMPLETION_F_MEMORY_IN_USE`. On the queue's own
+/// thread it waits for them, at most about 600 ms; a write that a hanging device may still carry out later makes a job that follows
+/// the drive fail, and keeps every later job of the drive from switching over.
 ///
 /// Threads: best the queue's own; any, while no other call uses the queue. Since 0.1.
 #[unsafe(no_mangle)]
@@ -144,94 +159,68 @@ pub unsafe extern "C" fn blkm_queue_destroy(queue: *mut *mut blkm_queue) {
     unsafe { close(queue) }
 }
 
-/// Sends what was submitted, without looking for completions. `blkm_queue_process` and `blkm_queue_poll` do so, too.
+/// Ends a queue if nothing is lost by that, and sets `*queue` to NULL then. NULL, and a pointer to NULL, are nothing to end.
 ///
-/// Returns 0, or -errno: `-EPERM` on another thread than the queue's; when the ring could not be made or broke, and then every request
-/// has completed with an error. Threads: the queue's. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn blkm_queue_submit(queue: *mut blkm_queue) -> c_int {
-    let attempt = "submit requests";
-    // SAFETY: the caller's handle, as the header says.
-    unsafe { with(queue, attempt, |q: &blkm_queue| q.on_its_thread(attempt, |inner| inner.queue.submit())) }
-}
-
-/// Sends what was submitted, and says how many completions can be taken now; takes none.
+/// It sends what was submitted and sleeps until nothing is under way, no longer than `timeout_ns` (0: not at all; negative: for
+/// ever). Requests that wait for the drive's gate are under way; so are writes to the target of a job that has ended, which nobody
+/// else waits for. Completions that can be taken keep the queue from ending, before and after that: take them with
+/// `blkm_queue_process` and close again.
 ///
-/// Returns their number, or -errno as `blkm_queue_submit`. Threads: the queue's. Since 0.1.
+/// Returns 0, or -errno, and the queue is as it was: `-EBUSY` while something is under way or a completion was not taken; `-EPERM`
+/// on another thread than the queue's, if it has one; when the ring broke, and then it can only be destroyed. Threads: the queue's;
+/// any before one has sent or processed with it. Since 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn blkm_queue_poll(queue: *mut blkm_queue) -> c_int {
-    let attempt = "poll a queue";
-    let body = |q: &blkm_queue| {
-        q.on_its_thread(attempt, |inner| {
-            let polled = inner.queue.poll();
-            let ready = inner.queue.ready() + q.refused();
-            if ready == 0 {
-                return polled.map(|()| 0);
-            }
-            // Looking has reset the descriptor, and what is there stays.
-            q.signal();
-            Ok(ready)
-        })
+pub unsafe extern "C" fn blkm_queue_close(queue: *mut *mut blkm_queue, timeout_ns: i64) -> c_int {
+    let attempt = "close a queue";
+    let may = |q: &blkm_queue| match q.is_unused() {
+        true => Ok(()),
+        false => q.on_its_thread(attempt, |inner| nothing_is_lost(q, inner, timeout_ns, attempt)),
     };
     // SAFETY: the caller's handle, as the header says.
-    unsafe { with(queue, attempt, body) }
+    unsafe { close_if(queue, attempt, may) }
 }
 
-/// Sends what was submitted, sleeps until `min` completions can be taken, and takes up to `max` of them into `completions`, in any order.
-///
-/// It sleeps no longer than `timeout_ns` (0: not at all; negative: for ever), nor when fewer than `min` requests are under way. Requests
-/// that wait for the drive's gate are under way. If more than `max` are there, the completion descriptor stays readable.
-///
-/// Returns how many were taken, 0 if there were none, or -errno: `-EINVAL` unless 0 <= min <= max and 1 <= max; `-EPERM` on another
-/// thread than the queue's; when the ring could not be made or broke, once every completion is taken. Threads: the queue's. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn blkm_queue_process(
-    queue: *mut blkm_queue,
-    completions: *mut blkm_completion,
-    min: c_int,
-    max: c_int,
-    timeout_ns: i64,
-) -> c_int {
-    let attempt = "process completions";
-    let body = |q: &blkm_queue| {
-        let (min, max) = bounds(min, max, completions, attempt)?;
-        // SAFETY: the caller gave room for `max`, as the header says.
-        q.on_its_thread(attempt, |inner| unsafe { process(q, inner, completions, min, max, timeout_ns) })
+/// Waits until a queue can end without a loss, or says what there is to lose.
+fn nothing_is_lost(q: &blkm_queue, inner: &mut Inner, timeout_ns: i64, attempt: &'static str) -> Result<()> {
+    let busy = |why: String| Err(Error::new(ErrorKind::Busy, attempt).because(why));
+    let untaken = |queue: &Queue| match queue.ready() + q.refused() {
+        0 => Ok(()),
+        ready => busy(format!(
+            "{ready} completions were not taken; take them with blkm_queue_process and close it again"
+        )),
     };
-    // SAFETY: the caller's handle, as the header says.
-    unsafe { with(queue, attempt, body) }
-}
-
-/// The queue's completion descriptor, an eventfd: readable when there may be completions to take. Wait for it, level-triggered or
-/// edge-triggered, and call `blkm_queue_process`, which resets it; never read from it. It may be readable when there is nothing to take,
-/// as when the drive's gate opens. It belongs to the queue.
-///
-/// Returns the descriptor, or -errno: `-ENOENT` with `BLKM_QUEUE_F_NO_EVENTFD`. Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn blkm_queue_get_completion_fd(queue: *mut blkm_queue) -> c_int {
-    let attempt = "get the completion descriptor of a queue";
-    let body = |q: &blkm_queue| match q.eventfd() {
-        Some(fd) => Ok(usize::try_from(fd.as_raw_fd()).unwrap_or(usize::MAX)),
-        None => Err(Error::new(blkmirror_core::ErrorKind::NotFound, attempt)
-            .because("it was made with BLKM_QUEUE_F_NO_EVENTFD")),
-    };
-    // SAFETY: the caller's handle, as the header says.
-    unsafe { with(queue, attempt, body) }
+    untaken(&inner.queue)?;
+    let ended = inner.queue.drain(sum::timeout(timeout_ns))?;
+    if inner.queue.ready() + q.refused() > 0 {
+        // To wait has reset the descriptor, and what is there stays.
+        q.signal();
+    }
+    let (in_flight, held) = (inner.queue.in_flight(), inner.queue.held());
+    if !ended && in_flight == 0 {
+        return busy("writes to the target of a job that has ended are under way".to_owned());
+    }
+    if !ended {
+        return busy(format!(
+            "{in_flight} requests are under way, {held} of them at the drive's closed gate"
+        ));
+    }
+    untaken(&inner.queue)
 }
 
 /// Fills in what a queue has, up to `info->struct_size`, which the caller has set.
 ///
-/// Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's; any before one has sent or processed
-/// with it, which this does not count as. Since 0.1.
+/// Returns 0, or -errno: `-EINVAL`; `-EPERM` on another thread than the queue's. Threads: the queue's; any before one has sent or
+/// processed with it, which this does not count as. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_queue_get_info(queue: *mut blkm_queue, info: *mut blkm_queue_info) -> c_int {
     let attempt = "describe a queue";
     let body = |q: &blkm_queue| {
         // To look at a queue is not to use it: whoever does that first does not make it his thread's.
         let value = match q.is_unused() {
-            true => info_of(q, [0; 2], RegisteredMemory::default()),
+            true => info_of(q, [0; 3], RegisteredMemory::default()),
             false => q.on_its_thread(attempt, |Inner { queue, .. }| {
-                Ok(info_of(q, [queue.in_flight(), queue.ready()], queue.registered_memory()))
+                let counts = [queue.in_flight(), queue.ready(), queue.held()];
+                Ok(info_of(q, counts, queue.registered_memory()))
             })?,
         };
         // SAFETY: the caller's structure, as the header says.
@@ -242,7 +231,11 @@ pub unsafe extern "C" fn blkm_queue_get_info(queue: *mut blkm_queue, info: *mut 
 }
 
 /// What a queue has.
-fn info_of(q: &blkm_queue, [in_flight, ready]: [usize; 2], memory: RegisteredMemory) -> blkm_queue_info {
+fn info_of(
+    q: &blkm_queue,
+    [in_flight, ready, held]: [usize; 3],
+    memory: RegisteredMemory,
+) -> blkm_queue_info {
     let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     blkm_queue_info {
         struct_size: 0,
@@ -253,7 +246,8 @@ fn info_of(q: &blkm_queue, [in_flight, ready]: [usize; 2], memory: RegisteredMem
         registered_requests: memory.requests,
         register_ret: memory.refused_errno.map_or(0, sum::negative),
         depth: q.depth(),
-        reserved: [0; 4],
+        held: count(held),
+        reserved: [0; 3],
     }
 }
 
@@ -272,67 +266,4 @@ fn options_of(opts: &blkm_queue_opts, attempt: &'static str) -> Result<QueueOpti
         regions: opts.flags & BLKM_QUEUE_F_NO_REGIONS == 0,
         stable_buffers: opts.flags & BLKM_QUEUE_F_STABLE_BUFFERS != 0,
     })
-}
-
-/// How many completions are wanted at least and at most.
-fn bounds(
-    min: c_int,
-    max: c_int,
-    completions: *mut blkm_completion,
-    attempt: &'static str,
-) -> Result<(usize, usize)> {
-    match (usize::try_from(min), usize::try_from(max)) {
-        (Ok(min), Ok(max)) if max >= 1 && min <= max && !completions.is_null() => Ok((min, max)),
-        _ => Err(invalid(
-            attempt,
-            format!("min {min} and max {max} must be 0 <= min <= max, 1 <= max, with room for max"),
-        )),
-    }
-}
-
-/// Takes completions: first of requests that were refused, then of the others.
-///
-/// # Safety
-/// There is room for `max` at `into`.
-unsafe fn process(
-    queue: &blkm_queue,
-    inner: &mut Inner,
-    into: *mut blkm_completion,
-    min: usize,
-    max: usize,
-    timeout_ns: i64,
-) -> Result<usize> {
-    inner.texts.clear();
-    let mut taken = 0;
-    while let Some(refused) = if taken < max { queue.take_refused() } else { None } {
-        // SAFETY: `taken` is below `max`.
-        unsafe { into.wrapping_add(taken).write(inner.failed(refused.user_data, &refused.error)) };
-        taken += 1;
-    }
-    let processed = match min.saturating_sub(taken) {
-        0 => inner.queue.poll(),
-        missing => inner.queue.wait(missing, sum::timeout(timeout_ns)),
-    };
-    while taken < max {
-        let Some(done) = inner.queue.pop() else { break };
-        let user_data = pointer(done.tag);
-        let completion = match &done.result {
-            Ok(()) => {
-                blkm_completion { user_data, error_msg: std::ptr::null(), ret: 0, flags: 0, reserved: 0 }
-            }
-            Err(error) => inner.failed(user_data, error),
-        };
-        // SAFETY: `taken` is below `max`.
-        unsafe { into.wrapping_add(taken).write(completion) };
-        taken += 1;
-    }
-    if inner.queue.ready() + queue.refused() > 0 {
-        queue.signal();
-    }
-    if taken == 0 { processed.map(|()| 0) } else { Ok(taken) }
-}
-
-/// A pointer that went through a tag.
-fn pointer(tag: u64) -> *mut c_void {
-    std::ptr::with_exposed_provenance_mut(usize::try_from(tag).unwrap_or(0))
 }

@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use super::memory::HostBuffers;
 use super::options::QueueOptions;
-use super::part::{Judge, Next};
 use super::phase::{Event, Phase, step};
 use super::request::{PartId, Request, Table, Wish};
 use super::seats::Seats;
@@ -28,20 +27,16 @@ use crate::drive::core::DriveCore;
 use crate::drive::gate::Pass;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mirror::{Mutation, Side};
-use crate::ring::{Completion, Ring, Wait, Wake};
+use crate::ring::{Ring, Wait, Wake};
 use crate::units::{ByteRange, GIB, KIB};
 
 /// A piece of memory full of zeroes, for devices that cannot zero.
 pub(super) const ZEROES_BYTES: u32 = 256 << 10;
 /// The most data of one request.
 const MAX_DATA_BYTES: u64 = GIB;
-/// How soon to try again what finds neither a pass nor room in the ring, should nothing complete before.
-const ROOM_NS: u64 = 100_000;
-/// How long a sleep for several completions lets them gather once there is one. It ends in any case then, for what has completed may be
-/// only a step of its request, and what follows must not wait for the others, which may hang.
+/// How long a sleep for several completions lets them gather once there is one. It ends in any case then, for what has completed
+/// may be only a step of its request, and what follows must not wait for the others, which may hang.
 const BATCH_NS: u64 = 1_000_000;
-/// How often one turn goes back to the ring for what follows from its completions.
-const ROUNDS: usize = 8;
 
 /// A queue without its ring.
 #[derive(Debug)]
@@ -61,7 +56,7 @@ pub(crate) struct QueueCore<D: Send + Sync + std::fmt::Debug + 'static> {
     /// For the host.
     pub(super) answers: VecDeque<GuestCompletion>,
     /// Accepted and not popped.
-    open: usize,
+    pub(super) open: usize,
     /// Target parts that have not ended, late ones too.
     pub(super) targets: usize,
     /// What the address of the host's memory must be a multiple of.
@@ -81,11 +76,11 @@ pub(crate) struct QueueCore<D: Send + Sync + std::fmt::Debug + 'static> {
     /// When to look again although nothing completes.
     pub(super) retry_ns: Option<u64>,
     /// Pushed since the ring was entered.
-    unsent: usize,
+    pub(super) unsent: usize,
     /// When it was turned last.
     pub(super) now_ns: u64,
     /// The ring broke with this errno.
-    broken: Option<i32>,
+    pub(super) broken: Option<i32>,
     /// Writes that may still land on the drive although their requests are over, because the ring broke: their passes stay
     /// inside until the kernel has let go.
     pub(super) hung: Vec<(ByteRange, Pass)>,
@@ -174,10 +169,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// Why a request cannot be taken.
     fn check(&self, wish: Wish, range: ByteRange, buffer: Option<&GuestBuffer>) -> Result<()> {
         let refuse = |kind, why: String| Err(Error::new(kind, wish.attempt()).in_range(range).because(why));
-        if let Some(errno) = self.broken {
-            let why = "its ring broke; make a new queue";
-            return Err(Error::from_errno(wish.attempt(), errno).because(why));
-        }
+        self.check_ring(wish.attempt())?;
         if self.open >= self.options.depth {
             return Err(self.full(wish));
         }
@@ -255,6 +247,11 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         Wait { completions, batch_ns: BATCH_NS, timeout_ns }
     }
 
+    /// What wakes this queue's own thread.
+    pub(super) fn waker(&self) -> Arc<dyn Wake> {
+        Arc::clone(&self.waker)
+    }
+
     /// Wakes this queue's own thread, so that its eventfd is readable.
     pub(super) fn wake(&self) {
         self.waker.wake();
@@ -267,172 +264,20 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         }
     }
 
-    /// Whether the ring broke.
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken.is_some()
+    /// Why nothing can be done any more, if the ring broke.
+    pub(super) fn check_ring(&self, attempt: &'static str) -> Result<()> {
+        let why = "its ring broke; make a new queue";
+        self.broken.map_or(Ok(()), |errno| Err(Error::from_errno(attempt, errno).because(why)))
+    }
+
+    /// Of the requests under way, those that wait because the gate is closed.
+    pub(crate) fn held(&self) -> usize {
+        if self.drive.gate().is_closed() { self.entry.len() } else { 0 }
     }
 
     /// Whether a ring request is under way, also one that nobody waits for.
     pub(super) fn is_busy(&self) -> bool {
         self.in_flight() > 0 || self.targets > 0
-    }
-
-    // ---- turning ----
-
-    /// Sends what can be sent, sleeps as `wait` says, and takes in what has completed.
-    ///
-    /// # Errors
-    /// The ring broke: every request has completed with an error, and no other is taken.
-    pub(crate) fn turn<R: Ring<Device = D>>(&mut self, ring: &mut R, wait: Wait) -> Result<()> {
-        self.send(ring);
-        self.turn_sent(ring, wait)
-    }
-
-    /// The same; sleeps until there are `answers` completions for the host, nothing is under way, or the deadline. It may return before.
-    /// One system call sends and sleeps.
-    ///
-    /// # Errors
-    /// As [`turn`](Self::turn).
-    pub(super) fn turn_for<R: Ring<Device = D>>(
-        &mut self,
-        ring: &mut R,
-        answers: usize,
-        deadline_ns: Option<u64>,
-    ) -> Result<()> {
-        self.send(ring);
-        let wait = match self.missing(answers) {
-            0 => Wait::POLL,
-            missing => self.sleep(missing, deadline_ns, self.now_ns),
-        };
-        self.turn_sent(ring, wait)
-    }
-
-    /// How many more completions there must be for `answers` of them, as far as requests are under way.
-    pub(super) fn missing(&self, answers: usize) -> usize {
-        answers.saturating_sub(self.answers.len()).min(self.in_flight())
-    }
-
-    /// A turn without the sending.
-    fn turn_sent<R: Ring<Device = D>>(&mut self, ring: &mut R, wait: Wait) -> Result<()> {
-        self.enter(ring, wait)?;
-        self.collect(ring);
-        // What follows from completions must be in the kernel's hands before a host sleeps on the eventfd alone.
-        for _ in 0..ROUNDS {
-            self.send(ring);
-            if self.unsent == 0 {
-                return Ok(());
-            }
-            self.enter(ring, Wait::POLL)?;
-            self.collect(ring);
-        }
-        self.send(ring);
-        self.enter(ring, Wait::POLL)
-    }
-
-    /// Sends what can be sent, without sleeping and without looking at completions.
-    ///
-    /// # Errors
-    /// As [`turn`](Self::turn).
-    pub(crate) fn submit<R: Ring<Device = D>>(&mut self, ring: &mut R) -> Result<()> {
-        self.send(ring);
-        self.enter(ring, Wait::POLL)
-    }
-
-    /// Everything up to the ring's door.
-    fn send<R: Ring<Device = D>>(&mut self, ring: &mut R) {
-        let now_ns = ring.now_ns();
-        self.now_ns = now_ns;
-        self.retry_ns = None;
-        if !self.entry.is_empty() {
-            // Before the look that decides how these are sent; see `drive/in_use.rs`.
-            self.memory.settle();
-        }
-        self.follow(ring);
-        self.give_up_targets(now_ns);
-        self.take_up_later(now_ns);
-        self.admit_all(ring);
-        self.push_ready(ring);
-        self.seats.tidy(ring);
-    }
-
-    /// Passes through the ring's door.
-    fn enter<R: Ring<Device = D>>(&mut self, ring: &mut R, wait: Wait) -> Result<()> {
-        self.unsent = 0;
-        let Err(error) = ring.enter(wait) else { return Ok(()) };
-        self.lose_all(error.errno(), ring.now_ns());
-        Err(error)
-    }
-
-    /// Parts whose time has come are ready.
-    fn take_up_later(&mut self, now_ns: u64) {
-        let ready = &mut self.ready;
-        self.later.retain(|&(at_ns, part)| {
-            let wait = at_ns > now_ns;
-            if !wait {
-                ready.push_back(part);
-            }
-            wait
-        });
-    }
-
-    /// Pushes what is ready, each part once: one that finds no room in its device's lane does not hold up the others.
-    fn push_ready<R: Ring<Device = D>>(&mut self, ring: &mut R) {
-        for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let zeroes = self.zeroes;
-            if id.side == Side::Target && self.target_is_given_up(id.index) {
-                self.part_ended(id, Err(libc::ECANCELED), ring.now_ns());
-                continue;
-            }
-            let Some(part) = self.table.get(id.index).and_then(|request| request.part(id.side)) else {
-                continue;
-            };
-            let Some(seat) = part.seat.and_then(|seat| self.seats.get(seat)) else { continue };
-            if ring.push(part.request(seat.slot, zeroes), id.tag()).is_ok() {
-                part.in_ring = true;
-                self.unsent += 1;
-            } else {
-                self.ready.push_back(id);
-            }
-        }
-        if !self.ready.is_empty() {
-            self.retry_in(ring.now_ns());
-        }
-    }
-
-    /// Looks again soon, for nothing may come to say that there is room.
-    pub(super) fn retry_in(&mut self, now_ns: u64) {
-        self.retry_ns = Some(now_ns + ROOM_NS);
-    }
-
-    /// Takes in what has completed.
-    fn collect<R: Ring<Device = D>>(&mut self, ring: &mut R) {
-        let mut now_ns = None;
-        while let Some(completion) = ring.pop() {
-            let now_ns = *now_ns.get_or_insert_with(|| ring.now_ns());
-            self.route(completion, now_ns);
-        }
-    }
-
-    /// One ring request has ended.
-    fn route(&mut self, completion: Completion, now_ns: u64) {
-        let id = PartId::of(completion.tag);
-        let short_as_whole = self.is_mutated(Mutation::ShortAsWhole);
-        let align_bytes = self.drive.align_bytes();
-        let Some(request) = self.table.get(id.index) else { return };
-        let short_as_whole = short_as_whole && request.wish.changes();
-        let Some(part) = request.part(id.side) else { return };
-        part.in_ring = false;
-        let judge = Judge { align_bytes, now_ns, zeroes: self.zeroes, short_as_whole };
-        let next = part.ended(completion.result, &judge);
-        // Nobody waits for a late target's rest any more.
-        let late = matches!(request.phase, Phase::Late | Phase::Lent);
-        match next {
-            Next::Again | Next::At(_) if late => self.part_ended(id, Err(libc::ECANCELED), now_ns),
-            Next::Again => self.ready.push_back(id),
-            Next::At(at_ns) => self.later.push((at_ns, id)),
-            Next::Ended(result) => self.part_ended(id, result, now_ns),
-        }
     }
 
     /// Whether the protocol is broken on purpose in this way.
@@ -460,34 +305,6 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         }
     }
 
-    /// What was not sent yet completes with an error; it needs no mark.
-    pub(super) fn lose_unsent(&mut self) {
-        while let Some(index) = self.entry.pop_front() {
-            self.lose(index, libc::ECANCELED, self.now_ns);
-        }
-    }
-
-    /// The ring broke, or the queue ends: every request completes with this error, marked if it may have changed anything. A
-    /// write that is in the ring may still land; what follows from that, `lose` does.
-    pub(crate) fn lose_all(&mut self, errno: i32, now_ns: u64) {
-        self.broken = Some(errno);
-        self.entry.clear();
-        self.ready.clear();
-        self.later.clear();
-        self.retry_ns = None;
-        for index in 0..self.table.places() {
-            self.lose(index, errno, now_ns);
-        }
-    }
-
     /// The sides of a part, for loops over both.
     pub(super) const SIDES: [Side; 2] = [Side::Source, Side::Target];
-}
-
-/// However a queue ends, what it had in hand is marked. Unless [`QueueCore::end`] said that nothing is left, what is in the ring
-/// may still land: those passes are never given back, and memory that the kernel may still use is never freed.
-impl<D: Send + Sync + std::fmt::Debug + 'static> Drop for QueueCore<D> {
-    fn drop(&mut self) {
-        self.lose_all(libc::ECANCELED, self.now_ns);
-    }
 }

@@ -13,11 +13,13 @@
 //! then it is marked once more, for whoever copied meanwhile, and leaves. If that is not seen, it stays for ever.
 #![forbid(unsafe_code)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use super::GuestCompletion;
 use super::core::QueueCore;
 use super::part::Part;
 use super::phase::{Event, Phase};
-use super::request::{PartId, Request};
+use super::request::{PartId, Request, Table};
 use crate::drive::follower::Follower;
 use crate::error::Error;
 use crate::mirror::{Failure, FailureCause, Mutation, Side};
@@ -138,7 +140,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         if result.is_ok() {
             self.drive.record_latency(now_ns.saturating_sub(request.accepted_ns));
         }
-        self.answers.push_back(GuestCompletion { tag: request.tag, result, buffer });
+        self.answers.push_back(GuestCompletion { tag: request.tag, result, buffer, memory_in_use: lent });
     }
 
     /// Nothing of a request is left.
@@ -146,6 +148,26 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         let Some(request) = self.table.remove(index) else { return };
         if let Some(staging) = request.staging {
             self.window.give_back(staging);
+        }
+    }
+
+    /// What was not sent yet completes with an error; it needs no mark.
+    pub(super) fn lose_unsent(&mut self) {
+        while let Some(index) = self.entry.pop_front() {
+            self.lose(index, libc::ECANCELED, self.now_ns);
+        }
+    }
+
+    /// The ring broke, or the queue ends: every request completes with this error, marked if it may have changed anything. A
+    /// write that is in the ring may still land; what follows from that, `lose` does.
+    pub(crate) fn lose_all(&mut self, errno: i32, now_ns: u64) {
+        self.broken = Some(errno);
+        self.entry.clear();
+        self.ready.clear();
+        self.later.clear();
+        self.retry_ns = None;
+        for index in 0..self.table.places() {
+            self.lose(index, errno, now_ns);
         }
     }
 
@@ -202,6 +224,20 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         self.lose_all(libc::ECANCELED, self.now_ns);
         // Also for those that were lost when the ring broke.
         self.memory.over();
+    }
+}
+
+/// However a queue ends, what it had in hand is marked. Unless [`QueueCore::end`] said that nothing is left, what is in the ring
+/// may still land: those passes are never given back, and memory that the kernel may still use is never freed.
+///
+/// A queue in which a bug was caught may have anything in its lists. A panic here would be the second one, and the host's end; so
+/// it is caught, too, and what was not marked by then keeps its pass and its memory for ever.
+impl<D: Send + Sync + std::fmt::Debug + 'static> Drop for QueueCore<D> {
+    fn drop(&mut self) {
+        let lost = catch_unwind(AssertUnwindSafe(|| self.lose_all(libc::ECANCELED, self.now_ns)));
+        if lost.is_err() {
+            std::mem::forget(std::mem::replace(&mut self.table, Table::new(0)));
+        }
     }
 }
 

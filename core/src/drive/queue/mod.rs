@@ -11,7 +11,8 @@
 //! |---|---|
 //! | `options` | what a host may choose |
 //! | `owned` | [`Queue`]: the ring, made on the thread that uses it first; the eventfd |
-//! | `core` | the logic over any ring: lists, the turn, where completions go |
+//! | `core` | the logic over any ring: its lists, what is accepted, what is left to do |
+//! | `turn` | out to the ring and back |
 //! | `admit` | how a request gets inside: the gate, one side or both |
 //! | `phase` | the life of a request as one table |
 //! | `memory` | which requests go through the host's registered memory |
@@ -43,6 +44,7 @@ mod request;
 mod seats;
 #[cfg(test)]
 mod simulated;
+mod turn;
 
 use std::fmt;
 
@@ -50,7 +52,7 @@ use std::fmt;
 pub(crate) use self::{core::QueueCore, request::Wish};
 pub use memory::RegisteredMemory;
 pub use options::{QueueOptions, WriteFlags, ZeroFlags};
-pub use owned::Queue;
+pub use owned::{Queue, QueueWaker};
 
 use crate::buffer::GuestBuffer;
 use crate::error::{Error, Result};
@@ -62,9 +64,12 @@ pub struct GuestCompletion {
     pub tag: u64,
     /// How it ended on the drive.
     pub result: Result<()>,
-    /// The host's buffer. `None` for requests without data, and when the queue's ring broke while the kernel could still use
-    /// it; it is never freed then.
+    /// The host's buffer. `None` for requests without data, and while [`memory_in_use`](Self::memory_in_use); it is never freed
+    /// then.
     pub buffer: Option<GuestBuffer>,
+    /// The queue's ring broke, and the kernel may still use the memory of this request, to read or to write. Memory that the host
+    /// has vouched for must not be freed or used otherwise for as long as the process lives; see [`Queue`].
+    pub memory_in_use: bool,
 }
 
 /// A request that was not accepted; it will have no completion.

@@ -12,7 +12,8 @@ const MAX_STAGING_BYTES: u64 = 1024 * MIB;
 /// What a queue is made with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QueueOptions {
-    /// Requests that are accepted and not yet popped at most, 1 to 1024.
+    /// Requests that are accepted and not yet popped at most, 1 to 1024. As many as the guest can have under way on this queue: the
+    /// sum of the sizes of the virtqueues that its thread serves. A deeper one costs memory.
     pub depth: usize,
     /// Memory for the stable copies that write-blocking needs, at most 1 GiB; rounded up to what the kernel maps. A write
     /// that finds no room in it goes to the drive alone and is copied later.
@@ -30,7 +31,7 @@ pub struct QueueOptions {
 
 impl Default for QueueOptions {
     fn default() -> Self {
-        Self { depth: 128, staging_bytes: 4 * MIB, eventfd: true, regions: true, stable_buffers: false }
+        Self { depth: 256, staging_bytes: 4 * MIB, eventfd: true, regions: true, stable_buffers: false }
     }
 }
 

@@ -14,7 +14,9 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -29,7 +31,7 @@ use crate::drive::memory::HOST_BUFFERS;
 use crate::drive::{Drive, memory_align_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::uring::{OwnedRing, UringLimits, UringOptions};
-use crate::ring::{Wait, monotonic_ns};
+use crate::ring::{Wait, Wake, monotonic_ns};
 use crate::threads;
 use crate::units::ByteRange;
 
@@ -63,23 +65,53 @@ pub struct Queue {
     drive: Arc<DriveCore<Device>>,
     /// What the host chose.
     options: QueueOptions,
-    /// Readable when there may be something to poll for.
-    eventfd: Option<OwnedFd>,
     /// What its ring does without.
     limits: UringLimits,
+    /// Wakes it from any thread.
+    waker: QueueWaker,
     /// What exists since the first use.
-    running: Option<Box<Running>>,
+    pub(super) running: Option<Box<Running>>,
+}
+
+/// Wakes the thread that uses a queue, from any thread: its eventfd is readable, and a [`Queue::wait_beside`] looks again. Given by
+/// [`Queue::waker`].
+#[derive(Clone, Debug)]
+pub struct QueueWaker {
+    /// The queue's.
+    eventfd: Option<Arc<OwnedFd>>,
+    /// The ring's, once there is one; it writes to the eventfd, too.
+    ring: Arc<OnceLock<Arc<dyn Wake>>>,
+}
+
+impl QueueWaker {
+    /// Wakes it. What the caller wrote before is seen by who is woken.
+    pub fn wake(&self) {
+        // Either this sees the ring, or who has just made the ring sees what was written before; see `Queue::running`.
+        fence(Ordering::SeqCst);
+        match self.ring.get() {
+            Some(ring) => ring.wake(),
+            None => self.signal(),
+        }
+    }
+
+    /// Makes the eventfd readable.
+    fn signal(&self) {
+        if let Some(eventfd) = &self.eventfd {
+            // It fails only when the counter is full, and then it is readable.
+            let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
+        }
+    }
 }
 
 /// A queue that is in use.
 #[derive(Debug)]
-struct Running {
+pub(super) struct Running {
     /// Whose it is.
     thread: u64,
     /// The logic. Gone before the ring it must assume the worst; [`Running::end`] is how it should be.
-    core: QueueCore<Device>,
+    pub(super) core: QueueCore<Device>,
     /// The ring.
-    ring: OwnedRing,
+    pub(super) ring: OwnedRing,
 }
 
 impl Drive {
@@ -91,9 +123,9 @@ impl Drive {
         options.check()?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let make = || eventfd(0, flags).map_err(|e| Error::from_io("make an eventfd for a queue", e));
-        let eventfd = options.eventfd.then(make).transpose()?;
-        let limits = UringLimits::default();
-        Ok(Queue { drive: Arc::clone(self.core()), options, eventfd, limits, running: None })
+        let eventfd = options.eventfd.then(make).transpose()?.map(Arc::new);
+        let (limits, waker) = (UringLimits::default(), QueueWaker { eventfd, ring: Arc::default() });
+        Ok(Queue { drive: Arc::clone(self.core()), options, limits, waker, running: None })
     }
 }
 
@@ -194,16 +226,50 @@ impl Queue {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub fn wait(&mut self, min_completions: usize, timeout: Option<Duration>) -> Result<()> {
+        self.wait_beside(min_completions, timeout, || 0)
+    }
+
+    /// The same for a host that has completions of its own besides: `beside` says how many, and they count. Who adds to them on
+    /// another thread calls [`QueueWaker::wake`] then.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn wait_beside(
+        &mut self,
+        min_completions: usize,
+        timeout: Option<Duration>,
+        beside: impl Fn() -> usize,
+    ) -> Result<()> {
         let Running { core, ring, .. } = self.collecting("wait for completions")?;
-        let ring = ring.ring();
-        let deadline_ns = timeout
-            .map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).saturating_add(monotonic_ns()));
+        let (ring, deadline_ns) = (ring.ring(), deadline_ns(timeout));
         loop {
-            core.turn_for(ring, min_completions, deadline_ns)?;
-            if core.missing(min_completions) == 0 || deadline_ns.is_some_and(|at_ns| at_ns <= monotonic_ns())
-            {
+            core.turn_for(ring, min_completions.saturating_sub(beside()), deadline_ns)?;
+            let over = deadline_ns.is_some_and(|at_ns| at_ns <= monotonic_ns());
+            if over || core.missing(min_completions.saturating_sub(beside())) == 0 {
                 core.call_back();
                 return Ok(());
+            }
+        }
+    }
+
+    /// Sleeps until nothing is under way, or the time is over, and says which: `true`, nothing is. More is under way than
+    /// [`in_flight`](Self::in_flight) tells: writes to the target of a job that has ended, which nobody waits for. The completions
+    /// are there to be [popped](Self::pop).
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn drain(&mut self, timeout: Option<Duration>) -> Result<bool> {
+        if self.running.is_none() {
+            return Ok(true);
+        }
+        let Running { core, ring, .. } = self.collecting("wait for the requests of a queue")?;
+        let (ring, deadline_ns) = (ring.ring(), deadline_ns(timeout));
+        loop {
+            core.turn(ring, core.sleep(usize::from(core.is_busy()), deadline_ns, monotonic_ns()))?;
+            let over = deadline_ns.is_some_and(|at_ns| at_ns <= monotonic_ns());
+            if over || !core.is_busy() {
+                core.call_back();
+                return Ok(!core.is_busy());
             }
         }
     }
@@ -221,16 +287,19 @@ impl Queue {
     /// all before waiting for it, or say so with [`signal`](Self::signal).
     #[must_use]
     pub fn eventfd(&self) -> Option<BorrowedFd<'_>> {
-        self.eventfd.as_ref().map(AsFd::as_fd)
+        self.waker.eventfd.as_deref().map(AsFd::as_fd)
     }
 
-    /// Makes the eventfd readable, from any thread. For a host that leaves completions unpopped, or wants its loop to come round; without
-    /// an eventfd it does nothing.
+    /// Wakes this queue from any thread.
+    #[must_use]
+    pub fn waker(&self) -> QueueWaker {
+        self.waker.clone()
+    }
+
+    /// Makes the eventfd readable, from any thread. For a host that leaves completions unpopped, or wants its loop to come round;
+    /// without an eventfd it does nothing.
     pub fn signal(&self) {
-        if let Some(eventfd) = &self.eventfd {
-            // It fails only when the counter is full, and then it is readable.
-            let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
-        }
+        self.waker.signal();
     }
 
     /// Completions that were collected and wait to be [popped](Self::pop).
@@ -245,7 +314,15 @@ impl Queue {
         self.running.as_ref().map_or(0, |running| running.core.in_flight())
     }
 
-    /// How much of the memory that is mapped with the drive is registered with this queue's ring, and how many requests made use of it.
+    /// Of these, requests that wait because the drive's gate is closed: a job is switching over, or waits for the host's word to do
+    /// so.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.running.as_ref().map_or(0, |running| running.core.held())
+    }
+
+    /// How much of the memory that is mapped with the drive is registered with this queue's ring, and how many requests made use of
+    /// it.
     #[must_use]
     pub fn registered_memory(&self) -> RegisteredMemory {
         self.running.as_ref().map_or_else(RegisteredMemory::default, |running| {
@@ -259,20 +336,32 @@ impl Queue {
         self.limits = limits;
     }
 
-    /// Waits at most `timeout` for the requests under way and ends the queue; gives it back when they did not end in this time,
-    /// on a thread that is not its own, too, unless nothing is under way. Requests that wait for a closed gate are under way.
+    /// Waits at most `timeout` for what is under way ([`drain`](Self::drain)) and ends the queue; gives it back when that did not
+    /// end in this time, on a thread that is not its own, too, unless nothing is under way. Requests that wait for a closed gate
+    /// are under way.
     ///
     /// Completions that were not popped go with it; a host that wants them [`wait`](Self::wait)s and [`pop`](Self::pop)s before.
     ///
     /// # Errors
     /// The queue, with its requests still under way; or its ring broke, and what it has can only be dropped.
     pub fn close(mut self, timeout: Duration) -> std::result::Result<(), Self> {
-        if self.in_flight() > 0 {
-            // It fails on another thread, where they stay under way, or because the ring breaks.
-            let _ = self.wait(usize::MAX, Some(timeout));
+        let is_busy = self.running.as_ref().is_some_and(|running| running.core.is_busy());
+        // An error: another thread's, where it stays under way, or the ring breaks.
+        if is_busy && !self.drain(Some(timeout)).unwrap_or(false) {
+            return Err(self);
         }
-        let broken = self.running.as_ref().is_some_and(|running| running.core.is_broken());
-        if self.in_flight() > 0 || broken { Err(self) } else { Ok(()) }
+        let attempt = "close a queue";
+        let broken = self.running.as_ref().is_some_and(|running| running.core.check_ring(attempt).is_err());
+        if broken { Err(self) } else { Ok(()) }
+    }
+
+    /// Ends the queue after a panic in one of its calls: sends and collects nothing, for nobody knows what is in its lists, has the
+    /// kernel end the ring, and treats what was under way as [dropping](Self#dropping-it-with-requests-under-way) does. What is
+    /// left is a queue to drop.
+    pub fn abandon(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.abandon();
+        }
     }
 
     /// Takes a request.
@@ -292,7 +381,7 @@ impl Queue {
     /// As [`running`](Self::running), for a call that collects: takes the signal of all that is there to be collected now.
     fn collecting(&mut self, attempt: &'static str) -> Result<&mut Running> {
         self.running(attempt)?;
-        if let Some(eventfd) = &self.eventfd {
+        if let Some(eventfd) = &self.waker.eventfd {
             // It fails only when there is no signal.
             let _ = rustix::io::read(eventfd, &mut [0_u8; 8]);
         }
@@ -304,7 +393,13 @@ impl Queue {
         let thread = threads::number();
         let running = match self.running.take() {
             Some(running) => running,
-            None => Box::new(self.start(thread)?),
+            None => {
+                let running = Box::new(self.start(thread)?);
+                // Only the first is ever used, and this is it.
+                let _ = self.waker.ring.set(running.core.waker());
+                fence(Ordering::SeqCst);
+                running
+            }
         };
         let ours = running.thread == thread;
         let running = self.running.insert(running);
@@ -325,7 +420,7 @@ impl Queue {
             ..UringOptions::new(bytes)
         };
         let mut ring = OwnedRing::new(options)?;
-        if let Some(eventfd) = &self.eventfd {
+        if let Some(eventfd) = &self.waker.eventfd {
             ring.register_eventfd(eventfd.as_fd())?;
         }
         let mut core = QueueCore::new(Arc::clone(&self.drive), self.options, ring.ring())?;
@@ -351,6 +446,20 @@ impl Running {
         let over = ring.end();
         core.end(over);
     }
+
+    /// Ends it without a look at what is in its lists.
+    fn abandon(self) {
+        let Self { core, mut ring, .. } = self;
+        ring.break_off();
+        let over = ring.end();
+        // The bug may strike again, and who ends a queue has nobody to tell.
+        let _ = catch_unwind(AssertUnwindSafe(|| core.end(over)));
+    }
+}
+
+/// When a time from now is over.
+fn deadline_ns(timeout: Option<Duration>) -> Option<u64> {
+    timeout.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).saturating_add(monotonic_ns()))
 }
 
 impl Drop for Queue {

@@ -5,10 +5,12 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::owned::Running;
+use super::phase::Phase;
 use super::{Queue, QueueOptions, WriteFlags, ZeroFlags};
 use crate::buffer::AlignedBuf;
 use crate::device::{Device, TargetOptions};
@@ -100,7 +102,8 @@ fn what_waited_for_the_gate_goes_on_while_the_host_sleeps_on_its_eventfd() {
     (0..8).for_each(|n| queue.write(n * 4096, filled(4096, 3), WriteFlags::default(), n).unwrap());
     queue.poll().unwrap();
     queue.wait(1, Some(Duration::from_millis(20))).unwrap();
-    assert_eq!((queue.in_flight(), drain(&mut queue)), (8, 0), "the gate is closed");
+    assert_eq!((queue.in_flight(), queue.held(), drain(&mut queue)), (8, 8, 0), "the gate is closed");
+    assert!(!queue.drain(Some(Duration::from_millis(20))).unwrap(), "what waits for the gate is under way");
     assert!(drive.core().is_quiet(false));
     let core = Arc::clone(drive.core());
     let opener = std::thread::spawn(move || {
@@ -117,7 +120,65 @@ fn what_waited_for_the_gate_goes_on_while_the_host_sleeps_on_its_eventfd() {
         done += drain(&mut queue);
     }
     opener.join().unwrap();
+    assert_eq!(queue.held(), 0);
+    assert!(queue.drain(None).unwrap());
     assert!(files.content("disk")[..8 * 4096].iter().all(|&b| b == 3));
+}
+
+/// Otherwise a host that has refused a request itself would not hear of that as long as another one hangs.
+#[test]
+fn a_wait_ends_with_what_the_host_has_beside() {
+    let files = Files::new();
+    let drive = files.drive();
+    let mut queue = drive.queue(QueueOptions::default()).unwrap();
+    let (waker, beside) = (queue.waker(), AtomicU64::new(0));
+    waker.wake();
+    drive.core().close_gate();
+    queue.write(0, filled(4096, 3), WriteFlags::default(), 1).unwrap();
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..2 {
+                std::thread::sleep(Duration::from_millis(30));
+                beside.fetch_add(1, Ordering::Relaxed);
+                waker.wake();
+            }
+        });
+        let count = || usize::try_from(beside.load(Ordering::Relaxed)).unwrap();
+        queue.wait_beside(2, Some(Duration::from_secs(10)), count).unwrap();
+    });
+    assert!(begin.elapsed() < Duration::from_secs(5), "slept over it");
+    drive.core().open_gate();
+    assert!(queue.drain(None).unwrap());
+    assert_eq!(drain(&mut queue), 1);
+}
+
+/// Otherwise a bug that was caught once would strike again at the end, and make the end of the queue the end of the host.
+#[test]
+fn a_queue_is_abandoned_without_a_look_at_its_lists() {
+    let files = Files::new();
+    let drive = files.drive();
+    let mut queue = drive.queue(QueueOptions::default()).unwrap();
+    queue.write(0, filled(4096, 3), WriteFlags::default(), 1).unwrap();
+    queue.wait(1, None).unwrap();
+    (0..4).for_each(|n| queue.write(n * 4096, filled(4096, 5), WriteFlags::default(), n).unwrap());
+    // As a bug may leave it: queued in the ring and never sent, with a phase that it cannot be in.
+    let Running { core, ring, .. } = &mut **queue.running.as_mut().unwrap();
+    core.send(ring.ring());
+    core.table.get(1).unwrap().phase = Phase::Over;
+    let begin = Instant::now();
+    queue.abandon();
+    drop(queue);
+    assert!(
+        files.content("disk")[..4096].iter().all(|&byte| byte == 3),
+        "sent by a queue that was abandoned"
+    );
+    drive.close().unwrap();
+    // The kernel has let go of everything, or does in a moment.
+    while let Err(e) = Device::open_target(&files.path("disk"), TargetOptions::default()) {
+        assert!(begin.elapsed() < Duration::from_secs(5), "{e}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

@@ -8,6 +8,8 @@
 //! On its own thread the ring knows what is in flight. Another thread may not enter it (the kernel ties a ring to its
 //! thread), and completions that wait there are seen by nobody. So the ring holds one end of a pipe as a registered file,
 //! the [`Sentinel`]: once the kernel has let go of the ring, and that is after its last request, the other end reports it.
+//! It does not while a child of a fork has a copy of the ring's descriptor; then a ring without a request still gives back all
+//! but the word that the wake-up is counted in.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -83,7 +85,8 @@ impl Sentinel {
         Ok((Self(reader), writer))
     }
 
-    /// Whether the kernel has let go of the ring, and so of every request on it; waits for that up to `patience_ns`, less than a second.
+    /// Whether the kernel has let go of the ring, and so of every request on it; waits for that up to `patience_ns`, less than a
+    /// second.
     fn is_gone_within(&self, patience_ns: u64) -> bool {
         let deadline_ns = monotonic_ns().saturating_add(patience_ns);
         loop {
@@ -142,6 +145,11 @@ impl OwnedRing {
     /// Requests so far whose memory was registered and the host's.
     pub(crate) fn requests_through_buffers(&self) -> u64 {
         self.0.through_buffers()
+    }
+
+    /// Nothing is given to the kernel any more, also not what was queued; the ring can only be ended.
+    pub(crate) fn break_off(&mut self) {
+        self.0.broken.get_or_insert(libc::ECANCELED);
     }
 
     /// Whether this is the thread that may enter the ring.
@@ -219,6 +227,7 @@ impl UringRing {
             wake,
             wake_count: Box::new(AtomicU64::new(0)),
             wake_armed: false,
+            broken: None,
             enters: 0,
             through_buffers: 0,
             over: None,
@@ -280,11 +289,14 @@ impl UringRing {
         }
     }
 
-    /// Requests are left that may come back at any time or never: what they may touch is never given back. The devices
-    /// stay open and locked with them, so that no later job can meet a late write.
-    fn leave_behind(&mut self) {
-        std::mem::forget(std::mem::take(&mut self.wake_count));
-        std::mem::forget(std::mem::take(&mut self.devices));
+    /// Whether nothing is left in the kernel that uses the copy memory, the host's, or a device, as far as this thread can see: at
+    /// most the read of the wake-up, and a cancel.
+    fn is_idle(&mut self) -> bool {
+        self.kernel.cq.sync();
+        while let Some((key, _)) = self.take_cqe() {
+            self.flights.finish(key);
+        }
+        self.flights.in_kernel() == 0
     }
 }
 
@@ -292,9 +304,10 @@ impl Drop for UringRing {
     fn drop(&mut self) {
         let mine = self.is_mine();
         let deadline_ns = monotonic_ns().saturating_add(PATIENCE_NS);
-        let mut safe = mine && self.cancel_all(deadline_ns);
+        let ended = mine && self.cancel_all(deadline_ns);
+        let idle = ended || self.is_idle();
         if mine {
-            self.let_go(safe);
+            self.let_go(ended);
         }
         // SAFETY: dropped once, here, and not used after this.
         unsafe { ManuallyDrop::drop(&mut self.kernel) };
@@ -307,7 +320,14 @@ impl Drop for UringRing {
             lanes_over &= attached.lane.end_by(lanes_until);
         }
         // Who waited in vain for his own requests has no time left to wait for the kernel to fail in the same.
-        safe = safe || self.sentinel.is_gone_within(deadline_ns.saturating_sub(monotonic_ns()));
+        let gone = ended || self.sentinel.is_gone_within(deadline_ns.saturating_sub(monotonic_ns()));
+        if !gone {
+            // The read of the wake-up may come back at any time.
+            std::mem::forget(std::mem::take(&mut self.wake_count));
+        }
+        // A child of a fork that has not run another program keeps the ring open for as long as it lives. Nothing is read or
+        // written through it meanwhile if nothing was under way.
+        let safe = gone || idle;
         if let Some(over) = &self.over {
             over.store(safe && lanes_over, Ordering::Release);
         }
@@ -315,7 +335,9 @@ impl Drop for UringRing {
             // SAFETY: dropped once, here; the ring is closed and nothing of it is left that could touch the memory.
             unsafe { ManuallyDrop::drop(&mut self.region) };
         } else {
-            self.leave_behind();
+            // Requests are left that may come back at any time or never: what they may touch is never given back. The devices stay
+            // open and locked with it, so that no later job can meet a late write.
+            std::mem::forget(std::mem::take(&mut self.devices));
         }
     }
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::core::ZEROES_BYTES;
+use super::super::phase::Phase;
 use super::runs::life;
 use super::*;
 use crate::ring::Wait;
@@ -155,6 +156,59 @@ fn a_ring_that_breaks_ends_every_request_once_and_marks_it() {
         assert_eq!(sim.wrong, None, "seed {seed}");
     }
     assert!(errors > seeds().end, "{errors} requests were under way");
+}
+
+/// Otherwise what is queued there would be sent after all, when its author has heard that it has failed and uses its memory anew.
+#[test]
+fn a_ring_that_broke_is_not_entered_again_and_the_reason_stays() {
+    let mut sim = blocking(2, Recipe::default().options);
+    (0..8).for_each(|_| sim.ask(0));
+    let Line { core, ring, .. } = &mut sim.lines[0];
+    ring.is_broken = true;
+    assert_eq!(core.submit(ring).unwrap_err().errno(), libc::EBADF);
+    let entered = ring.waits.len();
+    // It would work again.
+    ring.is_broken = false;
+    for _ in 0..2 {
+        let ends = [core.submit(ring), core.turn(ring, Wait::POLL), core.turn_for(ring, 1, None)];
+        for error in ends.map(|end| end.unwrap_err()) {
+            assert_eq!(error.errno(), libc::EBADF);
+            assert!(error.to_string().contains("make a new queue"), "{error}");
+        }
+    }
+    assert_eq!(ring.waits.len(), entered);
+}
+
+/// Otherwise a host would give memory to somebody else that a late request still reads from or writes to.
+#[test]
+fn a_completion_says_whether_a_broken_ring_may_still_use_its_memory() {
+    let mut in_use = 0;
+    for seed in seeds() {
+        let (_sim, Line { mut core, mut ring, .. }, _) = under_way(seed);
+        while core.pop().is_some() {}
+        let places = core.table.places();
+        let tag = |index| core.table.get(index).filter(|r| r.lends_host_memory()).map(|r| r.tag);
+        let lent: Vec<u64> = (0..places).filter_map(tag).collect();
+        ring.is_broken = true;
+        let _ = core.turn(&mut ring, Wait::POLL).unwrap_err();
+        while let Some(done) = core.pop() {
+            // What was not sent before the turn is in the ring, too, by then.
+            assert!(done.memory_in_use || !lent.contains(&done.tag), "seed {seed}: {done:?}");
+            assert!(!done.memory_in_use || (done.buffer.is_none() && done.result.is_err()), "{done:?}");
+            in_use += u64::from(done.memory_in_use);
+        }
+    }
+    assert!(in_use > seeds().end, "{in_use}");
+}
+
+/// Otherwise the end of a queue in which a bug was caught would be the host's end: a second panic cannot be caught.
+#[test]
+fn a_queue_whose_lists_make_no_sense_is_dropped_without_a_panic() {
+    let (_sim, Line { mut core, ring, .. }, _) = under_way(3);
+    let index = (0..core.table.places()).find(|&index| core.table.get(index).is_some()).unwrap();
+    core.table.get(index).unwrap().phase = Phase::Over;
+    drop(core);
+    drop(ring);
 }
 
 /// A write under way whose target does not answer any more; the drive has answered.

@@ -183,7 +183,7 @@ impl Queue {
     /// What has become of a request; `None` if that was known.
     fn ended(&mut self, completion: &blkm_completion) -> Option<GuestCompletion> {
         let blkm_completion { user_data, error_msg, ret, flags, reserved } = *completion;
-        assert_eq!((flags, reserved), (0, 0), "zero so far");
+        assert_eq!((flags, reserved), (0, 0), "no ring breaks here");
         assert_eq!(error_msg.is_null(), ret == 0, "a text exactly for an error");
         let sent = self.sent.remove(&user_data.addr()).expect("each request has one completion");
         let result = if ret == 0 { Ok(()) } else { Err(Error::told(ret, error_msg)) };
