@@ -50,7 +50,7 @@ impl Disk {
 
     /// A drive on it.
     pub(crate) fn drive(&self) -> Drive {
-        Drive::new(Device::open_target(&self.path(), TargetOptions::default()).unwrap()).unwrap()
+        Drive::new(Device::open_disk(&self.path()).unwrap()).unwrap()
     }
 
     /// What it holds.
