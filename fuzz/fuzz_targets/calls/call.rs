@@ -28,6 +28,7 @@ pub enum Call {
     MapMemory { at: u16, len: u16 },
     UnmapMemory { at: u16, len: u16 },
     Facts,
+    CloseQueue { wait: u8 },
 }
 
 /// What a mirror is started with.

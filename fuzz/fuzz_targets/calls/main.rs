@@ -54,6 +54,7 @@ unsafe fn make(run: &mut Run, call: &Call) {
             Call::MapMemory { at, len } => run.map_memory(at, len),
             Call::UnmapMemory { at, len } => run.unmap_memory(at, len),
             Call::Facts => run.facts(),
+            Call::CloseQueue { wait } => run.close_queue(wait),
         }
     }
 }

@@ -62,6 +62,21 @@ impl Run {
         unsafe { blkm_queue_destroy(&raw mut self.queue) };
     }
 
+    /// Closes it only if nothing is lost by that.
+    ///
+    /// # Safety
+    /// All that the run holds was made by it and is not closed.
+    pub unsafe fn close_queue(&mut self, wait: u8) {
+        let was = self.queue;
+        // SAFETY: see above.
+        let closed = check(unsafe { blkm_queue_close(&raw mut self.queue, i64::from(wait) << 12) });
+        if closed == 0 {
+            assert!(self.open == 0 && self.queue.is_null(), "{} requests had no completion", self.open);
+        } else {
+            assert_eq!(self.queue, was);
+        }
+    }
+
     /// # Safety
     /// All that the run holds was made by it and is not closed.
     pub unsafe fn process(&mut self, min: c_int, max: c_int, timeout_ns: i64) -> c_int {
