@@ -507,11 +507,12 @@ unsafe fn use_bitmap(bitmap: *mut blkm_bitmap, verb: u8, (at, len, most): (u64, 
 unsafe fn use_job(job: *mut blkm_job, verb: u8, number: u64) {
     // SAFETY: handles, memory and variables of this run, or NULL; see the contract of the function.
     let answer = unsafe {
-        match verb % 14 {
+        match verb % 15 {
             0 => blkm_job_pause(job),
             1 => blkm_job_resume(job),
             2 => blkm_job_set_speed(job, number),
             3 => blkm_job_set_copy_mode(job, (number % 4) as u32),
+            13 => blkm_job_set_max_pause(job, number),
             4 => blkm_job_complete(job, (number % 3) as u32),
             5 => blkm_job_cancel(job, number & 1 == 0),
             6 => blkm_job_finalize(job),

@@ -15,9 +15,9 @@
 //! Sealed     | all copied and flushed, nobody writes | waiting, pending, [finalize], Pivot, LetGo, OpenGate, Conclude
 //! Over       |                                       |
 //!
-//! Draining, Final, Flushing(BehindGate): when the pause would become too long, or the job is held -> OpenGate, Copying
-//! every stage before Sealed's last steps: cancelled or failed -> OpenGate, wait for idle, LetGo, Conclude
-//! ```
+//! Draining, Final, Flushing(BehindGate): when the pause would become too long, or the job is held -> OpenGate, Copying every stage
+//! before that, and Sealed until it is decided that the switch-over is carried out: cancelled or failed -> OpenGate, wait for idle,
+//! LetGo, Conclude ```
 //!
 //! - **Zero is decided behind the gate.** `Sealed` is reached only with the gate closed and quiet.
 //! - **Flushed is flushed.** It is reached only with a flush that succeeded and began after the last write to the target had
@@ -180,7 +180,7 @@ const MEASURE_NS: u64 = 200_000_000;
 pub struct Coordinator {
     /// Where it stands.
     stage: Stage,
-    /// How long guest requests may be held.
+    /// How long guest requests may be held, as the host said last.
     max_pause_ns: Option<u64>,
     /// Ready only when nothing is dirty.
     strict_ready: bool,
@@ -222,7 +222,7 @@ impl Coordinator {
     pub fn new(options: &MirrorOptions) -> Self {
         Self {
             stage: Stage::Copying,
-            max_pause_ns: options.max_pause.map(|pause| u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX)),
+            max_pause_ns: options.max_pause.map(|pause| to_ns(Some(pause))),
             strict_ready: options.strict_ready,
             auto_finalize: options.auto_finalize,
             completes_itself: options.on_copied == OnCopied::Complete,
@@ -256,8 +256,9 @@ impl Coordinator {
 
     /// Looks at the job and says what to do; called again until it says `Rest`.
     pub fn look(&mut self, share: &Share, sight: &Sight) -> Act {
+        self.heed_max_pause(share);
         let ends = share.is_ending() && !matches!(self.stage, Stage::Sealed(_) | Stage::Over);
-        let gives_up_seal = share.is_ending() && self.stage == Stage::Sealed(Seal::Announced);
+        let gives_up_seal = self.stage == Stage::Sealed(Seal::Announced) && share.gives_up();
         if ends || gives_up_seal {
             return self.end(share, sight.now_ns);
         }
@@ -272,6 +273,18 @@ impl Coordinator {
                 Act::Rest
             }
             Stage::Ending | Stage::Over => Act::Rest,
+        }
+    }
+
+    /// The host may have changed how long guest requests may be held. What was missed or found too slow by another bound says
+    /// nothing any more.
+    fn heed_max_pause(&mut self, share: &Share) {
+        let max_pause_ns = share.max_pause.ns();
+        if std::mem::replace(&mut self.max_pause_ns, max_pause_ns) != max_pause_ns {
+            self.measure_at_ns = 0;
+            if self.stage == Stage::Copying {
+                self.retry_at_ns = 0;
+            }
         }
     }
 
