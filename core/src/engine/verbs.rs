@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::job::Job;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{CopyMode, Decision, JobStatus, MirrorOptions, Turn, Verb};
+use crate::mirror::{CopyMode, Decision, End, JobStatus, MirrorOptions, Turn, Verb};
 use crate::ring::monotonic_ns;
 
 /// How a switch-over is to end.
@@ -146,10 +146,10 @@ impl Job {
     /// one of a job that is ready has asked for a switch-over only, which may fail or be cancelled by force.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongState`] naming the state and, when the switch-over is being carried out, what it leads to; for a soft one
-    /// of a job that is ready also when its end was asked for already.
+    /// [`ErrorKind::WrongState`] naming the state and, when the switch-over is being carried out, what it leads to, or how the job
+    /// has ended; for a soft one of a job that is ready also when its end was asked for already.
     pub fn cancel(&self, how: Cancel) -> Result<()> {
-        let status = self.check(Verb::Cancel)?;
+        let status = self.check_end(Verb::Cancel)?;
         if how == Cancel::Soft && status.is_ready() {
             return self.ask_for_the_end(Verb::Cancel, status, Completion::PointInTime);
         }
@@ -166,7 +166,7 @@ impl Job {
     /// # Errors
     /// [`ErrorKind::WrongState`] naming the state and, when the job was cancelled, has failed or was finalized before, that.
     pub fn finalize(&self) -> Result<()> {
-        self.check(Verb::Finalize)?;
+        self.check_end(Verb::Finalize)?;
         if !self.core().share.decide() {
             return Err(self.decided_before(Verb::Finalize));
         }
@@ -174,9 +174,23 @@ impl Job {
         Ok(())
     }
 
+    /// The same as [`Self::check`] for what decides the end; one that comes when the job is over hears how it ended.
+    fn check_end(&self, verb: Verb) -> Result<JobStatus> {
+        if self.status().is_over() { Err(self.decided_before(verb)) } else { self.check(verb) }
+    }
+
     /// The error of `verb` that comes too late.
     fn decided_before(&self, verb: Verb) -> Error {
-        verb.refused(self.status(), self.core().share.decision().map_or("it is over", Decision::name))
+        let (status, outcome) = (self.status(), self.core().outcome());
+        match outcome.filter(|_| status.is_over()).map(|outcome| (outcome.end, outcome.pivoted)) {
+            None => verb.refused(status, self.core().share.decision().map_or("it is over", Decision::name)),
+            Some((End::Completed, true)) => {
+                verb.refused(status, "it is over: the drive has moved to the target")
+            }
+            Some((End::Completed, false)) => verb.refused(status, "it is over: the target is a copy"),
+            Some((End::Cancelled, _)) => verb.refused(status, "it is over: it was cancelled"),
+            Some((End::Failed, _)) => verb.refused(status, "it is over: it failed"),
+        }
     }
 
     /// Says that the outcome of a job that is over was read; its state is null then, and every verb is refused.

@@ -109,7 +109,7 @@ pub unsafe extern "C" fn blkm_job_complete(job: *mut blkm_job, mode: blkm_comple
 /// How a job ends is decided once, by whichever comes first: a cancel by force, `blkm_job_finalize`, or, without
 /// `BLKM_MIRROR_F_MANUAL_FINALIZE`, the job itself when everything is copied and flushed and guest requests are held. Success of a
 /// cancel by force means that it has decided it: the drive does not move, and a finalize is refused. `-EPERM` means that nothing
-/// was changed by it: the job is over, or the switch-over was decided before, and then `blkm_error_msg` says whether the drive
+/// was changed by it: the job is over, or the switch-over was decided before, and `blkm_error_msg` says whether the drive
 /// moves. Closing the job or destroying its engine does not change what was decided.
 ///
 /// Returns 0, or -errno: `-EPERM` when the job is over, the switch-over is decided, or, without `force`, the end was asked for

@@ -92,6 +92,9 @@ fn of_a_finalize_and_a_cancel_the_first_happens_and_the_second_is_told_what_was_
         assert_too_late(stand.job.finalize(), text);
         assert_eq!(stand.outcome().end, End::Completed);
         assert_eq!(stand.has_moved(), moves);
+        let over = if moves { "the drive has moved to the target" } else { "the target is a copy" };
+        assert_too_late(stand.job.cancel(Cancel::Force), &format!("it is over: {over}"));
+        assert_too_late(stand.job.finalize(), &format!("it is over: {over}"));
 
         let mut stand = Stand::pending(ask);
         stand.job.cancel(Cancel::Force).unwrap();
@@ -183,7 +186,7 @@ fn an_end_that_was_asked_for_has_words_and_what_comes_after_it_few() {
     let outcome = stand.outcome();
     assert_eq!(outcome.why().as_deref(), Some("the job was cancelled"));
     let again = stand.job.cancel(Cancel::Force).unwrap_err().to_string();
-    assert_eq!(again, "cannot cancel the job: the job is concluded; it is over");
+    assert_eq!(again, "cannot cancel the job: the job is concluded; it is over: it was cancelled");
     let mut stand = Stand::asked(PIVOT, true);
     assert_eq!(stand.outcome().why(), None);
 }
