@@ -185,9 +185,19 @@ static blkm_job *begin_pending(bool pivots)
     return job;
 }
 
-/* Of the two threads of a host. */
+/* Two threads of a host meet here. */
+static int here;
+
+static void meet(void)
+{
+    __atomic_add_fetch(&here, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&here, __ATOMIC_SEQ_CST) < 2)
+        ;
+}
+
 static void *finalize(void *job)
 {
+    meet();
     return (void *)(intptr_t)blkm_job_finalize(job);
 }
 
@@ -211,7 +221,9 @@ static void of_a_finalize_and_a_cancel_exactly_one_happens(void)
             OK(blkm_job_cancel(job, true));
             finalized = blkm_job_finalize(job), cancelled = 0;
         } else {
+            here = 0;
             CHECK(pthread_create(&other, NULL, finalize, job) == 0);
+            meet();
             cancelled = blkm_job_cancel(job, true);
             CHECK(pthread_join(other, &answer) == 0);
             finalized = (int)(intptr_t)answer;
