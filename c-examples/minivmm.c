@@ -111,8 +111,7 @@ static bool record(const char *file, const char *disk)
     snprintf(new, sizeof new, "%s.new", file);
     fd = open(new, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
     good = fd >= 0 && dprintf(fd, "%s\n", disk) > 0 && fsync(fd) == 0 && rename(new, file) == 0 && syncfs(fd) == 0;
-    if (fd >= 0)
-        close(fd);
+    close(fd);
     return good;
 }
 
@@ -133,8 +132,9 @@ static void follow(blkm_engine *engine, blkm_job *job, char **argv)
         if (event.type == BLKM_EVENT_READY)
             ret = blkm_job_complete(job, BLKM_COMPLETE_PIVOT);
         else if (event.type == BLKM_EVENT_PENDING) /* Both disks are equal, and the guest's requests are held: now. */
-            ret = record(argv[3], argv[2]) ? blkm_job_finalize(job) : blkm_job_cancel(job, true);
-        if (ret < 0) /* The job has moved on since the event; its outcome says why. */
+            ret = !(event.flags & BLKM_EVENT_F_PIVOTS) || record(argv[3], argv[2]) ? blkm_job_finalize(job) :
+                  (record(argv[3], argv[1]), blkm_job_cancel(job, true));
+        if (ret < 0) /* It was decided otherwise before, and this says how; the outcome will, too. */
             fprintf(stderr, "minivmm: %s\n", blkm_error_msg());
     }
     close(loop);
@@ -187,7 +187,7 @@ int main(int argc, char **argv)
     must(!blkm_job_get_outcome(job, &outcome) && !blkm_job_get_latencies(job, &before, &during), NULL);
     if (!(outcome.flags & BLKM_OUTCOME_PIVOTED)) { /* Only the outcome says which disk is the guest's, whatever was asked for. */
         record(argv[3], argv[1]);
-        must(false, outcome.end == BLKM_END_FAILED ? outcome.error_msg : "the job was cancelled; the guest stays where it is");
+        must(false, *outcome.error_msg ? outcome.error_msg : "the target is a copy, and the guest stays where it is");
     }
     usleep(100000); /* The guest goes on, on its new disk. */
     atomic_store(&stopping, true);

@@ -82,7 +82,7 @@ static void glue_process(void *opaque)
 /* io_poll: whether there is something to process. Takes nothing. */
 static bool glue_poll(void *opaque) { return blkm_queue_poll(((struct disk *)opaque)->queue) > 0; }
 
-/* .bdrv_attach_aio_context: the queue is the thread's of this loop, and as deep as its virtqueues together, with some to spare. */
+/* .bdrv_attach_aio_context: the queue becomes this thread's, and is as deep as its virtqueues together, with some to spare. */
 static int glue_attach(struct disk *disk)
 {
     const blkm_queue_opts opts = { .struct_size = sizeof opts, .depth = 256 + 64 };
@@ -92,7 +92,8 @@ static int glue_attach(struct disk *disk)
     return ret;
 }
 
-/* .bdrv_detach_aio_context, on the same thread: the host has drained the disk, so the queue ends at once, and loses nothing. */
+/* .bdrv_detach_aio_context, in the thread of the context that is left (aio_wait_bh_oneshot), for the queue is that thread's. The disk
+ * was drained, so it ends at once and loses nothing. The context that the disk comes to gets a queue of its own. */
 static void glue_detach(struct disk *disk)
 {
     loop_watch(DISK, -1, NULL, NULL);
@@ -154,7 +155,7 @@ static void glue_job_events(void *opaque)
             printf("%s\n", event.msg);
         else if (event.type == BLKM_EVENT_READY) /* BLOCK_JOB_READY; the user asks block-job-complete, or block-job-cancel: */
             blkm_job_complete(mirror->job, BLKM_COMPLETE_PIVOT); /* blkm_job_cancel(mirror->job, force) */
-        else if (event.type == BLKM_EVENT_PENDING) /* JOB_PENDING; the user writes down which disk it is and asks job-finalize. */
+        else if (event.type == BLKM_EVENT_PENDING) /* JOB_PENDING; with BLKM_EVENT_F_PIVOTS write down which disk it is first. */
             blkm_job_finalize(mirror->job);
         else if (event.type == BLKM_EVENT_CONCLUDED) /* BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED */
             blkm_job_get_outcome(mirror->job, &mirror->outcome);

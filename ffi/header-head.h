@@ -18,6 +18,11 @@
  *   A pointer is NULL only where its function says that it may be. An object may be used until it is closed. Strings end with a 0 and are
  *   UTF-8, paths are any bytes. What a function does not say that it keeps, it does not keep.
  *
+ * The gate
+ *   A drive has a gate that each request of its guest goes through. It is open but for moments: it is closed while a switch-over is
+ *   made or pending, and now and then when copy mode auto brakes the guest. Requests that come then are held, and not refused: those
+ *   of queues wait, and blkm_tracker_begin says BLKM_HELD. They go on when it opens, on the disk that the drive is on then.
+ *
  * Errors
  *   int: not negative is success, negative is -errno, and blkm_error_msg() has the text for the calling thread. Requests, events and
  *   outcomes carry their own. -EINVAL: an argument makes no sense. -EPERM: the object is in a state, or on a thread, that forbids the

@@ -18,6 +18,11 @@
  *   A pointer is NULL only where its function says that it may be. An object may be used until it is closed. Strings end with a 0 and are
  *   UTF-8, paths are any bytes. What a function does not say that it keeps, it does not keep.
  *
+ * The gate
+ *   A drive has a gate that each request of its guest goes through. It is open but for moments: it is closed while a switch-over is
+ *   made or pending, and now and then when copy mode auto brakes the guest. Requests that come then are held, and not refused: those
+ *   of queues wait, and blkm_tracker_begin says BLKM_HELD. They go on when it opens, on the disk that the drive is on then.
+ *
  * Errors
  *   int: not negative is success, negative is -errno, and blkm_error_msg() has the text for the calling thread. Requests, events and
  *   outcomes carry their own. -EINVAL: an argument makes no sense. -EPERM: the object is in a state, or on a thread, that forbids the
@@ -59,9 +64,18 @@ extern "C" {
 /* Objects ----------------------------------------------------------------------------------------------------------------- */
 
 /**
- * A dirty bitmap of a drive. While it is enabled every guest write marks the chunks that it touches, after it has ended, whatever its
- * result, and before the host hears of it. It stays with the drive over a pivot. Every function that takes one may be called from any
- * thread.
+ * A dirty bitmap of a drive. While it is enabled every guest write marks the chunks that it touches, after it has ended, whatever
+ * its result, and before the host hears of it. It stays with the drive over a pivot, and goes on recording through jobs and after
+ * them, also one that a job works with: after the job it holds what the job did not copy and what changed since the moment that
+ * the target is a copy of. Every function that takes one may be called from any thread.
+ *
+ * It is in memory only, and does not keep its drive: when the drive is gone (its handle closed, and no queue, tracker or job left)
+ * it can be read and changed, but records nothing any more. When the process ends it is gone, however that ends; bitmaps that are
+ * kept on a disk are to come with a later version. Until then a host that ends in good order may keep one itself: with no guest
+ * request under way and the bitmap disabled, write down its granularity and its areas (`blkm_bitmap_next_dirty_area`), and that
+ * this list is complete. The next process takes that note away, durably, before the guest writes anything, makes the bitmap anew
+ * with the same granularity, and marks the areas (`blkm_bitmap_set_dirty`). Where there is no such list, as after a crash, only a
+ * full copy is right.
  */
 typedef struct blkm_bitmap blkm_bitmap;
 
@@ -1012,10 +1026,10 @@ void blkm_bitmap_opts_init(struct blkm_bitmap_opts *opts, size_t struct_size);
 
 /**
  * Adds a bitmap to a drive, with nothing dirty in it. Unless it is made disabled, every write that ends after this has returned is in it.
- * On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory and is gone with its last
- * handle, or with its drive, which it does not keep: after a restart only a full copy is right.
+ * On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory; see `blkm_bitmap`.
  *
- * Returns 0, or -errno: `-EEXIST` for a name that the drive's bitmaps have already; `-EINVAL` without a name; `-EMFILE` when the drive has
+ * Returns 0, or -errno: `-EEXIST` for a name that the drive's bitmaps have already; `-EINVAL` without a name or for one that is
+ * empty, too long or no UTF-8, for a granularity that is none, and for a drive of more than 64 TiB; `-EMFILE` when the drive has
  * 64 bitmaps; `-ENOMEM`. Threads: any. Since 0.1.
  */
 int blkm_bitmap_create(struct blkm_drive *drive,
@@ -1053,8 +1067,8 @@ int blkm_bitmap_clear(struct blkm_bitmap *bitmap);
  * Marks in `target` what is dirty in any of the `count` bitmaps at `sources`, of this drive or of others; it may be among them itself. All
  * or nothing.
  *
- * Returns 0, or -errno, and nothing has changed: `-EINVAL` unless all have the same size and granularity, `-EBUSY` while a job works with
- * one of them. Threads: any. Since 0.1.
+ * Returns 0, or -errno, and nothing has changed: `-EINVAL` unless all have the same size and granularity, or for NULL, `-EBUSY`
+ * while a job works with one of them. Threads: any. Since 0.1.
  */
 int blkm_bitmap_merge(struct blkm_bitmap *target,
                       struct blkm_bitmap *const *sources,
@@ -1259,9 +1273,10 @@ typedef uint32_t blkm_budget_level;
 #define BLKM_MIRROR_F_STRICT_READY 8
 
 /**
- * At the end, whichever it is (a pivot, a point in time, a soft cancel, the end of a copy), the job stays pending, with guest requests held
- * for as long, until `blkm_job_finalize` or `blkm_job_cancel`. If a pivot was asked for, it is the moment to write down, durably, that the
- * target is the disk from now on: a host that may crash sets it. Do not wait for guest requests on the thread that is to finalize.
+ * At the end, whichever it is (a pivot, a point in time, a soft cancel, the end of a copy), the job stays pending, with guest
+ * requests held for as long, until `blkm_job_finalize` or `blkm_job_cancel`; `BLKM_EVENT_PENDING` says whether the drive is about
+ * to move. If it is, this is the moment to write down, durably, that the target is the disk from now on: a host that may crash
+ * sets it. Do not wait for guest requests on the thread that is to finalize.
  */
 #define BLKM_MIRROR_F_MANUAL_FINALIZE 16
 
@@ -1327,9 +1342,10 @@ typedef struct blkm_mirror_opts {
     /** The cluster size of a target that has a backing file: the first touch of a cluster copies all of it. 0: it has none. */
     uint64_t target_cluster_bytes;
     /**
-     * How long guest requests may be held at a switch-over, at least 1 ms; 0: 50 ms; `BLKM_NEVER_NS`: as long as it takes. It must have room
-     * for a flush of the target: while one takes longer than three quarters of this, the job of a guest that writes becomes neither ready
-     * nor over, in any copy mode, and no event tells of it. It cannot be changed later. The time in which a job is pending comes on top.
+     * How long guest requests may be held at a switch-over, at least 1 ms; 0: 50 ms; `BLKM_NEVER_NS`: as long as it takes. It must
+     * have room for a flush of the target: while one takes longer than three quarters of this, the job of a guest that writes
+     * becomes neither ready nor over, in any copy mode, and no event tells of it: see `flush_ns` of `blkm_job_query`.
+     * `blkm_job_set_max_pause` changes it. The time in which a job is pending comes on top.
      */
     uint64_t max_pause_ns;
     /** Nanoseconds or percent, see `latency_budget`. */
@@ -1367,9 +1383,11 @@ void blkm_mirror_opts_init(struct blkm_mirror_opts *opts, size_t struct_size);
  *
  * It opens both devices once more for each worker and blocks for as long as their file systems do, so do not call it from an event loop.
  *
- * Returns 0, or -errno: `-EBUSY` when a job runs on the drive, both are the same, the bitmap is in use, or the target is: by another job or
- * drive, or by the requests of a job that is over and may still land (`blkm_job_wait` waits for them for a while); `-EINVAL` for an option that
- * makes no sense or a target that is too small; `-EAGAIN` when the engine carries 64 jobs; `-EMFILE`. Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-EBUSY` when a job runs on the drive, both are the same, the bitmap is in use, or the target is: by
+ * another job or drive, or by the requests of a job that is over and may still land (`blkm_job_wait` waits for them for a while);
+ * `-EINVAL` for an option that makes no sense or a target that is too small; `-EAGAIN` when the engine carries 64 jobs, or many
+ * are being started at once; `-ENOMEM`; `-EMFILE`; what the kernel says when it opens a device once more, such as `-EACCES` or
+ * `-ENOENT`. Threads: any. Since 0.1.
  */
 int blkm_mirror_start(struct blkm_engine *engine,
                       struct blkm_drive *drive,
@@ -1401,8 +1419,9 @@ int blkm_copy_start(struct blkm_engine *engine,
                     struct blkm_job **out);
 
 /**
- * Closes the caller's handle and sets `*job` to NULL. NULL, and a pointer to NULL, are allowed. A job that is not over runs on and ends as
- * it was asked to, or with its engine, and nobody hears of it; one that would have to be finalized is cancelled.
+ * Closes the caller's handle and sets `*job` to NULL. NULL, and a pointer to NULL, are allowed. A job that is not over runs on and
+ * ends as it was asked to, or with its engine, and nobody hears of it; one that would have to be finalized, and was not, is
+ * cancelled. Who holds the disks after a job: `blkm_job_get_outcome`.
  *
  * Threads: any, while no other call uses this handle; not between taking an event of the job and using its `job`. Since 0.1.
  */
@@ -1449,6 +1468,14 @@ int blkm_job_set_copy_mode(struct blkm_job *job,
                            blkm_copy_mode mode);
 
 /**
+ * Changes `max_pause_ns` of a running job, with the same meaning, at once: also of a switch-over that is being tried; and what did
+ * not fit before is tried anew.
+ *
+ * Returns 0, or -errno: `-EPERM` in a state that forbids it, `-EINVAL` for less than 1 ms. Threads: any. Since 0.1.
+ */
+int blkm_job_set_max_pause(struct blkm_job *job, uint64_t max_pause_ns);
+
+/**
  * Asks for the switch-over of a job that is ready: as soon as it fits into `max_pause_ns`, guest requests are held, the rest is copied,
  * the target is flushed, and with `BLKM_COMPLETE_PIVOT` the drive moves to the target. Returns at once; events tell the end. It may never
  * fit, above all with `BLKM_COPY_BACKGROUND`; a host that cannot wait cancels.
@@ -1467,18 +1494,24 @@ int blkm_job_complete(struct blkm_job *job,
  * A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that is closed
  * or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before.
  *
- * Success means asked, not done: a switch-over that is past its last step completes all the same. Only the outcome says which disk is the
- * guest's.
+ * How a job ends is decided once, by whichever comes first: a cancel by force, `blkm_job_finalize`, or, without
+ * `BLKM_MIRROR_F_MANUAL_FINALIZE`, the job itself when everything is copied and flushed and guest requests are held. Success of a
+ * cancel by force means that it has decided it: the drive does not move, and a finalize is refused. `-EPERM` means that nothing
+ * was changed by it: the job is over, or the switch-over was decided before, and `blkm_error_msg` says whether the drive
+ * moves. Closing the job or destroying its engine does not change what was decided.
  *
- * Returns 0, or -errno: `-EPERM` in a state that forbids it. Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-EPERM` when the job is over, the switch-over is decided, or, without `force`, the end was asked for
+ * already. Threads: any. Since 0.1.
  */
 int blkm_job_cancel(struct blkm_job *job,
                     bool force);
 
 /**
- * Carries out a switch-over that is pending.
+ * Carries out a switch-over that is pending. Success means that this is decided: a cancel is refused from then on, and the job
+ * completes, unless a bug in the library is caught while it does.
  *
- * Returns 0, or -errno: `-EPERM` in any other state. Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-EPERM` in any other state, and when the job was cancelled, has failed or was finalized before:
+ * `blkm_error_msg` says which. Threads: any. Since 0.1.
  */
 int blkm_job_finalize(struct blkm_job *job);
 
@@ -1517,6 +1550,9 @@ int blkm_job_wait(struct blkm_job *job,
 /** `last_error_*` are set: a request has failed for good, whatever was done about it. */
 #define BLKM_JOBINFO_HAS_ERROR 16
 
+/** The end that the host has asked for moves the drive to the target. Whether it has moved is `BLKM_OUTCOME_PIVOTED`. */
+#define BLKM_JOBINFO_PIVOTS 32
+
 /** Where a job stands and what it has done. Bytes and state are of this moment; rates and forecasts at most half a second old. */
 typedef struct blkm_job_info {
     /** Set by the caller: sizeof(blkm_job_info). */
@@ -1535,7 +1571,7 @@ typedef struct blkm_job_info {
     uint64_t copy_rate_bytes_per_s;
     /** Time until nothing is left at these rates; `BLKM_NEVER_NS`: not in sight. */
     uint64_t eta_ns;
-    /** How long a switch-over begun now would hold guest requests; `BLKM_NEVER_NS`: not known yet. */
+    /** How long a switch-over begun now would hold guest requests, `flush_ns` included; `BLKM_NEVER_NS`: not known yet. */
     uint64_t predicted_pause_ns;
     /** The speed limit; 0: none. */
     uint64_t speed_bytes_per_s;
@@ -1587,8 +1623,16 @@ typedef struct blkm_job_info {
     uint32_t workers;
     /** Zero so far. */
     uint32_t reserved0;
+    /**
+     * What a flush of the target is expected to take: the slowest of the last few, less if that is long ago; `BLKM_NEVER_NS`: none
+     * has ended yet. While it is longer than three quarters of `max_pause_ns`, no switch-over fits, however little is dirty:
+     * `blkm_job_set_max_pause`.
+     */
+    uint64_t flush_ns;
+    /** How long guest requests may be held now; `BLKM_NEVER_NS`: as long as it takes. */
+    uint64_t max_pause_ns;
     /** Zero so far. */
-    uint64_t reserved[6];
+    uint64_t reserved[4];
 } blkm_job_info;
 
 /** How a job ended. */
@@ -1633,10 +1677,16 @@ typedef struct blkm_outcome {
     blkm_end end;
     /** 0 if it completed, else -errno; -ECANCELED if it was cancelled. */
     int32_t ret;
-    /** Why it failed, in words; "" if it did not. */
+    /** Why it failed, or that it was cancelled, in words; "" if it completed. */
     char error_msg[256];
+    /** Bytes of the disk that were dealt with. */
+    uint64_t done_bytes;
+    /** Requests sent again after a passing error or a short transfer. */
+    uint64_t retries;
+    /** Requests that failed for good. */
+    uint64_t errors;
     /** Zero so far. */
-    uint64_t reserved[6];
+    uint64_t reserved[3];
 } blkm_outcome;
 
 /**
@@ -1656,26 +1706,35 @@ int blkm_job_query(struct blkm_job *job, struct blkm_job_info *info);
 /**
  * What the guest's requests took since the job began, and what they took before, without one. Either may be NULL.
  *
- * Returns 0, or -errno. Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-EINVAL` for a size that is too small. Threads: any. Since 0.1.
  */
 int blkm_job_get_latencies(struct blkm_job *job, struct blkm_latencies *without_job, struct blkm_latencies *with_job);
 
 /**
  * How the job ended, filled in up to `outcome->struct_size`, which the caller has set. There from `BLKM_EVENT_CONCLUDED` on.
  *
- * Returns 0, or -errno: `-EAGAIN` while the job is not over, `-EINVAL`. Threads: any. Since 0.1.
+ * Who still has the disks open then, besides the caller's own handles of them:
+ *
+ * - Completed, with a pivot: the target is the drive's, for as long as the drive is on it. The drive lets go of the source; a queue
+ *   closes it when its thread uses the queue next, or with the queue.
+ * - Completed without a pivot (a point in time, a soft cancel), cancelled, failed: the source stays the drive's. The target is let
+ *   go; in write-blocking mode a queue closes it when its thread uses the queue next, or with the queue.
+ * - The job itself, and a copy has nobody else: its workers close both within moments, which `blkm_job_wait` waits for, 250 ms at
+ *   most; only a worker whose requests hang keeps both until these come back. The handle of the job holds neither.
+ *
+ * Returns 0, or -errno: `-EAGAIN` while the job is not over, `-EINVAL` for NULL or a size that is too small. Threads: any. Since
+ * 0.1.
  */
 int blkm_job_get_outcome(struct blkm_job *job, struct blkm_outcome *outcome);
 
 /**
- * The text of the error that ended the job, whole, copied as `snprintf(3)` does: cut to `buf_len` bytes with its ending 0. `buf` may be
- * NULL if `buf_len` is 0.
+ * Why the job did not complete, the text of `error_msg` in its outcome whole, copied as `snprintf(3)` does: cut to `buf_len` bytes
+ * with its ending 0. `buf` may be NULL if `buf_len` is 0.
  *
- * Returns the length of the whole text without its ending 0, 0 if the job has not failed (so far), or -errno. Threads: any. Since 0.1.
+ * Returns the length of the whole text without its ending 0, 0 if the job has completed or is not over, or -errno. Threads: any.
+ * Since 0.1.
  */
-int blkm_job_get_error(struct blkm_job *job,
-                       char *buf,
-                       size_t buf_len);
+int blkm_job_get_error(struct blkm_job *job, char *buf, size_t buf_len);
 
 /* Engines and events ------------------------------------------------------------------------------------------------------ */
 
@@ -1711,9 +1770,9 @@ typedef uint32_t blkm_event_type;
 #define BLKM_EVENT_SWITCH_OVER_MISSED 8
 
 /**
- * Everything is copied and flushed, and guest requests are held. If a pivot was asked for, it is the moment to write down, durably, that the
- * target is the guest's disk from now on; otherwise the drive stays where it is. `blkm_job_finalize` goes on. Only with
- * `BLKM_MIRROR_F_MANUAL_FINALIZE`.
+ * Everything is copied and flushed, and guest requests are held. With `BLKM_EVENT_F_PIVOTS` the drive is about to move: it is the
+ * moment to write down, durably, that the target is the guest's disk from now on. Without, the drive stays where it is, and there
+ * is nothing to write down. `blkm_job_finalize` goes on. Only with `BLKM_MIRROR_F_MANUAL_FINALIZE`.
  */
 #define BLKM_EVENT_PENDING 9
 
@@ -1725,6 +1784,9 @@ typedef uint32_t blkm_event_type;
  * concluded, and the changes of state to these. `blkm_job_query` says how the job stands.
  */
 #define BLKM_EVENT_OVERFLOW 11
+
+/** Pending: the drive moves to the target once the job is finalized. */
+#define BLKM_EVENT_F_PIVOTS 1
 
 /** Something that happened to a job. Later versions may bring other types; ignore those that you do not know. */
 typedef struct blkm_event {
@@ -1770,8 +1832,8 @@ typedef struct blkm_event {
     blkm_escalation_reason reason;
     /** Escalated, budget tightened: how much of the budget is in force. */
     blkm_budget_level budget_level;
-    /** Zero so far. */
-    uint32_t reserved0;
+    /** `BLKM_EVENT_F_*`. */
+    uint32_t flags;
     /** The same in words, for a log. */
     char msg[192];
     /** Zero so far. */
@@ -1779,8 +1841,9 @@ typedef struct blkm_event {
 } blkm_event;
 
 /**
- * What a host has run on each worker's thread before it does anything else: to name the thread, to confine it (control groups,
- * seccomp, scheduling). `index` counts from 0. It must return, and must not call the library.
+ * A function of the host's that each worker's thread calls once, before anything else: to name the thread, or to confine it
+ * (control groups, seccomp, scheduling). `opaque` is the host's `thread_start_opaque`, `index` counts the workers from 0. It must
+ * return, must not call the library, and may be called on several threads at once.
  */
 typedef void (*blkm_thread_start_fn)(void *opaque, uint32_t index);
 
@@ -1795,7 +1858,7 @@ typedef struct blkm_engine_opts {
     uint64_t flags;
     /** Copy memory of each worker, at least 1 MiB; requests in flight live in it. 0: 16 MiB. A worker has 4 MiB more. */
     uint64_t window_bytes;
-    /** Called first thing on each worker's thread; NULL: nothing is. */
+    /** Each worker's thread calls this first; NULL: nothing. */
     blkm_thread_start_fn thread_start;
     /** Handed to it. */
     void *thread_start_opaque;
@@ -1819,16 +1882,16 @@ void blkm_engine_opts_init(struct blkm_engine_opts *opts, size_t struct_size);
  * after `fork(2)` and daemonising. `opts` may be NULL. On success `*out` is the engine, to be destroyed with `blkm_engine_destroy`; else
  * it is NULL.
  *
- * Returns 0, or -errno: `-ENOMEM`, `-EINVAL`, what `blkm_probe` says.
- * Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-EINVAL` for an option that makes no sense, `-ENOMEM`, `-EMFILE`, `-EAGAIN` when no thread can be
+ * started, and what `blkm_probe` says where io_uring is missing or forbidden. Threads: any. Since 0.1.
  */
 int blkm_engine_create(const struct blkm_engine_opts *opts,
                        struct blkm_engine **out);
 
 /**
- * Ends an engine and sets `*engine` to NULL. NULL, and a pointer to NULL, are allowed. Jobs that are not over are cancelled, and their
- * handles stay good; their events can no longer be taken. It joins the workers: it returns at once, or within about a second while
- * requests hang.
+ * Ends an engine and sets `*engine` to NULL. NULL, and a pointer to NULL, are allowed. Jobs that are not over are cancelled, one
+ * that is pending and not finalized too, unless their switch-over is decided (`blkm_job_cancel`); their handles stay good, and
+ * their events can no longer be taken. It joins the workers: it returns at once, or within about a second while requests hang.
  *
  * Threads: any but the engine's, while no other call uses the engine. Since 0.1.
  */

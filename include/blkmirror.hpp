@@ -576,6 +576,8 @@ struct event : blkm_event {
     /** Status: what it was, and what it is. */
     job_status old_status() const noexcept { return job_status{from}; }
     job_status new_status() const noexcept { return job_status{status}; }
+    /** Pending: the drive moves to the target once the job is finalized. */
+    bool pivots() const noexcept { return (flags & BLKM_EVENT_F_PIVOTS) != 0; }
     /** Error: the errno. */
     int code() const noexcept { return -ret; }
     blkm::side where() const noexcept { return blkm::side{blkm_event::side}; }
@@ -708,11 +710,17 @@ struct job_info : blkm_job_info {
     std::optional<nanoseconds> eta() const noexcept { return detail::known(eta_ns); }
     /** How long a switch-over begun now would hold guest requests; none: not known yet. */
     std::optional<nanoseconds> predicted_pause() const noexcept { return detail::known(predicted_pause_ns); }
+    /** The part of it that is a flush of the target; none: none has ended yet. */
+    std::optional<nanoseconds> flush_time() const noexcept { return detail::known(flush_ns); }
+    /** How long guest requests may be held now; none: as long as it takes. */
+    std::optional<nanoseconds> max_pause() const noexcept { return detail::known(max_pause_ns); }
     nanoseconds elapsed() const noexcept { return detail::span_of(elapsed_ns); }
     bool fits_now() const noexcept { return (flags & BLKM_JOBINFO_FITS_NOW) != 0; }
     bool is_braking() const noexcept { return (flags & BLKM_JOBINFO_BRAKING) != 0; }
     bool is_actively_synced() const noexcept { return (flags & BLKM_JOBINFO_ACTIVELY_SYNCED) != 0; }
     bool is_completing() const noexcept { return (flags & BLKM_JOBINFO_COMPLETING) != 0; }
+    /** The end that was asked for moves the drive. */
+    bool pivots() const noexcept { return (flags & BLKM_JOBINFO_PIVOTS) != 0; }
     bool has_error() const noexcept { return (flags & BLKM_JOBINFO_HAS_ERROR) != 0; }
     /** The last error, if there was one: where, and what was done about it. */
     side error_side() const noexcept { return side{last_error_side}; }
@@ -729,7 +737,7 @@ struct outcome : blkm_outcome {
     /** How long guest requests were held at the switch-over; none: there was none. */
     std::optional<nanoseconds> pause() const noexcept { return detail::known(pause_ns); }
     nanoseconds elapsed() const noexcept { return detail::span_of(elapsed_ns); }
-    /** Why it failed; "" if it did not. */
+    /** Why it failed, or that it was cancelled; "" if it completed. */
     std::string_view text() const noexcept { return error_msg; }
 };
 
@@ -777,13 +785,20 @@ public:
     result<void> set_copy_mode(copy_mode mode) const noexcept {
         return detail::checked(blkm_job_set_copy_mode(native(), detail::number(mode)));
     }
+    /** How long guest requests may be held from now on; `unlimited`: as long as it takes. */
+    result<void> set_max_pause(nanoseconds pause) const noexcept {
+        return detail::checked(blkm_job_set_max_pause(native(), detail::bound(pause)));
+    }
     /** Asks for the switch-over of a job that is ready; returns at once. */
     result<void> complete(completion_mode mode = completion_mode::pivot) const noexcept {
         return detail::checked(blkm_job_complete(native(), detail::number(mode)));
     }
-    /** Asks for the end. Without `force` a job that is ready ends with a copy as of that moment. */
+    /**
+     * Asks for the end. Without `force` a job that is ready ends with a copy as of that moment. By force success decides that it is
+     * cancelled, and EPERM says that its switch-over was decided before, or that it is over.
+     */
     result<void> cancel(bool force) const noexcept { return detail::checked(blkm_job_cancel(native(), force)); }
-    /** Carries out a switch-over that is pending. */
+    /** Carries out a switch-over that is pending; success decides it, and a cancel is refused from then on. */
     result<void> finalize() const noexcept { return detail::checked(blkm_job_finalize(native())); }
     result<void> dismiss() const noexcept { return detail::checked(blkm_job_dismiss(native())); }
     /** Sleeps until the job is over, at most for `timeout`; whether it is over. */
@@ -943,7 +958,7 @@ struct completion : blkm_completion {
             return error{-ret, text()};
         return {};
     }
-    /** Why it failed; "" if it did not. */
+    /** Why it failed, or that it was cancelled; "" if it completed. */
     std::string_view text() const noexcept { return error_msg != nullptr ? std::string_view{error_msg} : std::string_view{}; }
 };
 

@@ -78,9 +78,9 @@ fn run_job(engine: &Engine, drive: &Drive, target: Device) -> Result<Outcome> {
             // The job may have moved on since the event. Then it refuses, and its outcome says why.
             let asked = match event.what {
                 EventKind::Ready => job.complete(Completion::Pivot),
-                // Guest requests are held. Now a host writes down, durably, which disk is the guest's from here on: if it crashes
+                // Guest requests are held. If `pivots`, as here, a host now writes down, durably, which disk is the guest's from here on: if it crashes
                 // after this, the guest must not be started on the old one.
-                EventKind::Pending => job.finalize(),
+                EventKind::Pending { .. } => job.finalize(),
                 _ => Ok(()),
             };
             if let Err(error) = asked {

@@ -10,7 +10,7 @@
 mod loom_kit;
 
 use blkmirror_core::bitmap::{Claims, DirtyBitmap};
-use blkmirror_core::mirror::{Activity, Rest, Sweep};
+use blkmirror_core::mirror::{Activity, Command, Decision, Rest, Sweep};
 use blkmirror_core::units::{ByteRange, Chunk, ChunkRange, Granularity};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -39,6 +39,8 @@ enum Broken {
     DirtyBeforeSweep,
     /// A part of the sweep is taken by a look and a move.
     LooksAndMoves,
+    /// Who cancels looks whether something is decided, and takes it that it still is not.
+    CancelsByALook,
 }
 
 /// What the workers of a job share, and what the target got.
@@ -371,4 +373,53 @@ fn one_worker_at_a_time_begins_and_the_others_rest_after_it() {
 #[should_panic(expected = "piece")]
 fn a_worker_that_asks_and_then_begins_is_noticed() {
     resting(Restless::AsksAndBegins);
+}
+
+/// A host's two threads, one that finalizes and one that cancels, beside a home that looks, and a failure: exactly one of the two hears
+/// yes, and the home does what that one was told.
+fn decides(broken: Broken) {
+    let command = Arc::new(Command::default());
+    let finalizer = {
+        let command = Arc::clone(&command);
+        thread::spawn(move || command.decide())
+    };
+    let canceller = {
+        let command = Arc::clone(&command);
+        thread::spawn(move || {
+            if broken == Broken::CancelsByALook {
+                let free = command.decision().is_none();
+                command.cancel();
+                return free;
+            }
+            command.cancel()
+        })
+    };
+    // The home looks once while they are at it: what it sees stays so.
+    let seen = match (command.gives_up(), command.decision()) {
+        (true, _) => Some(false),
+        (false, Some(Decision::Pivot | Decision::PointInTime)) => Some(true),
+        // It was cancelled between the two looks, which the next turn sees.
+        (false, _) => None,
+    };
+    let (completes, cancelled) = (finalizer.join().unwrap(), canceller.join().unwrap());
+    assert!(completes != cancelled, "both or none were told yes");
+    assert!(seen.is_none_or(|seen| seen == completes), "the home does something else");
+    // What fails now changes nothing that was decided.
+    command.fail();
+    assert_eq!(
+        (command.gives_up(), command.decision() == Some(Decision::PointInTime)),
+        (cancelled, completes)
+    );
+    assert!(!command.decide() && command.cancel() == cancelled);
+}
+
+#[test]
+fn of_a_finalize_and_a_cancel_exactly_one_is_told_yes() {
+    check(None, || decides(Broken::No));
+}
+
+#[test]
+#[should_panic(expected = "both or none were told yes")]
+fn a_cancel_by_a_look_is_noticed() {
+    check(None, || decides(Broken::CancelsByALook));
 }

@@ -14,9 +14,18 @@ use crate::border::sized::{self, structure};
 use crate::border::{invalid, sum, text};
 use crate::drive::blkm_drive;
 
-/// A dirty bitmap of a drive. While it is enabled every guest write marks the chunks that it touches, after it has ended, whatever its
-/// result, and before the host hears of it. It stays with the drive over a pivot. Every function that takes one may be called from any
-/// thread.
+/// A dirty bitmap of a drive. While it is enabled every guest write marks the chunks that it touches, after it has ended, whatever
+/// its result, and before the host hears of it. It stays with the drive over a pivot, and goes on recording through jobs and after
+/// them, also one that a job works with: after the job it holds what the job did not copy and what changed since the moment that
+/// the target is a copy of. Every function that takes one may be called from any thread.
+///
+/// It is in memory only, and does not keep its drive: when the drive is gone (its handle closed, and no queue, tracker or job left)
+/// it can be read and changed, but records nothing any more. When the process ends it is gone, however that ends; bitmaps that are
+/// kept on a disk are to come with a later version. Until then a host that ends in good order may keep one itself: with no guest
+/// request under way and the bitmap disabled, write down its granularity and its areas (`blkm_bitmap_next_dirty_area`), and that
+/// this list is complete. The next process takes that note away, durably, before the guest writes anything, makes the bitmap anew
+/// with the same granularity, and marks the areas (`blkm_bitmap_set_dirty`). Where there is no such list, as after a crash, only a
+/// full copy is right.
 #[allow(non_camel_case_types, reason = "as in C")]
 #[derive(Debug)]
 pub struct blkm_bitmap {
@@ -85,10 +94,10 @@ pub unsafe extern "C" fn blkm_bitmap_opts_init(opts: *mut blkm_bitmap_opts, stru
 }
 
 /// Adds a bitmap to a drive, with nothing dirty in it. Unless it is made disabled, every write that ends after this has returned is in it.
-/// On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory and is gone with its last
-/// handle, or with its drive, which it does not keep: after a restart only a full copy is right.
+/// On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory; see `blkm_bitmap`.
 ///
-/// Returns 0, or -errno: `-EEXIST` for a name that the drive's bitmaps have already; `-EINVAL` without a name; `-EMFILE` when the drive has
+/// Returns 0, or -errno: `-EEXIST` for a name that the drive's bitmaps have already; `-EINVAL` without a name or for one that is
+/// empty, too long or no UTF-8, for a granularity that is none, and for a drive of more than 64 TiB; `-EMFILE` when the drive has
 /// 64 bitmaps; `-ENOMEM`. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_bitmap_create(
@@ -155,8 +164,8 @@ pub unsafe extern "C" fn blkm_bitmap_clear(bitmap: *mut blkm_bitmap) -> c_int {
 /// Marks in `target` what is dirty in any of the `count` bitmaps at `sources`, of this drive or of others; it may be among them itself. All
 /// or nothing.
 ///
-/// Returns 0, or -errno, and nothing has changed: `-EINVAL` unless all have the same size and granularity, `-EBUSY` while a job works with
-/// one of them. Threads: any. Since 0.1.
+/// Returns 0, or -errno, and nothing has changed: `-EINVAL` unless all have the same size and granularity, or for NULL, `-EBUSY`
+/// while a job works with one of them. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_bitmap_merge(
     target: *mut blkm_bitmap,

@@ -27,8 +27,9 @@ pub struct blkm_engine {
 }
 object!(blkm_engine);
 
-/// What a host has run on each worker's thread before it does anything else: to name the thread, to confine it (control groups,
-/// seccomp, scheduling). `index` counts from 0. It must return, and must not call the library.
+/// A function of the host's that each worker's thread calls once, before anything else: to name the thread, or to confine it
+/// (control groups, seccomp, scheduling). `opaque` is the host's `thread_start_opaque`, `index` counts the workers from 0. It must
+/// return, must not call the library, and may be called on several threads at once.
 #[allow(non_camel_case_types, reason = "as in C")]
 pub type blkm_thread_start_fn = Option<unsafe extern "C" fn(opaque: *mut c_void, index: u32)>;
 
@@ -46,7 +47,7 @@ pub struct blkm_engine_opts {
     pub flags: u64,
     /// Copy memory of each worker, at least 1 MiB; requests in flight live in it. 0: 16 MiB. A worker has 4 MiB more.
     pub window_bytes: u64,
-    /// Called first thing on each worker's thread; NULL: nothing is.
+    /// Each worker's thread calls this first; NULL: nothing.
     pub thread_start: blkm_thread_start_fn,
     /// Handed to it.
     pub thread_start_opaque: *mut c_void,
@@ -72,8 +73,8 @@ pub unsafe extern "C" fn blkm_engine_opts_init(opts: *mut blkm_engine_opts, stru
 /// after `fork(2)` and daemonising. `opts` may be NULL. On success `*out` is the engine, to be destroyed with `blkm_engine_destroy`; else
 /// it is NULL.
 ///
-/// Returns 0, or -errno: `-ENOMEM`, `-EINVAL`, what `blkm_probe` says.
-/// Threads: any. Since 0.1.
+/// Returns 0, or -errno: `-EINVAL` for an option that makes no sense, `-ENOMEM`, `-EMFILE`, `-EAGAIN` when no thread can be
+/// started, and what `blkm_probe` says where io_uring is missing or forbidden. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_engine_create(
     opts: *const blkm_engine_opts,
@@ -91,9 +92,9 @@ pub unsafe extern "C" fn blkm_engine_create(
     unsafe { create(out, attempt, make) }
 }
 
-/// Ends an engine and sets `*engine` to NULL. NULL, and a pointer to NULL, are allowed. Jobs that are not over are cancelled, and their
-/// handles stay good; their events can no longer be taken. It joins the workers: it returns at once, or within about a second while
-/// requests hang.
+/// Ends an engine and sets `*engine` to NULL. NULL, and a pointer to NULL, are allowed. Jobs that are not over are cancelled, one
+/// that is pending and not finalized too, unless their switch-over is decided (`blkm_job_cancel`); their handles stay good, and
+/// their events can no longer be taken. It joins the workers: it returns at once, or within about a second while requests hang.
 ///
 /// Threads: any but the engine's, while no other call uses the engine. Since 0.1.
 #[unsafe(no_mangle)]

@@ -43,15 +43,18 @@ pub const BLKM_EVENT_BUDGET_TIGHTENED: blkm_event_type = 6;
 pub const BLKM_EVENT_BRAKING_ENDED: blkm_event_type = 7;
 /// A switch-over did not fit into its time and will be tried again: `held_ns`, `left_bytes`.
 pub const BLKM_EVENT_SWITCH_OVER_MISSED: blkm_event_type = 8;
-/// Everything is copied and flushed, and guest requests are held. If a pivot was asked for, it is the moment to write down, durably, that the
-/// target is the guest's disk from now on; otherwise the drive stays where it is. `blkm_job_finalize` goes on. Only with
-/// `BLKM_MIRROR_F_MANUAL_FINALIZE`.
+/// Everything is copied and flushed, and guest requests are held. With `BLKM_EVENT_F_PIVOTS` the drive is about to move: it is the
+/// moment to write down, durably, that the target is the guest's disk from now on. Without, the drive stays where it is, and there
+/// is nothing to write down. `blkm_job_finalize` goes on. Only with `BLKM_MIRROR_F_MANUAL_FINALIZE`.
 pub const BLKM_EVENT_PENDING: blkm_event_type = 9;
 /// The job is over; `blkm_job_get_outcome` tells how.
 pub const BLKM_EVENT_CONCLUDED: blkm_event_type = 10;
 /// So many events (`lost`) were lost here, because nobody took them. What a job tells of only once is never among them: ready, pending,
 /// concluded, and the changes of state to these. `blkm_job_query` says how the job stands.
 pub const BLKM_EVENT_OVERFLOW: blkm_event_type = 11;
+
+/// Pending: the drive moves to the target once the job is finalized.
+pub const BLKM_EVENT_F_PIVOTS: u32 = 1;
 
 /// Something that happened to a job. Later versions may bring other types; ignore those that you do not know.
 #[allow(non_camel_case_types, reason = "as in C")]
@@ -100,8 +103,8 @@ pub struct blkm_event {
     pub reason: blkm_escalation_reason,
     /// Escalated, budget tightened: how much of the budget is in force.
     pub budget_level: blkm_budget_level,
-    /// Zero so far.
-    pub reserved0: u32,
+    /// `BLKM_EVENT_F_*`.
+    pub flags: u32,
     /// The same in words, for a log.
     pub msg: [c_char; 192],
     /// Zero so far.
@@ -257,7 +260,10 @@ fn describe(out: &mut blkm_event, what: EventKind) {
             out.r#type = BLKM_EVENT_SWITCH_OVER_MISSED;
             (out.held_ns, out.left_bytes) = (held_ns, left_bytes);
         }
-        EventKind::Pending => out.r#type = BLKM_EVENT_PENDING,
+        EventKind::Pending { pivots, .. } => {
+            out.r#type = BLKM_EVENT_PENDING;
+            out.flags = if pivots { BLKM_EVENT_F_PIVOTS } else { 0 };
+        }
         EventKind::Concluded => out.r#type = BLKM_EVENT_CONCLUDED,
         EventKind::Overflow(lost) => (out.r#type, out.lost) = (BLKM_EVENT_OVERFLOW, lost),
         // It has words, and no number yet.

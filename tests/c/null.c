@@ -63,6 +63,7 @@ static void no_object_is_an_error_that_names_it(void)
     REFUSED(EINVAL, "blkm_job is NULL", blkm_job_resume(NULL));
     REFUSED(EINVAL, "blkm_job is NULL", blkm_job_set_speed(NULL, 0));
     REFUSED(EINVAL, "blkm_job is NULL", blkm_job_set_copy_mode(NULL, BLKM_COPY_BACKGROUND));
+    REFUSED(EINVAL, "blkm_job is NULL", blkm_job_set_max_pause(NULL, 0));
     REFUSED(EINVAL, "blkm_job is NULL", blkm_job_complete(NULL, BLKM_COMPLETE_PIVOT));
     REFUSED(EINVAL, "blkm_job is NULL", blkm_job_cancel(NULL, true));
     REFUSED(EINVAL, "blkm_job is NULL", blkm_job_finalize(NULL));

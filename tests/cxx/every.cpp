@@ -137,6 +137,9 @@ int main(int argc, char **argv) {
     auto job = std::move(*drive.mirror(engine, target, options));
     CHECK(job.status() && job.info()->elapsed() >= 0ns && job.pause() && !job.pause() && job.resume() && job.set_speed(0));
     CHECK(job.outcome().error().code() == EAGAIN && !*job.wait(1ms) && job.set_copy_mode(blkm::copy_mode::write_blocking));
+    CHECK(job.set_max_pause(20ms) && job.info()->max_pause() == 20ms);
+    CHECK(job.set_max_pause(blkm::unlimited) && !job.info()->max_pause());
+    CHECK(!job.info()->pivots() && job.set_max_pause(1us).error().code() == EINVAL);
     bool over = false;
     std::size_t pending = 0;
     while (!over)
@@ -145,7 +148,7 @@ int main(int argc, char **argv) {
             if (event.what() == blkm::event_type::ready)
                 CHECK(job.complete());
             if (event.what() == blkm::event_type::pending)
-                CHECK(job.finalize()), ++pending;
+                CHECK(event.pivots() && job.info()->pivots() && job.info()->flush_time() && job.finalize()), ++pending;
             over = over || event.what() == blkm::event_type::concluded;
         }));
     CHECK(pending == 1 && *job.wait() && job.outcome()->completed() && job.outcome()->pivoted() && job.outcome()->target_complete());

@@ -32,6 +32,7 @@ fn ask(job: &Job, verb: Verb) -> Result<()> {
         Verb::Resume => job.resume(),
         Verb::SetSpeed => job.set_speed(MIB),
         Verb::SetCopyMode => job.set_copy_mode(CopyMode::Background),
+        Verb::SetMaxPause => job.set_max_pause(None),
         Verb::Complete => job.complete(Completion::PointInTime),
         Verb::Cancel => job.cancel(Cancel::Force),
         Verb::Finalize => job.finalize(),

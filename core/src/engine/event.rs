@@ -94,7 +94,11 @@ pub enum EventKind {
     },
     /// Everything is copied and flushed, guest requests are held; `Job::finalize` goes on. Only where it is needed: with
     /// `auto_finalize` the job passes through the state without a stop.
-    Pending,
+    #[non_exhaustive]
+    Pending {
+        /// Whether the drive moves to the target then; else it stays where it is, and nothing needs to be written down.
+        pivots: bool,
+    },
     /// The job is over; the outcome is there.
     Concluded,
     /// So many events were lost here, because 256 were waiting, or because 128 errors came at once. What a job tells of only once
@@ -271,7 +275,7 @@ impl Told {
             if !notice.is_error() {
                 self.lose(std::mem::take(&mut lost));
             }
-            self.tell(notice);
+            self.tell(notice, share);
         }
         self.lose(lost);
     }
@@ -290,7 +294,7 @@ impl Told {
     }
 
     /// What the host hears of a notice.
-    fn tell(&mut self, notice: Notice) {
+    fn tell(&mut self, notice: Notice, share: &Share) {
         match notice {
             Notice::Error { side, errno, range, action } => {
                 self.last_error = Some(LastError { side, errno, range, action, time_ns: monotonic_ns() });
@@ -301,7 +305,10 @@ impl Told {
                 self.emit(EventKind::Status { from, to });
                 match (from, to) {
                     (JobStatus::Running, JobStatus::Ready) => self.emit(EventKind::Ready),
-                    (_, JobStatus::Pending) if !self.auto_finalize => self.emit(EventKind::Pending),
+                    (_, JobStatus::Pending) if !self.auto_finalize => {
+                        // It was asked for before, and once.
+                        self.emit(EventKind::Pending { pivots: share.wants_pivot() });
+                    }
                     (_, JobStatus::Concluded) => self.emit(EventKind::Concluded),
                     _ => {}
                 }
@@ -324,7 +331,7 @@ impl Told {
 fn is_landmark(what: EventKind) -> bool {
     use JobStatus as S;
     match what {
-        EventKind::Ready | EventKind::Pending | EventKind::Concluded => true,
+        EventKind::Ready | EventKind::Pending { .. } | EventKind::Concluded => true,
         EventKind::Status { from, to } => match to {
             S::Ready => from == S::Running,
             S::Waiting | S::Pending | S::Aborting | S::Concluded | S::Null => true,
@@ -374,7 +381,7 @@ mod tests {
             assert_eq!(events.next().unwrap().seq, expected);
             expected += 1;
         }
-        emit(&events, 2, EventKind::Pending);
+        emit(&events, 2, EventKind::Pending { pivots: false });
         let mut lost = 0;
         while let Some(event) = events.next() {
             assert_eq!(event.seq, expected);
@@ -401,7 +408,7 @@ mod tests {
             EventKind::Ready,
             status(S::Ready, S::Waiting),
             status(S::Waiting, S::Pending),
-            EventKind::Pending,
+            EventKind::Pending { pivots: true },
             status(S::Pending, S::Aborting),
             status(S::Aborting, S::Concluded),
             EventKind::Concluded,

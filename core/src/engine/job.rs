@@ -42,8 +42,6 @@ pub(super) struct JobCore {
     parts: AtomicUsize,
     /// What the guest's requests take.
     pub(super) latencies: Watched,
-    /// How long guest requests may be held.
-    pub(super) max_pause: Option<Duration>,
     /// Jobs of the engine; this one counts until its last part is gone.
     jobs: Arc<AtomicUsize>,
     /// For hosts that wait.
@@ -82,6 +80,7 @@ struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if !self.core.auto_finalize && !self.core.is_over() {
+            // A switch-over that is being carried out needs nobody any more.
             self.core.share.cancel();
             self.core.wake_all();
         }
@@ -106,7 +105,6 @@ impl JobCore {
             names,
             parts: AtomicUsize::new(wakers.len()),
             latencies: Watched::new(latencies),
-            max_pause: options.max_pause,
             jobs,
             wakers,
             started_ns: monotonic_ns(),

@@ -24,7 +24,7 @@ pub(super) fn worker_started(index: usize, setup: &Setup, contiguous: bool) {
 pub(super) fn event(job: &str, what: &EventKind) {
     match what {
         EventKind::Error { action: ErrorAction::Ignore, .. } => warn!(job, "{what} (ignored)"),
-        EventKind::Error { action, .. } => error!(job, ?action, "{what}"),
+        EventKind::Error { action, .. } => error!(job, %action, "{what}"),
         EventKind::Status { .. } => debug!(job, "{what}"),
         EventKind::Escalated { .. } | EventKind::SwitchOverMissed { .. } | EventKind::Overflow(_) => {
             warn!(job, "{what}");
@@ -33,7 +33,7 @@ pub(super) fn event(job: &str, what: &EventKind) {
         | EventKind::CopyMode(_)
         | EventKind::BudgetTightened(_)
         | EventKind::BrakingEnded
-        | EventKind::Pending
+        | EventKind::Pending { .. }
         | EventKind::Concluded => info!(job, "{what}"),
     }
 }

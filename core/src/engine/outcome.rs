@@ -38,6 +38,20 @@ pub struct Outcome {
     pub left_dirty_bytes: u64,
 }
 
+impl Outcome {
+    /// Why the job did not complete, in words; `None` if it did.
+    #[must_use]
+    pub fn why(&self) -> Option<String> {
+        match (self.end, &self.error) {
+            (End::Completed, _) => None,
+            (End::Cancelled, Some(error)) => Some(format!("the job was cancelled, after it failed: {error}")),
+            (End::Cancelled, None) => Some("the job was cancelled".into()),
+            (End::Failed, Some(error)) => Some(error.to_string()),
+            (End::Failed, None) => Some("the job failed".into()),
+        }
+    }
+}
+
 /// A failure in words; `names` are those of source and target.
 pub(super) fn describe(failure: Failure, names: &[String; 2]) -> Error {
     let Failure { side, errno, range, cause } = failure;

@@ -29,10 +29,16 @@ pub struct JobInfo {
     pub eta: Option<Duration>,
     /// How long a switch-over begun now would hold guest requests; `None` = not known yet.
     pub predicted_pause: Option<Duration>,
-    /// Whether that fits into `max_pause`, with the quarter that the job keeps in reserve. A forecast, and no permission:
-    /// `complete` also needs a job that is ready, and waits for up to 2 s after a switch-over that was missed. Not while the
-    /// job is held, before the first pass has taken up every chunk, or while something failed and is to be tried again. Without
-    /// a `max_pause` any pause fits.
+    /// The part of `predicted_pause` that is a flush of the target: the slowest of the last few, less if that is long ago; `None` =
+    /// none has ended yet. While it alone is longer than three quarters of `max_pause`, no switch-over fits, however little is
+    /// dirty.
+    pub flush: Option<Duration>,
+    /// How long guest requests may be held now, see [`Job::set_max_pause`]; `None` = as long as it takes.
+    pub max_pause: Option<Duration>,
+    /// Whether `predicted_pause` fits into `max_pause`, with the quarter that the job keeps in reserve. A forecast, and no
+    /// permission: `complete` also needs a job that is ready, and waits for up to 2 s after a switch-over that was missed. Not
+    /// while the job is held, before the first pass has taken up every chunk, or while something failed and is to be tried again.
+    /// Without a `max_pause` any pause fits.
     pub fits_now: bool,
     /// The speed limit; 0 = none.
     pub speed_bytes_per_s: u64,
@@ -52,6 +58,9 @@ pub struct JobInfo {
     pub missed: u32,
     /// Whether the host has asked for the end.
     pub completing: bool,
+    /// Whether the end that it has asked for moves the drive to the target. Whether the drive has moved is
+    /// [`Outcome::pivoted`](super::Outcome::pivoted).
+    pub pivots: bool,
     /// What errors have done to the job.
     pub io_status: IoStatus,
     /// The last request that failed for good, whatever was done about it.
@@ -82,7 +91,9 @@ impl Job {
             copy_rate_bytes_per_s: share.figures.copy_rate_bytes_per_s(),
             eta: share.figures.eta(),
             predicted_pause: share.figures.predicted_pause(),
-            fits_now: share.fits_now(self.core().max_pause),
+            flush: share.figures.flush(),
+            max_pause: share.max_pause.get(),
+            fits_now: share.fits_now(),
             speed_bytes_per_s: share.limiter.speed(),
             copy_mode,
             budget_level: share.figures.budget_level(),
@@ -92,6 +103,7 @@ impl Job {
                 && share.is_finished_but_for_looks(),
             missed: share.figures.missed(),
             completing: share.wants_completion(),
+            pivots: share.wants_pivot(),
             io_status: match share.stopped() {
                 Some(true) => IoStatus::NoSpace,
                 Some(false) => IoStatus::Failed,

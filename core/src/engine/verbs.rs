@@ -1,9 +1,11 @@
 //! What a host may ask of a job: every verb is checked against the table of `mirror/states.rs`, and carried out by a bit in the
 //! command word that the workers read.
 
+use std::time::Duration;
+
 use super::job::Job;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mirror::{CopyMode, JobStatus, Turn, Verb};
+use crate::mirror::{CopyMode, Decision, End, JobStatus, MirrorOptions, Turn, Verb};
 use crate::ring::monotonic_ns;
 
 /// How a switch-over is to end.
@@ -24,7 +26,7 @@ pub enum Cancel {
     /// that switch-over; any other, one that is waiting or pending too, is cancelled by force. Like `complete` it waits for a
     /// switch-over that fits, and on a job in standby for [`Job::resume`]; only `Force` has a bound.
     Soft,
-    /// At once, unless the switch-over is already through; the target is no copy then.
+    /// At once, unless the switch-over is being carried out already; the target is no copy then.
     Force,
 }
 impl Job {
@@ -96,6 +98,20 @@ impl Job {
         Ok(())
     }
 
+    /// Changes how long guest requests may be held (`MirrorOptions::max_pause`; `None` = as long as it takes), at once: also of an
+    /// attempt that is being made, and what did not fit before is tried anew.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongState`] naming the state, [`ErrorKind::InvalidArgument`] for less than
+    /// [`MIN_MAX_PAUSE`](MirrorOptions::MIN_MAX_PAUSE).
+    pub fn set_max_pause(&self, max_pause: Option<Duration>) -> Result<()> {
+        MirrorOptions::validate_max_pause(max_pause)?;
+        self.check(Verb::SetMaxPause)?;
+        self.core().share.max_pause.set(max_pause);
+        self.core().wake_home();
+        Ok(())
+    }
+
     /// Asks for the switch-over: as soon as it fits into the job's `max_pause`, guest requests are held, the rest is copied,
     /// the target is flushed, and with [`Completion::Pivot`] the drive moves to the target. Returns at once;
     /// [`Self::wait`] and the events tell the end. While the job is paused or stopped, this waits for [`Self::resume`]; there is no
@@ -125,33 +141,56 @@ impl Job {
 
     /// Ends the job. By force it is over within a second even if requests hang.
     ///
-    /// `Ok` means asked, not done: a switch-over that is past its last step completes all the same. Only [`Outcome::end`] and
-    /// [`Outcome::pivoted`] say which disk is the guest's.
-    ///
-    /// [`Outcome::end`]: super::Outcome::end
-    /// [`Outcome::pivoted`]: super::Outcome::pivoted
+    /// Where it ends the job by force, `Ok` means that this is decided: the drive does not move, whoever finalizes the job. An
+    /// error means the contrary: nothing has changed, and either the switch-over is being carried out or the job is over. A soft
+    /// one of a job that is ready has asked for a switch-over only, which may fail or be cancelled by force.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongState`] naming the state; for a soft one of a job that is ready also when its end was asked for already.
+    /// [`ErrorKind::WrongState`] naming the state and, when the switch-over is being carried out, what it leads to, or how the job
+    /// has ended; for a soft one of a job that is ready also when its end was asked for already.
     pub fn cancel(&self, how: Cancel) -> Result<()> {
-        let status = self.check(Verb::Cancel)?;
+        let status = self.check_end(Verb::Cancel)?;
         if how == Cancel::Soft && status.is_ready() {
             return self.ask_for_the_end(Verb::Cancel, status, Completion::PointInTime);
         }
-        self.core().share.cancel();
+        if !self.core().share.cancel_unless_decided() {
+            return Err(self.decided_before(Verb::Cancel));
+        }
         self.core().wake_all();
         Ok(())
     }
 
-    /// Carries out a switch-over that is pending.
+    /// Carries out a switch-over that is pending. `Ok` means that this is decided: nobody can cancel it any more, and the job
+    /// completes unless a bug is caught while it does.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongState`] naming the state.
+    /// [`ErrorKind::WrongState`] naming the state and, when the job was cancelled, has failed or was finalized before, that.
     pub fn finalize(&self) -> Result<()> {
-        self.check(Verb::Finalize)?;
-        self.core().share.finalize();
+        self.check_end(Verb::Finalize)?;
+        if !self.core().share.decide() {
+            return Err(self.decided_before(Verb::Finalize));
+        }
         self.core().wake_all();
         Ok(())
+    }
+
+    /// The same as [`Self::check`] for what decides the end; one that comes when the job is over hears how it ended.
+    fn check_end(&self, verb: Verb) -> Result<JobStatus> {
+        if self.status().is_over() { Err(self.decided_before(verb)) } else { self.check(verb) }
+    }
+
+    /// The error of `verb` that comes too late.
+    fn decided_before(&self, verb: Verb) -> Error {
+        let (status, outcome) = (self.status(), self.core().outcome());
+        match outcome.filter(|_| status.is_over()).map(|outcome| (outcome.end, outcome.pivoted)) {
+            None => verb.refused(status, self.core().share.decision().map_or("it is over", Decision::name)),
+            Some((End::Completed, true)) => {
+                verb.refused(status, "it is over: the drive has moved to the target")
+            }
+            Some((End::Completed, false)) => verb.refused(status, "it is over: the target is a copy"),
+            Some((End::Cancelled, _)) => verb.refused(status, "it is over: it was cancelled"),
+            Some((End::Failed, _)) => verb.refused(status, "it is over: it failed"),
+        }
     }
 
     /// Says that the outcome of a job that is over was read; its state is null then, and every verb is refused.

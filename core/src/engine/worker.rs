@@ -194,7 +194,7 @@ impl<D> Part<D> {
         let now_ns = ring.now_ns();
         if key == FLUSH_KEY {
             if let Some(home) = &mut self.home {
-                home.follow.flush_ended(now_ns);
+                home.follow.flush_ended(&self.core.share, now_ns);
                 let sight = home.follow.sight(self.core.share.unfinished_bytes(), now_ns, false);
                 home.coordinator.flushed(completion.result.map(drop), &self.core.share, &sight);
             }

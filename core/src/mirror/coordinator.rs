@@ -15,9 +15,9 @@
 //! Sealed     | all copied and flushed, nobody writes | waiting, pending, [finalize], Pivot, LetGo, OpenGate, Conclude
 //! Over       |                                       |
 //!
-//! Draining, Final, Flushing(BehindGate): when the pause would become too long, or the job is held -> OpenGate, Copying
-//! every stage before Sealed's last steps: cancelled or failed -> OpenGate, wait for idle, LetGo, Conclude
-//! ```
+//! Draining, Final, Flushing(BehindGate): when the pause would become too long, or the job is held -> OpenGate, Copying every stage
+//! before that, and Sealed until it is decided that the switch-over is carried out: cancelled or failed -> OpenGate, wait for idle,
+//! LetGo, Conclude ```
 //!
 //! - **Zero is decided behind the gate.** `Sealed` is reached only with the gate closed and quiet.
 //! - **Flushed is flushed.** It is reached only with a flush that succeeded and began after the last write to the target had
@@ -37,6 +37,7 @@
 
 mod ending;
 mod flush;
+mod miss;
 
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ use super::figures::to_ns;
 use super::mutation::Mutation;
 use super::options::{MirrorOptions, OnCopied};
 
-use super::share::{Notice, Share};
+use super::share::Share;
 use super::states::{JobStatus, Turn};
 use flush::Vain;
 
@@ -180,7 +181,7 @@ const MEASURE_NS: u64 = 200_000_000;
 pub struct Coordinator {
     /// Where it stands.
     stage: Stage,
-    /// How long guest requests may be held.
+    /// How long guest requests may be held, as the host said last.
     max_pause_ns: Option<u64>,
     /// Ready only when nothing is dirty.
     strict_ready: bool,
@@ -222,7 +223,7 @@ impl Coordinator {
     pub fn new(options: &MirrorOptions) -> Self {
         Self {
             stage: Stage::Copying,
-            max_pause_ns: options.max_pause.map(|pause| u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX)),
+            max_pause_ns: options.max_pause.map(|pause| to_ns(Some(pause))),
             strict_ready: options.strict_ready,
             auto_finalize: options.auto_finalize,
             completes_itself: options.on_copied == OnCopied::Complete,
@@ -256,8 +257,9 @@ impl Coordinator {
 
     /// Looks at the job and says what to do; called again until it says `Rest`.
     pub fn look(&mut self, share: &Share, sight: &Sight) -> Act {
+        self.heed_max_pause(share);
         let ends = share.is_ending() && !matches!(self.stage, Stage::Sealed(_) | Stage::Over);
-        let gives_up_seal = share.is_ending() && self.stage == Stage::Sealed(Seal::Announced);
+        let gives_up_seal = self.stage == Stage::Sealed(Seal::Announced) && share.gives_up();
         if ends || gives_up_seal {
             return self.end(share, sight.now_ns);
         }
@@ -443,41 +445,6 @@ impl Coordinator {
             return self.sealed(Seal::Announced, share, sight.now_ns);
         }
         Act::Rest
-    }
-
-    /// Whether the pause would become too long if it went on.
-    fn is_overdue(&self, sight: &Sight) -> bool {
-        let Some(limit_ns) = self.limit_ns() else { return false };
-        let flush_ns = if self.stage == Stage::Final { sight.flush_ns.min(limit_ns / 2) } else { 0 };
-        self.closed_at_ns.is_some_and(|at| sight.now_ns + flush_ns >= at + limit_ns)
-    }
-
-    /// The longest pause, less what opening the gate again may take.
-    fn limit_ns(&self) -> Option<u64> {
-        self.max_pause_ns.map(|max| max - max / 16)
-    }
-
-    /// The gate is opened again and the job goes on as before.
-    fn miss(&mut self, share: &Share, now_ns: u64) -> Act {
-        let held_ns = now_ns.saturating_sub(self.closed_at_ns.take().unwrap_or(now_ns));
-        share.set_urgent(false);
-        self.stage = Stage::Copying;
-        if share.wants_completion() || self.completes_itself {
-            self.missed = self.missed.saturating_add(1);
-            share.figures.set_missed(self.missed);
-            share.post(Notice::SwitchOverMissed { held_ns, left_bytes: share.left_bytes() });
-        }
-        self.retry_at_ns = now_ns + self.gap_ns(share);
-        Act::OpenGate
-    }
-
-    /// How long the gate stays open now. Longer each time, for the guest's sake; or, when braking, shorter each time, for the end's.
-    fn gap_ns(&mut self, share: &Share) -> u64 {
-        if share.is_braking() {
-            self.braked = self.braked.saturating_add(1);
-            return (BRAKE_GAP_NS >> self.braked.min(8)).max(BRAKE_GAP_MIN_NS);
-        }
-        (MISSED_BACKOFF_NS << self.missed.min(8)).min(MISSED_BACKOFF_MAX_NS)
     }
 
     /// When to look again if nothing happens.

@@ -54,8 +54,6 @@ pub(super) struct Escalator {
     held_back_ns: Option<u64>,
     /// Copy mode auto.
     is_auto: bool,
-    /// How long guest requests may be held.
-    max_pause: Option<Duration>,
     /// Ready only when nothing is dirty, however little it is.
     strict_ready: bool,
     /// It ends as soon as it can.
@@ -72,7 +70,6 @@ impl Escalator {
             relief: Relief::default(),
             held_back_ns: None,
             is_auto: options.copy_mode == CopyModeChoice::Auto,
-            max_pause: options.max_pause,
             strict_ready: options.strict_ready,
             completes_itself: options.on_copied == OnCopied::Complete,
             told_of_braking: false,
@@ -116,14 +113,14 @@ impl Escalator {
     /// Whether the next step of the job is in reach if it takes so long.
     fn is_small_enough(&self, share: &Share, predicted: Option<Duration>) -> bool {
         // A strict job that is ready once switches over as any other.
+        let max_pause = share.max_pause.get();
         let must_be_clean = self.strict_ready && share.status() != JobStatus::Ready;
-        !must_be_clean
-            && (self.max_pause.is_none() || predicted.is_some_and(|pause| is_within(pause, self.max_pause)))
+        !must_be_clean && (max_pause.is_none() || predicted.is_some_and(|pause| is_within(pause, max_pause)))
     }
 
     /// Whether a switch-over would fit if nothing at all were left: else it is the target's flush, or the gate, that is in the way.
-    fn could_fit(&self, estimate: &Estimate) -> bool {
-        estimate.predicted_pause_with(0).is_none_or(|pause| is_within(pause, self.max_pause))
+    fn could_fit(share: &Share, estimate: &Estimate) -> bool {
+        estimate.predicted_pause_with(0).is_none_or(|pause| is_within(pause, share.max_pause.get()))
     }
 
     /// Takes a step back where a switch-over has fitted for long, unless the end is wanted: it comes sooner without.
@@ -167,7 +164,8 @@ impl Escalator {
             tell(Escalation::BudgetLoosened(level));
         }
         let mut stepped = follows_both || loosened.is_some();
-        if !stepped && self.is_auto && self.could_fit(stock.estimate) && share.step_up(mode::BRAKING) {
+        if !stepped && self.is_auto && Self::could_fit(share, stock.estimate) && share.step_up(mode::BRAKING)
+        {
             tell(Escalation::Braking);
             self.told_of_braking = true;
             stepped = true;
@@ -186,7 +184,7 @@ impl Escalator {
         let speed = share.limiter.speed();
         // Between probes, that is: what is lost while the pacer holds them still is not made up for, but it is little.
         let is_at_limit = speed > 0 && stock.estimate.at_work_rate_bytes_per_s() >= speed / 8 * 7;
-        if is_at_limit || !self.could_fit(stock.estimate) {
+        if is_at_limit || !Self::could_fit(share, stock.estimate) {
             return None;
         }
         let level = pacer.level().looser()?;

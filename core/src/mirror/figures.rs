@@ -19,6 +19,8 @@ pub struct Figures {
     dirty_rate_bytes_per_s: AtomicU64,
     /// The forecast of a switch-over.
     predicted_pause_ns: AtomicU64,
+    /// The part of it that is a flush of the target.
+    flush_ns: AtomicU64,
     /// Time until nothing is left.
     eta_ns: AtomicU64,
     /// Switch-overs that were missed.
@@ -33,6 +35,7 @@ impl Default for Figures {
             copy_rate_bytes_per_s: AtomicU64::new(0),
             dirty_rate_bytes_per_s: AtomicU64::new(0),
             predicted_pause_ns: AtomicU64::new(UNKNOWN),
+            flush_ns: AtomicU64::new(UNKNOWN),
             eta_ns: AtomicU64::new(UNKNOWN),
             missed: AtomicU32::new(0),
             budget_level: AtomicU8::new(BudgetLevel::Chosen as u8),
@@ -46,7 +49,7 @@ pub(super) fn to_ns(time: Option<Duration>) -> u64 {
 }
 
 /// A word as a time.
-fn from_ns(word: &AtomicU64) -> Option<Duration> {
+pub(super) fn from_ns(word: &AtomicU64) -> Option<Duration> {
     Some(word.load(Ordering::Relaxed)).filter(|&ns| ns != UNKNOWN).map(Duration::from_nanos)
 }
 
@@ -67,6 +70,17 @@ impl Figures {
     #[must_use]
     pub fn predicted_pause(&self) -> Option<Duration> {
         from_ns(&self.predicted_pause_ns)
+    }
+
+    /// The part of it that is a flush of the target; `None` = none has ended yet.
+    #[must_use]
+    pub fn flush(&self) -> Option<Duration> {
+        from_ns(&self.flush_ns)
+    }
+
+    /// Flushes take so long. Comes before what follows from one: who hears of that and asks must find it known.
+    pub(super) fn set_flush(&self, flush_ns: u64) {
+        self.flush_ns.store(flush_ns, Ordering::Relaxed);
     }
 
     /// Time until nothing is left; `None` = not in sight.
@@ -109,5 +123,9 @@ impl Figures {
         self.dirty_rate_bytes_per_s.store(estimate.dirty_rate_bytes_per_s(), Ordering::Relaxed);
         self.predicted_pause_ns.store(to_ns(estimate.predicted_pause()), Ordering::Relaxed);
         self.eta_ns.store(to_ns(estimate.eta()), Ordering::Relaxed);
+        // Until one has ended it is not known.
+        if self.flush().is_some() {
+            self.set_flush(estimate.slow_flush_ns());
+        }
     }
 }

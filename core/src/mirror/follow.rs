@@ -161,7 +161,7 @@ impl Follow {
         };
         self.estimate.sample(sample);
         share.figures.publish(&self.estimate);
-        share.tail.look(sample.left_bytes, self.estimate.able_rate_bytes_per_s());
+        share.tail.look(sample.left_bytes, self.estimate.able_rate_bytes_per_s(), share.max_pause.get());
         let stock = Stock { sample, missed, estimate: &self.estimate, has_queues };
         self.escalator.look(share, &stock, self.pacer.as_mut());
         self.set_pace(share, guest, &progress, now_ns)
@@ -231,13 +231,14 @@ impl Follow {
     }
 
     /// The flush has ended.
-    pub fn flush_ended(&mut self, now_ns: u64) {
+    pub fn flush_ended(&mut self, share: &Share, now_ns: u64) {
         if let Some(sent) = self.flush_sent_ns.take() {
             self.flush = Fading { ns: now_ns.saturating_sub(sent), known_ns: now_ns };
             if let Some(attempting) = &mut self.attempting {
                 attempting.flush_ns += self.flush.ns;
             }
             self.estimate.flushed(self.flush.ns);
+            share.figures.set_flush(self.estimate.slow_flush_ns());
         }
     }
 
@@ -317,8 +318,8 @@ mod tests {
             effort: Effort::Full,
         };
         follow.estimate.sample(sample(1));
-        follow.flush_sent(1);
-        follow.flush_ended(90_000_000);
+        follow.estimate.flushed(90_000_000);
+        follow.flush = Fading { ns: 90_000_000, known_ns: 90_000_000 };
         let pause_ns = |follow: &Follow| follow.sight(0, 0, false).predicted_pause_ns.unwrap();
         (0..90).for_each(|n| follow.fade_flushes(n * 10_000_000));
         assert!(pause_ns(&follow) >= 89_000_000, "it is believed for a while");

@@ -19,6 +19,7 @@
 //! | `coordinator` | the job's course: ready, switch-over, end |
 //! | `follow` | when the home looks, what it expects |
 //! | `escalate`, `relief` | what is done when the remainder does not shrink; how much of the latency budget is in force |
+//! | `bound` | how long guest requests may be held |
 //! | `figures` | what a host may read of it |
 //! | `doorbell` | how a guest write wakes a home that sleeps |
 //! | `limiter` | the speed limit, smooth |
@@ -34,6 +35,7 @@
 
 mod active;
 mod activity;
+mod bound;
 mod convergence;
 mod coordinator;
 mod copier;
@@ -61,6 +63,7 @@ mod writers;
 
 pub use active::{ActiveWrite, CopyMode};
 pub use activity::Activity;
+pub use bound::MaxPause;
 pub use convergence::{Convergence, Observation, Reason, Verdict as ConvergenceVerdict};
 pub use coordinator::{Act, Coordinator, End, Sight};
 pub use copier::{Copier, SEAT_BYTES, Step, spare_bytes};
@@ -80,7 +83,7 @@ pub(crate) use policy::transient_backoff_ns;
 pub use policy::{ErrorAction, ErrorPolicy, Side};
 pub use progress::{Progress, RateMeter, Tally};
 pub use relief::BudgetLevel;
-pub use share::{Bitmaps, Escalation, Failure, FailureCause, Notice, Rest, Share};
+pub use share::{Bitmaps, Command, Decision, Escalation, Failure, FailureCause, Notice, Rest, Share};
 pub use states::{JobStatus, Turn, Verb};
 pub use sweep::Sweep;
 pub use writers::Writers;

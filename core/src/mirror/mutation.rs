@@ -48,11 +48,13 @@ pub enum Mutation {
     RecordingSuspended,
     /// A bitmap that a job worked with is not recorded any more after it.
     RecordingNotResumed,
+    /// A job whose switch-over is being carried out says that it is cancelled.
+    CancelAfterFinalize,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::MarkBefore,
         Self::ClearLate,
         Self::ReleaseBeforeRedirty,
@@ -73,5 +75,6 @@ impl Mutation {
         Self::ActiveUnrecorded,
         Self::RecordingSuspended,
         Self::RecordingNotResumed,
+        Self::CancelAfterFinalize,
     ];
 }

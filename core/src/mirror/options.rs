@@ -144,11 +144,12 @@ pub struct MirrorOptions {
     pub latency_budget: LatencyBudget,
     /// How long guest requests may be held at a switch-over, at each attempt, and each time that copy mode auto brakes; `None` = as
     /// long as it takes. A sixteenth of it is kept in reserve for a worker that gets a core late; who needs more sets less. It must
-    /// have room for a flush of the target: an attempt of which more than three quarters are forecast is not begun. So while a flush
-    /// alone takes longer than these three quarters, the job becomes ready, or switches over, only in moments in which the guest
-    /// writes nothing, in every copy mode. No step is taken against that and no event tells of it; `JobInfo::predicted_pause` stays
-    /// above them however little is dirty. It cannot be changed while the job runs. The time in which a job waits to be finalized
-    /// (see `auto_finalize`) comes on top.
+    /// have room for a flush of the target: an attempt of which more than three quarters are forecast is not begun. So while a
+    /// flush alone takes longer than these three quarters, the job becomes ready, or switches over, only in moments in which the
+    /// guest writes nothing, in every copy mode. No step is taken against that and no event tells of it; `JobInfo::predicted_pause`
+    /// stays above them however little is dirty, and `JobInfo::flush` is what a flush is expected to take. It can be changed at any
+    /// time by [`Job::set_max_pause`](crate::engine::Job::set_max_pause). The time in which a job waits to be finalized (see
+    /// `auto_finalize`) comes on top.
     pub max_pause: Option<Duration>,
     /// Ready only when nothing at all is dirty or in flight (QEMU's meaning), not as soon as a switch-over would fit into
     /// `max_pause`.
@@ -236,6 +237,19 @@ impl MirrorOptions {
         self.validate_live()
     }
 
+    /// Whether a switch-over may be asked to hold guest requests for so long.
+    pub(crate) fn validate_max_pause(max_pause: Option<Duration>) -> Result<()> {
+        match max_pause {
+            Some(pause) if pause < Self::MIN_MAX_PAUSE => {
+                Err(Error::new(ErrorKind::InvalidArgument, "set the longest pause").because(format!(
+                    "{pause:?} is less than 1 ms, and a switch-over has to flush the target in that time; use 1 ms or more, or \
+                     none for as long as it takes"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The part that is about following a guest.
     fn validate_live(&self) -> Result<()> {
         let bad =
@@ -248,14 +262,7 @@ impl MirrorOptions {
             );
             return bad("set the latency budget", why);
         }
-        if self.max_pause.is_some_and(|pause| pause < Self::MIN_MAX_PAUSE) {
-            let why = format!(
-                "{:?} is less than 1 ms, and a switch-over has to flush the target in that time; use 1 ms or more, or none for \
-                 as long as it takes",
-                self.max_pause.unwrap_or_default()
-            );
-            return bad("set the longest pause", why);
-        }
+        Self::validate_max_pause(self.max_pause)?;
         match &self.bitmap {
             Some(bitmap) if self.granularity.is_some_and(|g| g != bitmap.granularity()) => {
                 bad("set the granularity", "a working bitmap brings its own; leave it out".into())

@@ -13,6 +13,7 @@ use crossbeam_queue::ArrayQueue;
 
 use super::active::mode;
 use super::activity::Activity;
+use super::bound::MaxPause;
 use super::doorbell::Doorbell;
 use super::figures::Figures;
 use super::geometry::Geometry;
@@ -31,13 +32,9 @@ use crate::bitmap::{DirtyBitmap, Hold};
 use crate::error::Result;
 use crate::units::bytes_u64;
 
+pub use self::command::{Command, Decision};
 pub use self::notice::{Escalation, Failure, FailureCause, Notice};
 pub use self::rest::Rest;
-
-/// Errors that wait for the host at most; more are counted. A device that goes away fails everything that is under way at once.
-const MAX_ERRORS: usize = 128;
-/// Places that errors cannot take: what else is told comes from the home, a few at a time, and the home passes it on at each turn.
-const OTHER_NOTICES: usize = 64;
 
 /// The bitmaps of a job.
 #[derive(Debug)]
@@ -119,8 +116,8 @@ pub struct Share {
     pub(super) keep_allocated: bool,
     /// The target cannot zero, so zeroes are written as data.
     zero_by_writing: AtomicBool,
-    /// The command word; bits in [`command::flag`].
-    command: AtomicU32,
+    /// The command word.
+    command: Command,
     /// Where the job stands, a [`JobStatus`]; written by its home only.
     status: AtomicU8,
     /// How guest writes are followed, and who says so; bits in [`active::mode`](super::active::mode).
@@ -129,6 +126,8 @@ pub struct Share {
     pub doorbell: Doorbell,
     /// How much copiers may have in flight.
     pace: AtomicU64,
+    /// How long guest requests may be held.
+    pub max_pause: MaxPause,
     /// How large requests may be when the end is near.
     pub(super) tail: Tail,
     /// Whose turn it is where the pace is too slow for all workers.
@@ -210,7 +209,7 @@ impl Share {
             target_is_zero: target_is_zero && options.sync != SyncMode::Top,
             keep_allocated: options.keep_allocated,
             zero_by_writing: AtomicBool::new(false),
-            command: AtomicU32::new(0),
+            command: Command::default(),
             status: AtomicU8::new(JobStatus::Created as u8),
             mode: AtomicU8::new(match options.copy_mode {
                 CopyModeChoice::WriteBlocking => mode::WRITE_BLOCKING,
@@ -218,13 +217,14 @@ impl Share {
             }),
             doorbell: Doorbell::default(),
             pace: AtomicU64::new(first_pace(options).pack()),
-            tail: Tail::new(options.max_pause),
+            tail: Tail::default(),
+            max_pause: MaxPause::new(options.max_pause),
             turn: AtomicUsize::new(0),
             turn_was_used: AtomicBool::new(false),
             rest: Rest::default(),
             figures: Figures::default(),
             active_bytes: AtomicU64::new(0),
-            notices: ArrayQueue::new(MAX_ERRORS + OTHER_NOTICES),
+            notices: notice::queue(),
             waiting_errors: AtomicUsize::new(0),
             lost_notices: AtomicU64::new(0),
             failure: OnceLock::new(),
@@ -253,53 +253,6 @@ impl Share {
         self.status.store(to as u8, Ordering::Release);
         self.post(Notice::Status { from, to });
         true
-    }
-
-    /// Keeps a notice for the host. An error is counted when there is no room; what else happens to the job has room of its own, so
-    /// that a burst of errors does not push out the end to which it leads.
-    pub fn post(&self, notice: Notice) {
-        if !notice.is_error() || self.waiting_errors.fetch_add(1, Ordering::AcqRel) < MAX_ERRORS {
-            self.put(notice);
-        } else {
-            self.waiting_errors.fetch_sub(1, Ordering::AcqRel);
-            self.lost_notices.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Puts a notice where the host's are; the oldest gives way should there be no room after all, for the newest says how the
-    /// job stands.
-    fn put(&self, notice: Notice) {
-        if let Some(oldest) = self.notices.force_push(notice) {
-            self.was_taken(oldest);
-            self.lost_notices.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// A notice is not among the host's any more.
-    fn was_taken(&self, notice: Notice) {
-        if notice.is_error() {
-            self.waiting_errors.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-
-    /// Whether a notice waits for the host.
-    #[must_use]
-    pub fn has_notices(&self) -> bool {
-        !self.notices.is_empty() || self.lost_notices.load(Ordering::Relaxed) > 0
-    }
-
-    /// Takes a notice for the host.
-    #[must_use]
-    pub fn pop_notice(&self) -> Option<Notice> {
-        let notice = self.notices.pop()?;
-        self.was_taken(notice);
-        Some(notice)
-    }
-
-    /// Notices that were lost since this was asked last.
-    #[must_use]
-    pub fn take_lost_notices(&self) -> u64 {
-        self.lost_notices.swap(0, Ordering::Relaxed)
     }
 
     /// The last part of the job is gone: the caller's bitmap is free for another job, once no guest write changes it any more.

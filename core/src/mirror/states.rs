@@ -1,22 +1,23 @@
 //! Where a job stands, and what may be done with it there: one table for states, one for verbs.
 //!
 //! ```text
-//!                   pause  resume  set-speed  set-copy-mode  complete  cancel  finalize  dismiss
-//! created             p      r         x            x           .        x        .         .
-//! running             p      r         x            x           .        x        .         .
-//! paused              p      r         x            x           .        x        .         .
-//! ready               p      r         x            x           c        x        .         .
-//! standby             p      r         x            x           c        x        .         .
-//! waiting             .      .         .            .           .        x        .         .
-//! pending             .      .         .            .           .        x        x         .
-//! aborting            .      .         .            .           .        x        .         .
-//! concluded           .      .         .            .           .        .        .         x
-//! null                .      .         .            .           .        .        .         .
+//!                   pause  resume  set-speed  set-copy-mode  set-max-pause  complete  cancel  finalize  dismiss
+//! created             p      r         x            x              x           .        d        .         .
+//! running             p      r         x            x              x           .        d        .         .
+//! paused              p      r         x            x              x           .        d        .         .
+//! ready               p      r         x            x              x           c        d        .         .
+//! standby             p      r         x            x              x           c        d        .         .
+//! waiting             .      .         .            .              .           .        d        .         .
+//! pending             .      .         .            .              .           .        d        d         .
+//! aborting            .      .         .            .              .           .        d        .         .
+//! concluded           .      .         .            .              .           .        .        .         x
+//! null                .      .         .            .              .           .        .        .         .
 //!
-//! x  always
-//! p  unless the host has paused it already; one that an error policy stopped may be paused, too
-//! r  if the host has paused it or an error policy has stopped it, though the state may not show that yet
-//! c  once; a soft cancel of a job that is ready counts as that
+//! x  always p  unless the host has paused it already; one that an error policy stopped may be paused, too r  if the host has
+//! paused it or an error policy has stopped it, though the state may not show that yet c  once; a soft cancel of a job that is
+//! ready counts as that d  unless its switch-over is being carried out already, which a finalize decides, or the job's home where
+//! none is needed; a finalize
+//!    also unless the job was cancelled or has failed. So of a finalize and a cancel one is refused.
 //!
 //! created -> running <-> paused          running -> ready <-> standby
 //! running, ready -> waiting -> pending -> concluded -> null
@@ -24,7 +25,7 @@
 //! ```
 //!
 //! What the letters ask for is in the command word (`share/command.rs`), which is ahead of the state: a pause shows once nothing is
-//! under way any more. [`Verb::unmet`] is what a host reads when it does not hold.
+//! under way any more. [`Verb::unmet`] is what a host reads when it does not hold, or for `d` what was decided.
 //!
 //! States and verbs are QEMU's (`JobStatus`, `JobVerb`), so that a management layer can map one to one. Two differences: a
 //! job that aborts may be cancelled once more, which is how a soft cancel becomes a forced one; and a job
@@ -76,6 +77,8 @@ pub enum Verb {
     SetSpeed,
     /// Change how guest writes are followed.
     SetCopyMode,
+    /// Change how long guest requests may be held.
+    SetMaxPause,
     /// Switch over.
     Complete,
     /// End the job.
@@ -187,11 +190,12 @@ impl fmt::Display for JobStatus {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Pause,
         Self::Resume,
         Self::SetSpeed,
         Self::SetCopyMode,
+        Self::SetMaxPause,
         Self::Complete,
         Self::Cancel,
         Self::Finalize,
@@ -203,7 +207,7 @@ impl Verb {
     pub const fn is_allowed_in(self, status: JobStatus) -> bool {
         use JobStatus as S;
         match self {
-            Self::Pause | Self::Resume | Self::SetSpeed | Self::SetCopyMode => {
+            Self::Pause | Self::Resume | Self::SetSpeed | Self::SetCopyMode | Self::SetMaxPause => {
                 matches!(status, S::Created | S::Running | S::Paused | S::Ready | S::Standby)
             }
             Self::Complete => matches!(status, S::Ready | S::Standby),
@@ -216,10 +220,13 @@ impl Verb {
     /// Checks that a job may be asked this in `status`.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongState`] naming the verb, the state, and the states in which it may be asked.
+    /// [`ErrorKind::WrongState`] naming the verb, the state, and, unless the job is over, the states in which it may be asked.
     pub fn check(self, status: JobStatus) -> Result<()> {
-        if self.is_allowed_in(status) {
-            return Ok(());
+        match status {
+            _ if self.is_allowed_in(status) => return Ok(()),
+            JobStatus::Concluded => return Err(self.refused(status, "it is over")),
+            JobStatus::Null => return Err(self.refused(status, "it is over and was dismissed")),
+            _ => {}
         }
         let allowed = JobStatus::ALL.into_iter().filter(|&s| self.is_allowed_in(s)).map(JobStatus::name);
         let allowed = allowed.collect::<Vec<_>>().join(", ");
@@ -235,7 +242,12 @@ impl Verb {
             Self::Complete => Some(
                 "it is completing already; if it is in standby, resume it to go on; cancel it by force to stop that",
             ),
-            Self::SetSpeed | Self::SetCopyMode | Self::Cancel | Self::Finalize | Self::Dismiss => None,
+            Self::SetSpeed
+            | Self::SetCopyMode
+            | Self::SetMaxPause
+            | Self::Cancel
+            | Self::Finalize
+            | Self::Dismiss => None,
         }
     }
 
@@ -252,6 +264,7 @@ impl Verb {
             Self::Resume => "resume the job",
             Self::SetSpeed => "set the job's speed",
             Self::SetCopyMode => "change the job's copy mode",
+            Self::SetMaxPause => "change the job's longest pause",
             Self::Complete => "complete the job",
             Self::Cancel => "cancel the job",
             Self::Finalize => "finalize the job",
@@ -266,16 +279,16 @@ mod tests {
 
     /// The table of the module's text, row by row.
     const TABLE: [(&str, &str); 10] = [
-        ("created", "prxx.x.."),
-        ("running", "prxx.x.."),
-        ("paused", "prxx.x.."),
-        ("ready", "prxxcx.."),
-        ("standby", "prxxcx.."),
-        ("waiting", ".....x.."),
-        ("pending", ".....xx."),
-        ("aborting", ".....x.."),
-        ("concluded", ".......x"),
-        ("null", "........"),
+        ("created", "prxxx.d.."),
+        ("running", "prxxx.d.."),
+        ("paused", "prxxx.d.."),
+        ("ready", "prxxxcd.."),
+        ("standby", "prxxxcd.."),
+        ("waiting", "......d.."),
+        ("pending", "......dd."),
+        ("aborting", "......d.."),
+        ("concluded", "........x"),
+        ("null", "........."),
     ];
 
     #[test]
@@ -284,12 +297,14 @@ mod tests {
             assert_eq!(status.name(), name);
             for (verb, mark) in Verb::ALL.into_iter().zip(row.chars()) {
                 let outcome = verb.check(status);
-                let condition = verb.unmet().and_then(|_| verb.name().chars().next());
+                let is_decided = matches!(verb, Verb::Cancel | Verb::Finalize).then_some('d');
+                let condition = is_decided.or_else(|| verb.unmet().and(verb.name().chars().next()));
                 let found = if outcome.is_ok() { condition.unwrap_or('x') } else { '.' };
                 assert_eq!(found, mark, "{verb:?} in {status}");
                 if let Err(e) = outcome {
                     let text = e.to_string();
                     assert!(text.contains(verb.name()) && text.contains(name), "names both: {text}");
+                    assert!(!status.is_over() || text.len() < 100, "nothing may be asked any more: {text}");
                 }
             }
         }

@@ -42,28 +42,28 @@ fn is_near(left_bytes: u64, rate_bytes_per_s: u64, max_pause: Duration) -> bool 
 /// The bound in force, which the home sets and all workers read.
 #[derive(Debug)]
 pub(super) struct Tail {
-    /// How long guest requests may be held.
-    max_pause: Option<Duration>,
     /// The largest request now.
     request_bytes: AtomicU64,
 }
 
 impl Tail {
-    /// Without a bound, until the end is near.
-    pub(super) fn new(max_pause: Option<Duration>) -> Self {
-        Self { max_pause, request_bytes: AtomicU64::new(u64::MAX) }
-    }
-
     /// The largest request now.
     pub(super) fn request_bytes(&self) -> u64 {
         self.request_bytes.load(Ordering::Relaxed)
     }
 
-    /// Sets it by what is left and what the copiers manage.
-    pub(super) fn look(&self, left_bytes: u64, rate_bytes_per_s: u64) {
-        let near = self.max_pause.filter(|&max_pause| is_near(left_bytes, rate_bytes_per_s, max_pause));
+    /// Sets it by what is left and what the copiers manage, for a switch-over that may take `max_pause`.
+    pub(super) fn look(&self, left_bytes: u64, rate_bytes_per_s: u64, max_pause: Option<Duration>) {
+        let near = max_pause.filter(|&max_pause| is_near(left_bytes, rate_bytes_per_s, max_pause));
         let bound = near.map_or(u64::MAX, |max_pause| longest_bytes(rate_bytes_per_s, max_pause));
         self.request_bytes.store(bound, Ordering::Relaxed);
+    }
+}
+
+impl Default for Tail {
+    /// Without a bound, until the end is near.
+    fn default() -> Self {
+        Self { request_bytes: AtomicU64::new(u64::MAX) }
     }
 }
 
@@ -82,14 +82,13 @@ mod tests {
 
     #[test]
     fn requests_are_bounded_only_where_the_end_is_near() {
-        let tail = Tail::new(Some(Duration::from_millis(50)));
+        let (tail, pause) = (Tail::default(), Some(Duration::from_millis(50)));
         assert_eq!(tail.request_bytes(), u64::MAX);
-        tail.look(30 * MIB, 128_000_000);
+        tail.look(30 * MIB, 128_000_000, pause);
         assert_eq!(tail.request_bytes(), u64::MAX, "a quarter of a second is left");
-        tail.look(20 * MIB, 128_000_000);
+        tail.look(20 * MIB, 128_000_000, pause);
         assert_eq!(tail.request_bytes(), 256 * KIB);
-        let tail = Tail::new(None);
-        tail.look(20 * MIB, 128_000_000);
+        tail.look(20 * MIB, 128_000_000, None);
         assert_eq!(tail.request_bytes(), u64::MAX, "any pause will do");
     }
 }

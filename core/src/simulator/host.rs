@@ -1,12 +1,15 @@
 //! The host: starts jobs, gives commands at random, and brings every job to its end.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use super::recipe::{Death, MS, Recipe, Wanted};
 use super::simulation::{Live, Simulation, Wrong};
 use crate::engine::{Cancel, Completion};
 use crate::error::{Error, ErrorKind};
 use crate::mirror::{CopyMode, JobStatus, MirrorOptions, Verb};
 use crate::ring::sim::{Faults, SimDisk};
+use crate::units::bytes_usize;
 
 /// A host that waits looks this often.
 const LOOK_NS: u64 = 3 * MS;
@@ -26,12 +29,21 @@ pub(super) struct Host {
     pub(super) forced_ns: Option<u64>,
     /// It asked for the end.
     pub(super) asked_end: bool,
+    /// It was told that the job completes, or that it is cancelled.
+    pub(super) decided: Option<bool>,
 }
 
 impl Host {
     /// The host of a recipe.
     pub(super) fn new(recipe: &Recipe) -> Self {
-        Self { next_ns: Some(recipe.start_ns), end_ns: 0, mended: None, forced_ns: None, asked_end: false }
+        Self {
+            next_ns: Some(recipe.start_ns),
+            end_ns: 0,
+            mended: None,
+            forced_ns: None,
+            asked_end: false,
+            decided: None,
+        }
     }
 
     /// When it acts next.
@@ -47,7 +59,16 @@ impl Host {
             mended: None,
             forced_ns: None,
             asked_end: false,
+            decided: None,
         };
+    }
+
+    /// A verb that decides the end was answered. Of two that exclude each other one is refused.
+    fn told(&mut self, completes: bool, answer: Result<(), Error>) -> Result<(), Wrong> {
+        if answer.is_ok() && self.decided.replace(completes) == Some(!completes) {
+            return Err(Wrong::new("the host was told that the job completes and that it is cancelled"));
+        }
+        refused(answer)
     }
 }
 
@@ -106,7 +127,7 @@ impl Simulation {
             6 => return exact(Verb::SetCopyMode, job.set_copy_mode(CopyMode::Background)),
             7 if number == 0 => job.complete(Completion::Pivot),
             7 if number == 1 => job.complete(Completion::PointInTime),
-            8 => return exact(Verb::Finalize, job.finalize()),
+            8 => return self.host.told(true, job.finalize()),
             9 => return exact(Verb::Dismiss, job.dismiss()),
             10 => {
                 let info = job.query();
@@ -118,7 +139,12 @@ impl Simulation {
                 };
             }
             11 => return self.start_another(),
-            12 if number == 0 => job.cancel(Cancel::Soft),
+            12 if number == 0 && status.is_ready() => job.cancel(Cancel::Soft),
+            12 if number == 0 => return self.host.told(false, job.cancel(Cancel::Soft)),
+            13 => {
+                let pause_ms = [Some(8), Some(20), Some(50), None][bytes_usize(number)];
+                return exact(Verb::SetMaxPause, job.set_max_pause(pause_ms.map(Duration::from_millis)));
+            }
             _ => Ok(()),
         })
     }
@@ -156,18 +182,32 @@ impl Simulation {
         let force = self.recipe.wanted == Wanted::ForceCancel || (impatient && forever);
         let status = job.status();
         if status == JobStatus::Pending && self.host.forced_ns.is_none() {
-            let cancels = self.world.pick(8) == 0;
-            return refused(if cancels { job.cancel(Cancel::Soft) } else { job.finalize() });
+            // Nobody has a turn in between, so the home sees both at once.
+            let completes: &[bool] = match self.world.pick(8) {
+                0 => &[false],
+                1 => &[false, true],
+                2 | 3 => &[true, false],
+                _ => &[true],
+            };
+            for &completes in completes {
+                let answer = if completes { job.finalize() } else { job.cancel(Cancel::Force) };
+                self.host.told(completes, answer)?;
+            }
+            return Ok(());
         }
         if force && self.host.forced_ns.is_none() {
             self.host.forced_ns = Some(now_ns);
-            return refused(job.cancel(Cancel::Force));
+            return self.host.told(false, job.cancel(Cancel::Force));
         }
         let ready = status.is_ready() && !share.wants_completion();
         let result = match self.recipe.wanted {
             Wanted::Pivot if ready => job.complete(Completion::Pivot),
             Wanted::PointInTime if ready => job.complete(Completion::PointInTime),
-            Wanted::SoftCancel if !self.host.asked_end => job.cancel(Cancel::Soft),
+            Wanted::SoftCancel if !self.host.asked_end && status.is_ready() => job.cancel(Cancel::Soft),
+            Wanted::SoftCancel if !self.host.asked_end => {
+                self.host.asked_end = true;
+                return self.host.told(false, job.cancel(Cancel::Soft));
+            }
             _ => return Ok(()),
         };
         self.host.asked_end = true;

@@ -30,6 +30,17 @@ impl Simulation {
                 outcome.pivoted
             )));
         }
+        let completed = outcome.end == End::Completed;
+        let kept = match self.host.decided {
+            Some(completes) => completes == completed && completed != outcome.cancelled,
+            None => true,
+        };
+        if !kept || (completed && self.watch.pending.is_some_and(|pivots| pivots != outcome.pivoted)) {
+            return Err(Wrong::new(format!(
+                "the host was told completes: {:?}, pivots: {:?}; {outcome:?}",
+                self.host.decided, self.watch.pending
+            )));
+        }
         self.story.active_bytes += outcome.progress.active_bytes;
         self.check_outcome(&outcome)?;
         if let Some(live) = self.live.take() {

@@ -50,7 +50,7 @@ impl Simulation {
         if options.strict_ready && !(share.dirty.is_clean() && share.is_finished()) {
             return Err(Wrong::new("strictly ready, and something is dirty or under way"));
         }
-        if let Some(max) = options.max_pause {
+        if let Some(max) = share.max_pause.get() {
             let left_bytes = self.differing_bytes().saturating_sub(share.progress().in_flight_bytes);
             let told = job.query().predicted_pause;
             let least = self.recipe.least_pause(left_bytes);

@@ -24,6 +24,7 @@ impl Simulation {
             self.watch.last_events.push((self.world.now_ns(), event.what));
             match event.what {
                 EventKind::Ready => self.story.ready += 1,
+                EventKind::Pending { pivots } => self.watch.pending = Some(pivots),
                 EventKind::SwitchOverMissed { .. } => {
                     self.story.missed += 1;
                     self.check_miss()?;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::guests::changes;
 use super::recipe::MS;
@@ -29,6 +30,8 @@ pub(super) struct Watch {
     closed_since: Option<u64>,
     /// For how long it had been closed, in the step that has opened it.
     pub(super) held_ns: u64,
+    /// The longest pause that was allowed at any time since then.
+    allowed: Option<Option<Duration>>,
     /// It stays closed for as long as the host wants.
     host_decides: bool,
     /// The job was ready.
@@ -37,6 +40,8 @@ pub(super) struct Watch {
     pub(super) must_fit: Option<u64>,
     /// All was seen to be copied behind the gate.
     was_sealed: bool,
+    /// The host was told that the job is pending, and whether the drive moves.
+    pub(super) pending: Option<bool>,
     /// Events of this job.
     pub(super) events: u64,
     /// Requests of this job that failed.
@@ -100,10 +105,14 @@ impl Simulation {
         });
         self.watch.host_decides |= pending;
         let since = *self.watch.closed_since.get_or_insert(now_ns);
-        let most = self.recipe.options.max_pause.filter(|_| !self.watch.host_decides);
+        let allowed =
+            self.live.as_ref().map_or(self.recipe.options.max_pause, |live| live.share.max_pause.get());
+        let before = self.watch.allowed.get_or_insert(allowed);
+        *before = before.zip(allowed).map(|(before, now)| before.max(now));
+        let most = before.filter(|_| !self.watch.host_decides);
         let held_ns = now_ns - since;
         if !closed {
-            self.watch.closed_since = None;
+            (self.watch.closed_since, self.watch.allowed) = (None, None);
             self.watch.held_ns = held_ns;
             self.watch.host_decides = false;
         }

@@ -26,6 +26,8 @@ pub const BLKM_JOBINFO_ACTIVELY_SYNCED: u64 = 4;
 pub const BLKM_JOBINFO_COMPLETING: u64 = 8;
 /// `last_error_*` are set: a request has failed for good, whatever was done about it.
 pub const BLKM_JOBINFO_HAS_ERROR: u64 = 16;
+/// The end that the host has asked for moves the drive to the target. Whether it has moved is `BLKM_OUTCOME_PIVOTED`.
+pub const BLKM_JOBINFO_PIVOTS: u64 = 32;
 
 /// Where a job stands and what it has done. Bytes and state are of this moment; rates and forecasts at most half a second old.
 #[allow(non_camel_case_types, reason = "as in C")]
@@ -48,7 +50,7 @@ pub struct blkm_job_info {
     pub copy_rate_bytes_per_s: u64,
     /// Time until nothing is left at these rates; `BLKM_NEVER_NS`: not in sight.
     pub eta_ns: u64,
-    /// How long a switch-over begun now would hold guest requests; `BLKM_NEVER_NS`: not known yet.
+    /// How long a switch-over begun now would hold guest requests, `flush_ns` included; `BLKM_NEVER_NS`: not known yet.
     pub predicted_pause_ns: u64,
     /// The speed limit; 0: none.
     pub speed_bytes_per_s: u64,
@@ -100,8 +102,14 @@ pub struct blkm_job_info {
     pub workers: u32,
     /// Zero so far.
     pub reserved0: u32,
+    /// What a flush of the target is expected to take: the slowest of the last few, less if that is long ago; `BLKM_NEVER_NS`: none
+    /// has ended yet. While it is longer than three quarters of `max_pause_ns`, no switch-over fits, however little is dirty:
+    /// `blkm_job_set_max_pause`.
+    pub flush_ns: u64,
+    /// How long guest requests may be held now; `BLKM_NEVER_NS`: as long as it takes.
+    pub max_pause_ns: u64,
     /// Zero so far.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 4],
 }
 structure!(blkm_job_info, first 280);
 
@@ -147,10 +155,16 @@ pub struct blkm_outcome {
     pub end: blkm_end,
     /// 0 if it completed, else -errno; -ECANCELED if it was cancelled.
     pub ret: i32,
-    /// Why it failed, in words; "" if it did not.
+    /// Why it failed, or that it was cancelled, in words; "" if it completed.
     pub error_msg: [c_char; 256],
+    /// Bytes of the disk that were dealt with.
+    pub done_bytes: u64,
+    /// Requests sent again after a passing error or a short transfer.
+    pub retries: u64,
+    /// Requests that failed for good.
+    pub errors: u64,
     /// Zero so far.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 3],
 }
 structure!(blkm_outcome, first 384);
 
@@ -181,7 +195,7 @@ pub unsafe extern "C" fn blkm_job_query(job: *mut blkm_job, info: *mut blkm_job_
 
 /// What the guest's requests took since the job began, and what they took before, without one. Either may be NULL.
 ///
-/// Returns 0, or -errno. Threads: any. Since 0.1.
+/// Returns 0, or -errno: `-EINVAL` for a size that is too small. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_job_get_latencies(
     job: *mut blkm_job,
@@ -200,7 +214,17 @@ pub unsafe extern "C" fn blkm_job_get_latencies(
 
 /// How the job ended, filled in up to `outcome->struct_size`, which the caller has set. There from `BLKM_EVENT_CONCLUDED` on.
 ///
-/// Returns 0, or -errno: `-EAGAIN` while the job is not over, `-EINVAL`. Threads: any. Since 0.1.
+/// Who still has the disks open then, besides the caller's own handles of them:
+///
+/// - Completed, with a pivot: the target is the drive's, for as long as the drive is on it. The drive lets go of the source; a queue
+///   closes it when its thread uses the queue next, or with the queue.
+/// - Completed without a pivot (a point in time, a soft cancel), cancelled, failed: the source stays the drive's. The target is let
+///   go; in write-blocking mode a queue closes it when its thread uses the queue next, or with the queue.
+/// - The job itself, and a copy has nobody else: its workers close both within moments, which `blkm_job_wait` waits for, 250 ms at
+///   most; only a worker whose requests hang keeps both until these come back. The handle of the job holds neither.
+///
+/// Returns 0, or -errno: `-EAGAIN` while the job is not over, `-EINVAL` for NULL or a size that is too small. Threads: any. Since
+/// 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_job_get_outcome(job: *mut blkm_job, outcome: *mut blkm_outcome) -> c_int {
     let attempt = "read a job's outcome";
@@ -216,14 +240,15 @@ pub unsafe extern "C" fn blkm_job_get_outcome(job: *mut blkm_job, outcome: *mut 
     unsafe { with(job, attempt, body) }
 }
 
-/// The text of the error that ended the job, whole, copied as `snprintf(3)` does: cut to `buf_len` bytes with its ending 0. `buf` may be
-/// NULL if `buf_len` is 0.
+/// Why the job did not complete, the text of `error_msg` in its outcome whole, copied as `snprintf(3)` does: cut to `buf_len` bytes
+/// with its ending 0. `buf` may be NULL if `buf_len` is 0.
 ///
-/// Returns the length of the whole text without its ending 0, 0 if the job has not failed (so far), or -errno. Threads: any. Since 0.1.
+/// Returns the length of the whole text without its ending 0, 0 if the job has completed or is not over, or -errno. Threads: any.
+/// Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_job_get_error(job: *mut blkm_job, buf: *mut c_char, buf_len: usize) -> c_int {
     let body = |j: &blkm_job| {
-        let text = j.job.outcome().and_then(|outcome| outcome.error).map(|error| error.to_string());
+        let text = j.job.outcome().and_then(|outcome| outcome.why());
         // SAFETY: the caller's array, as the header says.
         Ok(unsafe { text::copy_out(&text.unwrap_or_default(), buf, buf_len) })
     };
@@ -238,7 +263,8 @@ fn info_of(info: &JobInfo) -> blkm_job_info {
         flags: sum::flag(info.fits_now, BLKM_JOBINFO_FITS_NOW)
             | sum::flag(info.braking, BLKM_JOBINFO_BRAKING)
             | sum::flag(info.actively_synced, BLKM_JOBINFO_ACTIVELY_SYNCED)
-            | sum::flag(info.completing, BLKM_JOBINFO_COMPLETING),
+            | sum::flag(info.completing, BLKM_JOBINFO_COMPLETING)
+            | sum::flag(info.pivots, BLKM_JOBINFO_PIVOTS),
         len_bytes: info.len_bytes,
         offset_bytes: info.offset_bytes,
         dirty_bytes: info.dirty_bytes,
@@ -246,6 +272,8 @@ fn info_of(info: &JobInfo) -> blkm_job_info {
         copy_rate_bytes_per_s: info.copy_rate_bytes_per_s,
         eta_ns: sum::ns_or_never(info.eta),
         predicted_pause_ns: sum::ns_or_never(info.predicted_pause),
+        flush_ns: sum::ns_or_never(info.flush),
+        max_pause_ns: sum::ns_or_never(info.max_pause),
         speed_bytes_per_s: info.speed_bytes_per_s,
         disk_bytes: p.disk_bytes,
         done_bytes: p.done_bytes,
@@ -287,6 +315,9 @@ fn outcome_of(outcome: &Outcome) -> blkm_outcome {
         zeroed_bytes: p.zeroed_bytes,
         skipped_bytes: p.skipped_bytes,
         active_bytes: p.active_bytes,
+        done_bytes: p.done_bytes,
+        retries: p.retries,
+        errors: p.errors,
         elapsed_ns: sum::ns(p.elapsed),
         end: match outcome.end {
             End::Completed => BLKM_END_COMPLETED,
@@ -301,8 +332,8 @@ fn outcome_of(outcome: &Outcome) -> blkm_outcome {
         },
         ..blkm_outcome::zeroed()
     };
-    if let Some(error) = &outcome.error {
-        text::fill(&mut out.error_msg, error);
+    if let Some(why) = outcome.why() {
+        text::fill(&mut out.error_msg, &why);
     }
     out
 }

@@ -25,9 +25,10 @@ pub const BLKM_MIRROR_F_TARGET_IS_ZERO: u64 = 2;
 pub const BLKM_MIRROR_F_KEEP_ALLOCATED: u64 = 4;
 /// Ready only when nothing at all is dirty or in flight (QEMU's meaning), not as soon as a switch-over would fit.
 pub const BLKM_MIRROR_F_STRICT_READY: u64 = 8;
-/// At the end, whichever it is (a pivot, a point in time, a soft cancel, the end of a copy), the job stays pending, with guest requests held
-/// for as long, until `blkm_job_finalize` or `blkm_job_cancel`. If a pivot was asked for, it is the moment to write down, durably, that the
-/// target is the disk from now on: a host that may crash sets it. Do not wait for guest requests on the thread that is to finalize.
+/// At the end, whichever it is (a pivot, a point in time, a soft cancel, the end of a copy), the job stays pending, with guest
+/// requests held for as long, until `blkm_job_finalize` or `blkm_job_cancel`; `BLKM_EVENT_PENDING` says whether the drive is about
+/// to move. If it is, this is the moment to write down, durably, that the target is the disk from now on: a host that may crash
+/// sets it. Do not wait for guest requests on the thread that is to finalize.
 pub const BLKM_MIRROR_F_MANUAL_FINALIZE: u64 = 16;
 /// The job completes by itself when everything is copied, without a pivot: the target is a copy as of then. It is never ready.
 pub const BLKM_MIRROR_F_COMPLETE: u64 = 32;
@@ -97,9 +98,10 @@ pub struct blkm_mirror_opts {
     pub granularity_bytes: u64,
     /// The cluster size of a target that has a backing file: the first touch of a cluster copies all of it. 0: it has none.
     pub target_cluster_bytes: u64,
-    /// How long guest requests may be held at a switch-over, at least 1 ms; 0: 50 ms; `BLKM_NEVER_NS`: as long as it takes. It must have room
-    /// for a flush of the target: while one takes longer than three quarters of this, the job of a guest that writes becomes neither ready
-    /// nor over, in any copy mode, and no event tells of it. It cannot be changed later. The time in which a job is pending comes on top.
+    /// How long guest requests may be held at a switch-over, at least 1 ms; 0: 50 ms; `BLKM_NEVER_NS`: as long as it takes. It must
+    /// have room for a flush of the target: while one takes longer than three quarters of this, the job of a guest that writes
+    /// becomes neither ready nor over, in any copy mode, and no event tells of it: see `flush_ns` of `blkm_job_query`.
+    /// `blkm_job_set_max_pause` changes it. The time in which a job is pending comes on top.
     pub max_pause_ns: u64,
     /// Nanoseconds or percent, see `latency_budget`.
     pub latency_budget_value: u64,
@@ -155,17 +157,22 @@ pub(super) unsafe fn options_of(opts: &blkm_mirror_opts, attempt: &'static str) 
         extents: unsafe { extents_of(opts, attempt)? },
         copy_mode: copy_mode_of(opts.copy_mode, attempt)?,
         latency_budget: budget_of(opts, attempt)?,
-        max_pause: match opts.max_pause_ns {
-            0 => Some(MirrorOptions::DEFAULT_MAX_PAUSE),
-            sum::NEVER_NS => None,
-            ns => Some(Duration::from_nanos(ns)),
-        },
+        max_pause: max_pause_of(opts.max_pause_ns),
         strict_ready: has(BLKM_MIRROR_F_STRICT_READY),
         auto_finalize: !has(BLKM_MIRROR_F_MANUAL_FINALIZE),
         on_copied: if has(BLKM_MIRROR_F_COMPLETE) { OnCopied::Complete } else { OnCopied::Follow },
         // SAFETY: the caller's promise.
         bitmap: unsafe { crate::bitmap::working(opts.bitmap, attempt)? },
     })
+}
+
+/// How long guest requests may be held.
+pub(super) fn max_pause_of(ns: u64) -> Option<Duration> {
+    match ns {
+        0 => Some(MirrorOptions::DEFAULT_MAX_PAUSE),
+        sum::NEVER_NS => None,
+        ns => Some(Duration::from_nanos(ns)),
+    }
 }
 
 /// What the first pass copies; a bitmap and its mode come together.

@@ -8,6 +8,7 @@ use blkmirror_core::engine::{Cancel, Completion, CopyMode};
 
 use super::blkm_job;
 use super::names::{BLKM_COPY_BACKGROUND, BLKM_COPY_WRITE_BLOCKING, blkm_copy_mode};
+use super::options::max_pause_of;
 use crate::border::handle::with;
 use crate::border::{invalid, sum};
 
@@ -66,6 +67,17 @@ pub unsafe extern "C" fn blkm_job_set_copy_mode(job: *mut blkm_job, mode: blkm_c
     unsafe { with(job, attempt, body) }
 }
 
+/// Changes `max_pause_ns` of a running job, with the same meaning, at once: also of a switch-over that is being tried; and what did
+/// not fit before is tried anew.
+///
+/// Returns 0, or -errno: `-EPERM` in a state that forbids it, `-EINVAL` for less than 1 ms. Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn blkm_job_set_max_pause(job: *mut blkm_job, max_pause_ns: u64) -> c_int {
+    let body = |j: &blkm_job| j.job.set_max_pause(max_pause_of(max_pause_ns));
+    // SAFETY: the caller's handle, as the header says.
+    unsafe { with(job, "set a job's longest pause", body) }
+}
+
 /// Asks for the switch-over of a job that is ready: as soon as it fits into `max_pause_ns`, guest requests are held, the rest is copied,
 /// the target is flushed, and with `BLKM_COMPLETE_PIVOT` the drive moves to the target. Returns at once; events tell the end. It may never
 /// fit, above all with `BLKM_COPY_BACKGROUND`; a host that cannot wait cancels.
@@ -94,10 +106,14 @@ pub unsafe extern "C" fn blkm_job_complete(job: *mut blkm_job, mode: blkm_comple
 /// A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that is closed
 /// or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before.
 ///
-/// Success means asked, not done: a switch-over that is past its last step completes all the same. Only the outcome says which disk is the
-/// guest's.
+/// How a job ends is decided once, by whichever comes first: a cancel by force, `blkm_job_finalize`, or, without
+/// `BLKM_MIRROR_F_MANUAL_FINALIZE`, the job itself when everything is copied and flushed and guest requests are held. Success of a
+/// cancel by force means that it has decided it: the drive does not move, and a finalize is refused. `-EPERM` means that nothing
+/// was changed by it: the job is over, or the switch-over was decided before, and `blkm_error_msg` says whether the drive
+/// moves. Closing the job or destroying its engine does not change what was decided.
 ///
-/// Returns 0, or -errno: `-EPERM` in a state that forbids it. Threads: any. Since 0.1.
+/// Returns 0, or -errno: `-EPERM` when the job is over, the switch-over is decided, or, without `force`, the end was asked for
+/// already. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_job_cancel(job: *mut blkm_job, force: bool) -> c_int {
     let how = if force { Cancel::Force } else { Cancel::Soft };
@@ -105,9 +121,11 @@ pub unsafe extern "C" fn blkm_job_cancel(job: *mut blkm_job, force: bool) -> c_i
     unsafe { with(job, "cancel a job", |j: &blkm_job| j.job.cancel(how)) }
 }
 
-/// Carries out a switch-over that is pending.
+/// Carries out a switch-over that is pending. Success means that this is decided: a cancel is refused from then on, and the job
+/// completes, unless a bug in the library is caught while it does.
 ///
-/// Returns 0, or -errno: `-EPERM` in any other state. Threads: any. Since 0.1.
+/// Returns 0, or -errno: `-EPERM` in any other state, and when the job was cancelled, has failed or was finalized before:
+/// `blkm_error_msg` says which. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_job_finalize(job: *mut blkm_job) -> c_int {
     // SAFETY: the caller's handle, as the header says.

@@ -63,11 +63,12 @@ impl Run {
         let job = self.job;
         // SAFETY: see above; one call, which the verb chooses.
         let answer = unsafe {
-            match verb % 14 {
+            match verb % 15 {
                 0 => blkm_job_pause(job),
                 1 => blkm_job_resume(job),
                 2 => blkm_job_set_speed(job, number),
                 3 => blkm_job_set_copy_mode(job, (number % 4) as u32),
+                13 => blkm_job_set_max_pause(job, number),
                 4 => blkm_job_complete(job, (number % 3) as u32),
                 5 => blkm_job_cancel(job, number & 1 == 0),
                 6 => blkm_job_finalize(job),

@@ -224,6 +224,9 @@ macro_rules! story {
                 job.dismiss().unwrap();
                 all_verbs(&mut all);
                 all.extend([job.pause(), job.set_speed(1), job.cancel(Cancel::Force)].map(told));
+                all.extend(
+                    [None, Some(Duration::from_micros(1))].map(|pause| told(job.set_max_pause(pause))),
+                );
                 all
             }
 
@@ -234,7 +237,7 @@ macro_rules! story {
                 let now = job.query().progress;
                 assert_eq!((now.copied_bytes, now.active_bytes), (p.copied_bytes, p.active_bytes));
                 assert_eq!((now.zeroed_bytes, now.skipped_bytes), (p.zeroed_bytes, p.skipped_bytes));
-                assert_eq!(now.elapsed, p.elapsed);
+                assert_eq!((now.elapsed, now.retries, now.errors), (p.elapsed, p.retries, p.errors));
                 let mut all = vec![format!("{end:?} {target:?} {pivoted} {cancelled} {left_dirty_bytes}")];
                 all.push(format!("{:?}", error.map(|error| format!("{} {error}", error.errno()))));
                 all.push(format!("{} {} {}", p.copied_bytes, p.zeroed_bytes, p.skipped_bytes));
@@ -255,6 +258,7 @@ macro_rules! story {
                 job.set_copy_mode(api::engine::CopyMode::WriteBlocking).unwrap();
                 job.complete(Completion::Pivot).unwrap();
                 until(&job, JobStatus::Pending);
+                assert!(job.query().pivots && job.query().flush.is_some());
                 job.finalize().unwrap();
                 let mut all = end_of(&job);
                 all.push(drive.device_number().to_string());

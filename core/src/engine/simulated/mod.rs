@@ -3,11 +3,13 @@
 mod bitmaps;
 mod braking;
 mod copies;
+mod decisions;
 mod endings;
 mod follows;
 mod guests;
 mod many_errors;
 mod order;
+mod pauses;
 mod query;
 mod relief;
 mod rounds;

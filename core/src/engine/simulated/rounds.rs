@@ -134,7 +134,7 @@ fn a_job_is_not_ready_while_a_read_that_failed_hangs_again() {
     for ms in (30..8000).step_by(5) {
         turn_until(&mut crew, &world, ms * MS);
         assert_eq!(job.status(), JobStatus::Running, "after {ms} ms");
-        assert!(!share.fits_now(Some(std::time::Duration::from_millis(100))));
+        assert!(!share.fits_now());
     }
     disks[0].set_bad(None);
     turn_until(&mut crew, &world, 12_000 * MS);

@@ -82,6 +82,7 @@ impl Stand {
             Verb::Resume => job.resume(),
             Verb::SetSpeed => job.set_speed(2 * SLOW),
             Verb::SetCopyMode => job.set_copy_mode(CopyMode::WriteBlocking),
+            Verb::SetMaxPause => job.set_max_pause(None),
             Verb::Complete => job.complete(Completion::PointInTime),
             Verb::Cancel => job.cancel(Cancel::Force),
             Verb::Finalize => job.finalize(),
@@ -106,6 +107,7 @@ impl Stand {
         let done = match verb {
             Verb::SetSpeed => info.speed_bytes_per_s == 2 * SLOW,
             Verb::SetCopyMode => info.copy_mode == CopyMode::WriteBlocking,
+            Verb::SetMaxPause => info.max_pause.is_none(),
             Verb::Complete => info.completing && outcome.is_none_or(|o| o.end == End::Completed),
             Verb::Cancel => outcome.is_some_and(|o| o.end == End::Cancelled),
             Verb::Finalize => outcome.is_some_and(|o| o.end == End::Completed),
@@ -121,10 +123,16 @@ fn leads_to(status: JobStatus, verb: Verb) -> Option<JobStatus> {
     use JobStatus as S;
     use Verb as V;
     match (status, verb) {
-        (S::Created | S::Running, V::Pause) | (S::Paused, V::SetSpeed | V::SetCopyMode) => Some(S::Paused),
-        (S::Created | S::Running, V::SetSpeed | V::SetCopyMode) | (S::Paused, V::Resume) => Some(S::Running),
-        (S::Ready, V::SetSpeed | V::SetCopyMode) | (S::Standby, V::Resume) => Some(S::Ready),
-        (S::Ready, V::Pause) | (S::Standby, V::SetSpeed | V::SetCopyMode | V::Complete) => Some(S::Standby),
+        (S::Created | S::Running, V::Pause) | (S::Paused, V::SetSpeed | V::SetCopyMode | V::SetMaxPause) => {
+            Some(S::Paused)
+        }
+        (S::Created | S::Running, V::SetSpeed | V::SetCopyMode | V::SetMaxPause) | (S::Paused, V::Resume) => {
+            Some(S::Running)
+        }
+        (S::Ready, V::SetSpeed | V::SetCopyMode | V::SetMaxPause) | (S::Standby, V::Resume) => Some(S::Ready),
+        (S::Ready, V::Pause) | (S::Standby, V::SetSpeed | V::SetCopyMode | V::SetMaxPause | V::Complete) => {
+            Some(S::Standby)
+        }
         (S::Ready, V::Complete) | (S::Pending, V::Finalize) => Some(S::Concluded),
         (S::Concluded, V::Dismiss) => Some(S::Null),
         (S::Concluded | S::Null, _) => None,

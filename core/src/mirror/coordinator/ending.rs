@@ -9,8 +9,9 @@ impl Coordinator {
     /// The steps to the end.
     pub(super) fn sealed(&mut self, seal: Seal, share: &Share, now_ns: u64) -> Act {
         let (next, act) = match seal {
-            Seal::Announced if !self.auto_finalize && !share.wants_finalize() => return Act::Rest,
             Seal::Announced if now_ns < self.retry_at_ns => return Act::Rest,
+            // Else somebody has cancelled it since this was looked at, and wakes us.
+            Seal::Announced if !self.is_decided(share) => return Act::Rest,
             Seal::Announced if share.wants_pivot() => (Seal::Moved, Act::Pivot),
             Seal::Announced | Seal::Moved => (Seal::Detached, Act::LetGo),
             Seal::Detached => {
@@ -24,6 +25,11 @@ impl Coordinator {
         };
         self.stage = Stage::Sealed(next);
         act
+    }
+
+    /// Whether the switch-over is carried out. Where the host need not be asked, this decides it.
+    fn is_decided(&self, share: &Share) -> bool {
+        share.is_decided() || (self.auto_finalize && share.decide())
     }
 
     /// A job that was cancelled or has failed: over when nothing is under way, or when waiting has no end.

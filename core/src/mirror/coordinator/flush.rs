@@ -86,6 +86,7 @@ impl Coordinator {
     /// A failed flush fails the job whatever the policy: the kernel reports such an error once and forgets what it could
     /// not write (fsync(2)), so a second flush that succeeds says nothing about what came before the first.
     pub fn flushed(&mut self, result: Result<(), i32>, share: &Share, sight: &Sight) {
+        self.heed_max_pause(share);
         let covers = self.flush_covers.take();
         self.measure_at_ns = sight.now_ns.saturating_add(MEASURE_NS);
         if let Err(errno) = result {

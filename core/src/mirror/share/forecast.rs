@@ -1,7 +1,5 @@
 //! What is still to be copied, and whether a switch-over would fit now, for whoever asks at any time.
 
-use std::time::Duration;
-
 use super::Share;
 use crate::mirror::coordinator::is_within;
 use crate::mirror::progress::{Progress, Tally};
@@ -37,7 +35,8 @@ impl Share {
     /// Whether a switch-over begun now is forecast to fit into the pause that the host allows. The coordinator asks the same before
     /// it closes the gate, but with a forecast of that moment; this one is from when the home took stock last.
     #[must_use]
-    pub fn fits_now(&self, max_pause: Option<Duration>) -> bool {
+    pub fn fits_now(&self) -> bool {
+        let max_pause = self.max_pause.get();
         let runs = matches!(self.status(), JobStatus::Running | JobStatus::Ready);
         // What failed under policy ignore may fail again, and no pause is long enough for that.
         if !runs || self.is_held() || self.is_ending() || !self.sweep_is_claimed() || self.awaits_round() {

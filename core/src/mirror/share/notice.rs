@@ -1,11 +1,21 @@
 //! What a host hears of a job, and why a job failed.
 
+use std::sync::atomic::Ordering;
+
+use crossbeam_queue::ArrayQueue;
+
+use super::Share;
 use crate::mirror::active::CopyMode;
 use crate::mirror::convergence::Reason;
 use crate::mirror::policy::{ErrorAction, Side};
 use crate::mirror::relief::BudgetLevel;
 use crate::mirror::states::JobStatus;
 use crate::units::ByteRange;
+
+/// Errors that wait for the host at most; more are counted. A device that goes away fails everything that is under way at once.
+const MAX_ERRORS: usize = 128;
+/// Places that errors cannot take: what else is told comes from the home, a few at a time, and the home passes it on at each turn.
+const OTHER_NOTICES: usize = 64;
 
 /// Why a job failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,5 +112,59 @@ impl Notice {
     /// Whether it is an error; those come in any number.
     pub(crate) fn is_error(&self) -> bool {
         matches!(self, Self::Error { .. })
+    }
+}
+
+/// Room for what waits for the host.
+pub(super) fn queue() -> ArrayQueue<Notice> {
+    ArrayQueue::new(MAX_ERRORS + OTHER_NOTICES)
+}
+
+impl Share {
+    /// Keeps a notice for the host. An error is counted when there is no room; what else happens to the job has room of its own, so
+    /// that a burst of errors does not push out the end to which it leads.
+    pub fn post(&self, notice: Notice) {
+        if !notice.is_error() || self.waiting_errors.fetch_add(1, Ordering::AcqRel) < MAX_ERRORS {
+            self.put(notice);
+        } else {
+            self.waiting_errors.fetch_sub(1, Ordering::AcqRel);
+            self.lost_notices.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a notice where the host's are; the oldest gives way should there be no room after all, for the newest says how the
+    /// job stands.
+    fn put(&self, notice: Notice) {
+        if let Some(oldest) = self.notices.force_push(notice) {
+            self.was_taken(oldest);
+            self.lost_notices.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A notice is not among the host's any more.
+    fn was_taken(&self, notice: Notice) {
+        if notice.is_error() {
+            self.waiting_errors.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a notice waits for the host.
+    #[must_use]
+    pub fn has_notices(&self) -> bool {
+        !self.notices.is_empty() || self.lost_notices.load(Ordering::Relaxed) > 0
+    }
+
+    /// Takes a notice for the host.
+    #[must_use]
+    pub fn pop_notice(&self) -> Option<Notice> {
+        let notice = self.notices.pop()?;
+        self.was_taken(notice);
+        Some(notice)
+    }
+
+    /// Notices that were lost since this was asked last.
+    #[must_use]
+    pub fn take_lost_notices(&self) -> u64 {
+        self.lost_notices.swap(0, Ordering::Relaxed)
     }
 }

@@ -46,7 +46,7 @@ impl Share {
             ErrorAction::Ignore => {}
             ErrorAction::Stop => {
                 let space = if policy::is_no_space(errno) { flag::NO_SPACE } else { 0 };
-                self.command.fetch_or(flag::STOPPED | space, Ordering::AcqRel);
+                self.command.set(flag::STOPPED | space);
             }
         }
         Notice::Error { side, errno, range, action }

@@ -36,7 +36,7 @@ pub enum EventKind {
     BudgetTightened(BudgetLevel),
     BrakingEnded,
     SwitchOverMissed { held_ns: u64, left_bytes: u64 },
-    Pending,
+    Pending { pivots: bool },
     Concluded,
     Overflow(u64),
 }
@@ -143,7 +143,7 @@ fn take(engine: *mut blkm_engine) -> Result<Option<blkm_event>> {
 
 /// An event of C's.
 fn read(event: &blkm_event) -> Event {
-    assert!(event.reserved0 == 0 && event.reserved == [0; 4], "zero so far: {event:?}");
+    assert!(event.flags & !BLKM_EVENT_F_PIVOTS == 0 && event.reserved == [0; 4], "zero so far: {event:?}");
     // SAFETY: it ends with a 0 inside the array.
     let words = unsafe { CStr::from_ptr(event.msg.as_ptr()) }.to_str().unwrap();
     assert!(!words.is_empty(), "no words: {event:?}");
@@ -165,7 +165,7 @@ fn read(event: &blkm_event) -> Event {
         BLKM_EVENT_BUDGET_TIGHTENED => EventKind::BudgetTightened(names::budget_level(event.budget_level)),
         BLKM_EVENT_BRAKING_ENDED => EventKind::BrakingEnded,
         BLKM_EVENT_SWITCH_OVER_MISSED => EventKind::SwitchOverMissed { held_ns, left_bytes },
-        BLKM_EVENT_PENDING => EventKind::Pending,
+        BLKM_EVENT_PENDING => EventKind::Pending { pivots: event.flags & BLKM_EVENT_F_PIVOTS != 0 },
         BLKM_EVENT_CONCLUDED => EventKind::Concluded,
         BLKM_EVENT_OVERFLOW => EventKind::Overflow(event.lost),
         other => panic!("{other} is no type of event: {words}"),

@@ -6,7 +6,8 @@ use std::time::Duration;
 use blkmirror::{
     BLKM_END_CANCELLED, BLKM_END_COMPLETED, BLKM_END_FAILED, BLKM_JOBINFO_ACTIVELY_SYNCED,
     BLKM_JOBINFO_BRAKING, BLKM_JOBINFO_COMPLETING, BLKM_JOBINFO_FITS_NOW, BLKM_JOBINFO_HAS_ERROR,
-    BLKM_NEVER_NS, BLKM_OUTCOME_PIVOTED, BLKM_OUTCOME_TARGET_COMPLETE, blkm_job_info, blkm_outcome,
+    BLKM_JOBINFO_PIVOTS, BLKM_NEVER_NS, BLKM_OUTCOME_PIVOTED, BLKM_OUTCOME_TARGET_COMPLETE, blkm_job_info,
+    blkm_outcome,
 };
 use blkmirror_core::engine::{
     BudgetLevel, CopyMode, End, ErrorAction, IoStatus, JobStatus, Progress, Side, TargetState,
@@ -40,6 +41,8 @@ pub struct JobInfo {
     pub copy_rate_bytes_per_s: u64,
     pub eta: Option<Duration>,
     pub predicted_pause: Option<Duration>,
+    pub flush: Option<Duration>,
+    pub max_pause: Option<Duration>,
     pub fits_now: bool,
     pub speed_bytes_per_s: u64,
     pub copy_mode: CopyMode,
@@ -48,6 +51,7 @@ pub struct JobInfo {
     pub actively_synced: bool,
     pub missed: u32,
     pub completing: bool,
+    pub pivots: bool,
     pub io_status: IoStatus,
     pub last_error: Option<LastError>,
     pub progress: Progress,
@@ -76,7 +80,7 @@ impl JobInfo {
     /// From C's.
     pub(super) fn new(info: &blkm_job_info) -> Self {
         let has = |flag| info.flags & flag != 0;
-        assert!(info.reserved0 == 0 && info.reserved == [0; 6], "zero so far: {info:?}");
+        assert!(info.reserved0 == 0 && info.reserved == [0; 4], "zero so far: {info:?}");
         Self {
             status: names::status(info.status),
             len_bytes: info.len_bytes,
@@ -86,6 +90,8 @@ impl JobInfo {
             copy_rate_bytes_per_s: info.copy_rate_bytes_per_s,
             eta: known(info.eta_ns),
             predicted_pause: known(info.predicted_pause_ns),
+            flush: known(info.flush_ns),
+            max_pause: known(info.max_pause_ns),
             fits_now: has(BLKM_JOBINFO_FITS_NOW),
             speed_bytes_per_s: info.speed_bytes_per_s,
             copy_mode: names::copy_mode(info.copy_mode),
@@ -94,6 +100,7 @@ impl JobInfo {
             actively_synced: has(BLKM_JOBINFO_ACTIVELY_SYNCED),
             missed: info.missed,
             completing: has(BLKM_JOBINFO_COMPLETING),
+            pivots: has(BLKM_JOBINFO_PIVOTS),
             io_status: names::io_status(info.io_status),
             last_error: has(BLKM_JOBINFO_HAS_ERROR).then(|| LastError {
                 side: names::side(info.last_error_side),
@@ -132,7 +139,7 @@ impl Outcome {
     /// From C's; `text` is that of the error in full, `after` a query that came later.
     pub(super) fn new(outcome: &blkm_outcome, text: String, after: &JobInfo) -> Self {
         let has = |flag| outcome.flags & flag != 0;
-        assert_eq!(outcome.reserved, [0; 6], "zero so far");
+        assert_eq!(outcome.reserved, [0; 3], "zero so far");
         let end = match outcome.end {
             BLKM_END_COMPLETED => End::Completed,
             BLKM_END_CANCELLED => End::Cancelled,
@@ -144,16 +151,21 @@ impl Outcome {
         assert!(text.starts_with(short) && short.is_empty() == text.is_empty(), "{text:?}, but {short:?}");
         match end {
             End::Completed => assert_eq!((outcome.ret, &*text), (0, "")),
-            End::Cancelled if text.is_empty() => assert_eq!(outcome.ret, -ECANCELED),
+            End::Cancelled if text == "the job was cancelled" => assert_eq!(outcome.ret, -ECANCELED),
             End::Cancelled | End::Failed => assert!(outcome.ret < 0 && !text.is_empty(), "{outcome:?}"),
         }
+        // Core has an error only of what failed.
+        let error = match end {
+            End::Cancelled => text.split_once("failed: ").map(|(_, error)| error.to_owned()),
+            End::Completed | End::Failed => Some(text).filter(|text| !text.is_empty()),
+        };
         let complete = has(BLKM_OUTCOME_TARGET_COMPLETE);
         Self {
             end,
             target: if complete { TargetState::Complete } else { TargetState::Incomplete },
             pivoted: has(BLKM_OUTCOME_PIVOTED),
             pause: known(outcome.pause_ns),
-            error: (!text.is_empty()).then(|| Error::new(outcome.ret, text)),
+            error: error.map(|text| Error::new(outcome.ret, text)),
             cancelled: end == End::Cancelled,
             progress: Progress {
                 copied_bytes: outcome.copied_bytes,
@@ -161,6 +173,9 @@ impl Outcome {
                 skipped_bytes: outcome.skipped_bytes,
                 active_bytes: outcome.active_bytes,
                 elapsed: Duration::from_nanos(outcome.elapsed_ns),
+                done_bytes: outcome.done_bytes,
+                retries: outcome.retries,
+                errors: outcome.errors,
                 ..after.progress
             },
             left_dirty_bytes: outcome.left_dirty_bytes,

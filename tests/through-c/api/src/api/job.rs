@@ -9,7 +9,8 @@ use blkmirror::{
     BLKM_COMPLETE_PIVOT, BLKM_COMPLETE_POINT_IN_TIME, blkm_engine, blkm_job, blkm_job_cancel, blkm_job_close,
     blkm_job_complete, blkm_job_dismiss, blkm_job_finalize, blkm_job_get_error, blkm_job_get_outcome,
     blkm_job_get_status, blkm_job_info, blkm_job_pause, blkm_job_query, blkm_job_resume,
-    blkm_job_set_copy_mode, blkm_job_set_speed, blkm_job_wait, blkm_mirror_opts, blkm_outcome,
+    blkm_job_set_copy_mode, blkm_job_set_max_pause, blkm_job_set_speed, blkm_job_wait, blkm_mirror_opts,
+    blkm_outcome,
 };
 use blkmirror_core::engine::{Cancel, Completion, CopyMode, JobStatus};
 use nix::libc::EAGAIN;
@@ -19,6 +20,7 @@ use super::events::{Event, Hub};
 use super::facts::{JobInfo, Outcome};
 use super::handle::{Handle, facts, timeout_ns};
 use super::names;
+use super::options::max_pause_ns;
 
 /// A job.
 #[derive(Clone, Debug)]
@@ -111,6 +113,15 @@ impl Job {
     pub fn set_copy_mode(&self, mode: CopyMode) -> Result<()> {
         // SAFETY: a handle that is open.
         check(unsafe { blkm_job_set_copy_mode(self.raw(), names::number_of_mode(mode)) }).map(drop)
+    }
+
+    /// Changes how long guest requests may be held.
+    ///
+    /// # Errors
+    /// As C says.
+    pub fn set_max_pause(&self, max_pause: Option<Duration>) -> Result<()> {
+        // SAFETY: a handle that is open.
+        check(unsafe { blkm_job_set_max_pause(self.raw(), max_pause_ns(max_pause)) }).map(drop)
     }
 
     /// Asks for the switch-over.

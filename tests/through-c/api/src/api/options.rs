@@ -99,6 +99,15 @@ impl Default for MirrorOptions {
     }
 }
 
+/// The longest pause as C has it.
+pub(super) fn max_pause_ns(max_pause: Option<Duration>) -> u64 {
+    match max_pause {
+        Some(mirror::MirrorOptions::DEFAULT_MAX_PAUSE) => 0,
+        Some(pause) => ns(pause),
+        None => BLKM_NEVER_NS,
+    }
+}
+
 impl MirrorOptions {
     /// Hands them to `start`, for C. Where a choice is the default, C's default is left as it is.
     pub(super) fn with_c<T>(
@@ -123,11 +132,7 @@ impl MirrorOptions {
         opts.buf_size_bytes = self.buf_size_bytes;
         opts.granularity_bytes = self.granularity.map_or(0, Granularity::bytes);
         opts.target_cluster_bytes = self.target_cluster_bytes.unwrap_or(0);
-        opts.max_pause_ns = match self.max_pause {
-            Some(mirror::MirrorOptions::DEFAULT_MAX_PAUSE) => 0,
-            Some(pause) => ns(pause),
-            None => BLKM_NEVER_NS,
-        };
+        opts.max_pause_ns = max_pause_ns(self.max_pause);
         (opts.latency_budget, opts.latency_budget_value) = budget(self.latency_budget);
         opts.copy_mode = names::number_of_choice(self.copy_mode);
         opts.on_source_error = names::number_of_policy(self.on_source_error);
