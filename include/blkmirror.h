@@ -721,10 +721,11 @@ void blkm_queue_destroy(struct blkm_queue **queue);
  * `blkm_queue_process` and close again.
  *
  * Returns 0, or -errno, and the queue is as it was: `-EBUSY` while something is under way or a completion was not taken; `-EPERM`
- * on another thread than the queue's, if it has one; when the ring broke, and then it can only be destroyed. Threads: the queue's;
+ * on another thread than the queue's, if it has one; when the ring broke: take its completions, and destroy it. Threads: the queue's;
  * any before one has sent or processed with it. Since 0.1.
  */
-int blkm_queue_close(struct blkm_queue **queue, int64_t timeout_ns);
+int blkm_queue_close(struct blkm_queue **queue,
+                     int64_t timeout_ns);
 
 /**
  * Fills in what a queue has, up to `info->struct_size`, which the caller has set.

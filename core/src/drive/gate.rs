@@ -154,7 +154,7 @@ impl Gate {
     }
 
     /// Takes a pass.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn enter(&self) -> Enter {
         if self.is_closed() {
@@ -171,7 +171,7 @@ impl Gate {
     }
 
     /// The second half of entering: looks at the flag, with the slot taken.
-    #[inline]
+    #[inline(always)]
     fn enter_with(&self, shard: usize, slot: usize, taken: u64) -> Enter {
         fence_of_model();
         if self.closed.load(Ordering::SeqCst) == 0 {

@@ -216,6 +216,8 @@ impl UringRing {
         let key = self.flights.start(tag, Held::Nothing).ok_or(Full)?;
         if let Err(e) = lane.push(Job { device: Arc::clone(device), work, key }) {
             self.refused.push_back((key, e.errno()));
+            // It does not pass through the ring, so nothing else tells a host that sleeps on the eventfd.
+            self.wake.wake();
         }
         Ok(())
     }
@@ -298,10 +300,11 @@ impl Ring for UringRing {
         let awake =
             self.lanes_ready.load(Ordering::Acquire) > 0 || !self.refused.is_empty() || !self.wake_armed;
         let wait = if awake { Wait::POLL } else { wait };
-        self.call_enter(wait)?;
+        let entered = self.call_enter(wait);
         self.kernel.sq.sync();
+        // Also of a ring that broke: what it has completed is there to be taken.
         self.kernel.cq.sync();
-        Ok(())
+        entered
     }
 
     fn pop(&mut self) -> Option<Completion> {

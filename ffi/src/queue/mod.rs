@@ -167,7 +167,7 @@ pub unsafe extern "C" fn blkm_queue_destroy(queue: *mut *mut blkm_queue) {
 /// `blkm_queue_process` and close again.
 ///
 /// Returns 0, or -errno, and the queue is as it was: `-EBUSY` while something is under way or a completion was not taken; `-EPERM`
-/// on another thread than the queue's, if it has one; when the ring broke, and then it can only be destroyed. Threads: the queue's;
+/// on another thread than the queue's, if it has one; when the ring broke: take its completions, and destroy it. Threads: the queue's;
 /// any before one has sent or processed with it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_queue_close(queue: *mut *mut blkm_queue, timeout_ns: i64) -> c_int {
@@ -190,11 +190,12 @@ fn nothing_is_lost(q: &blkm_queue, inner: &mut Inner, timeout_ns: i64, attempt: 
         )),
     };
     untaken(&inner.queue)?;
-    let ended = inner.queue.drain(sum::timeout(timeout_ns))?;
+    let ended = inner.queue.drain(sum::timeout(timeout_ns));
     if inner.queue.ready() + q.refused() > 0 {
         // To wait has reset the descriptor, and what is there stays.
         q.signal();
     }
+    let ended = ended?;
     let (in_flight, held) = (inner.queue.in_flight(), inner.queue.held());
     if !ended && in_flight == 0 {
         return busy("writes to the target of a job that has ended are under way".to_owned());

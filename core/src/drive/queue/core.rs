@@ -219,6 +219,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     }
 
     /// Takes a completion.
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<GuestCompletion> {
         let answer = self.answers.pop_front()?;
         self.open -= 1;

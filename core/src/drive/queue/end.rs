@@ -145,8 +145,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
 
     /// Nothing of a request is left.
     pub(super) fn forget(&mut self, index: u32) {
-        let Some(request) = self.table.remove(index) else { return };
-        if let Some(staging) = request.staging {
+        let staging = self.table.get(index).and_then(|request| request.staging.take());
+        if self.table.remove(index)
+            && let Some(staging) = staging
+        {
             self.window.give_back(staging);
         }
     }

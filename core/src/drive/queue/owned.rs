@@ -265,7 +265,7 @@ impl Queue {
         let Running { core, ring, .. } = self.collecting("wait for the requests of a queue")?;
         let (ring, deadline_ns) = (ring.ring(), deadline_ns(timeout));
         loop {
-            core.turn(ring, core.sleep(usize::from(core.is_busy()), deadline_ns, monotonic_ns()))?;
+            core.turn_while_busy(ring, deadline_ns)?;
             let over = deadline_ns.is_some_and(|at_ns| at_ns <= monotonic_ns());
             if over || !core.is_busy() {
                 core.call_back();
@@ -275,6 +275,7 @@ impl Queue {
     }
 
     /// Takes a completion that [`poll`](Self::poll) or [`wait`](Self::wait) collected.
+    #[inline]
     pub fn pop(&mut self) -> Option<GuestCompletion> {
         self.running.as_mut()?.core.pop()
     }
@@ -389,25 +390,34 @@ impl Queue {
     }
 
     /// The ring and the logic, made now if this is the first use.
+    #[inline]
     fn running(&mut self, attempt: &'static str) -> Result<&mut Running> {
         let thread = threads::number();
-        let running = match self.running.take() {
-            Some(running) => running,
-            None => {
-                let running = Box::new(self.start(thread)?);
-                // Only the first is ever used, and this is it.
-                let _ = self.waker.ring.set(running.core.waker());
-                fence(Ordering::SeqCst);
-                running
-            }
-        };
-        let ours = running.thread == thread;
-        let running = self.running.insert(running);
-        if !ours {
-            return Err(Error::new(ErrorKind::WrongState, attempt)
-                .because("a queue belongs to the thread that used it first; make one for each thread"));
+        if !self.running.as_ref().is_some_and(|running| running.thread == thread) {
+            self.first_use(thread, attempt)?;
         }
-        Ok(running)
+        self.running.as_deref_mut().ok_or_else(|| Self::not_yours(attempt))
+    }
+
+    /// Makes the ring, or says whose it is.
+    #[cold]
+    fn first_use(&mut self, thread: u64, attempt: &'static str) -> Result<()> {
+        if self.running.is_some() {
+            return Err(Self::not_yours(attempt));
+        }
+        let running = Box::new(self.start(thread)?);
+        // Only the first is ever used, and this is it.
+        let _ = self.waker.ring.set(running.core.waker());
+        fence(Ordering::SeqCst);
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// The error for another thread.
+    #[cold]
+    fn not_yours(attempt: &'static str) -> Error {
+        Error::new(ErrorKind::WrongState, attempt)
+            .because("a queue belongs to the thread that used it first; make one for each thread")
     }
 
     /// Makes the ring on this thread.

@@ -49,6 +49,22 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         self.turn_sent(ring, wait)
     }
 
+    /// The same; sleeps until something completes, as long as anything is under way.
+    ///
+    /// # Errors
+    /// As [`turn`](Self::turn).
+    pub(super) fn turn_while_busy<R: Ring<Device = D>>(
+        &mut self,
+        ring: &mut R,
+        deadline_ns: Option<u64>,
+    ) -> Result<()> {
+        self.check_ring(ATTEMPT)?;
+        // What is sent first may answer requests without the ring, and then there may be nothing to sleep for.
+        self.send(ring);
+        let wait = if self.is_busy() { self.sleep(1, deadline_ns, self.now_ns) } else { Wait::POLL };
+        self.turn_sent(ring, wait)
+    }
+
     /// How many more completions there must be for `answers` of them, as far as requests are under way.
     pub(super) fn missing(&self, answers: usize) -> usize {
         answers.saturating_sub(self.answers.len()).min(self.in_flight())
@@ -102,6 +118,8 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     fn enter<R: Ring<Device = D>>(&mut self, ring: &mut R, wait: Wait) -> Result<()> {
         self.unsent = 0;
         let Err(error) = ring.enter(wait) else { return Ok(()) };
+        // What has completed before the ring broke is not lost with it.
+        self.collect(ring);
         self.lose_all(error.errno(), ring.now_ns());
         Err(error)
     }

@@ -116,6 +116,20 @@ fn a_copy_is_made_exactly_where_the_host_does_not_promise_to_keep_still() {
     }
 }
 
+/// Otherwise who waits for a queue to be idle sleeps for ever beside a request that was answered on its way to the ring.
+#[test]
+fn who_waits_for_a_queue_to_be_idle_does_not_sleep_for_what_is_answered_without_the_ring() {
+    let mut sim = blocking(7, Recipe::default().options);
+    let Line { core, ring, .. } = &mut sim.lines[0];
+    ring.slow_zeroes = true;
+    let wish = Wish::WriteZeroes(ZeroFlags { no_fallback: true, ..ZeroFlags::default() });
+    core.accept(wish, ByteRange::at(0, CHUNK), None, 1, ring.now_ns()).unwrap();
+    let entered = ring.waits.len();
+    core.turn_while_busy(ring, None).unwrap();
+    assert_eq!((core.answers(), core.is_busy()), (1, false));
+    assert!(ring.waits[entered..].iter().all(|wait| wait.completions == 0), "{:?}", ring.waits);
+}
+
 /// A block device without a command for zeroes succeeds, by having the kernel write pages of them; so it must not be asked.
 #[test]
 fn zeroes_without_a_fallback_are_not_sent_to_a_disk_that_would_write_them() {

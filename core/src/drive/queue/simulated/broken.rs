@@ -179,6 +179,23 @@ fn a_ring_that_broke_is_not_entered_again_and_the_reason_stays() {
     assert_eq!(ring.waits.len(), entered);
 }
 
+/// Otherwise a host would hear of a failure, and of memory that is in use, where all went well, and its job would fail with it.
+#[test]
+fn what_a_ring_has_completed_before_it_broke_is_not_lost_with_it() {
+    let mut sim = blocking(5, Recipe::default().options);
+    let Line { core, ring, .. } = &mut sim.lines[0];
+    (0..4).for_each(|tag| core.accept(Wish::Flush, ByteRange::default(), None, tag, 1).unwrap());
+    core.submit(ring).unwrap();
+    sim.world.advance_to(sim.world.now_ns() + 10_000_000_000);
+    // The host sends and does not look, so the completions stay in the ring.
+    core.submit(ring).unwrap();
+    assert_eq!((core.answers(), core.in_flight()), (0, 4));
+    ring.is_broken = true;
+    assert!(core.turn(ring, Wait::POLL).is_err());
+    let ends: Vec<_> = std::iter::from_fn(|| core.pop()).map(|done| done.result.is_ok()).collect();
+    assert_eq!(ends, [true; 4]);
+}
+
 /// Otherwise a host would give memory to somebody else that a late request still reads from or writes to.
 #[test]
 fn a_completion_says_whether_a_broken_ring_may_still_use_its_memory() {
