@@ -413,6 +413,24 @@ fn decides(broken: Broken) {
     assert!(!command.decide() && command.cancel() == cancelled);
 }
 
+/// A failure beside a home that finds all copied and flushed, and a host that is asked then.
+#[test]
+fn a_failure_beside_the_seal_ends_the_job_or_changes_nothing() {
+    check(None, || {
+        let command = Arc::new(Command::default());
+        let failing = {
+            let command = Arc::clone(&command);
+            thread::spawn(move || command.fail())
+        };
+        let sealed = command.seal();
+        let decided = command.decide();
+        assert!(sealed == decided || command.decision() == Some(Decision::Failed));
+        failing.join().unwrap();
+        assert_eq!((command.gives_up(), command.decide()), (!decided, false));
+        assert!(!sealed || decided, "the host was asked, and was refused for a failure");
+    });
+}
+
 #[test]
 fn of_a_finalize_and_a_cancel_exactly_one_is_told_yes() {
     check(None, || decides(Broken::No));

@@ -144,12 +144,33 @@ impl<D> Home<D> {
         }
     }
 
-    /// The end of a job that was not decided here.
+    /// The end of a job whose worker cannot go on. A switch-over that is decided is carried out all the same: it needs no ring, and the
+    /// host was told that it happens.
     pub(super) fn give_up(&mut self, core: &JobCore, now_ns: u64) {
+        if self.completes(core, now_ns) {
+            return;
+        }
         core.latencies.end();
         self.let_go();
         self.open_gate();
         core.conclude(if core.share.is_cancelled() { End::Cancelled } else { End::Failed }, now_ns);
+    }
+
+    /// Carries out what is left of a switch-over that is decided; whether that is the job's end.
+    fn completes(&mut self, core: &JobCore, now_ns: u64) -> bool {
+        loop {
+            let act = self.coordinator.carry_on(&core.share, now_ns);
+            if act == Act::Rest {
+                // Nothing is decided, or the drive refused to move again and again.
+                return false;
+            }
+            self.carry_out(act, core, now_ns);
+            if matches!(act, Act::Conclude(_)) {
+                return true;
+            }
+            // Somebody who just looks at the gate keeps the drive from moving for as long as that takes.
+            std::thread::yield_now();
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::event::{IoStatus, LastError};
 use super::job::Job;
 use super::latencies::GuestLatencies;
-use crate::mirror::{BudgetLevel, CopyMode, JobStatus, Progress, RateMeter};
+use crate::mirror::{BudgetLevel, CopyMode, End, JobStatus, Progress, RateMeter};
 use crate::ring::monotonic_ns;
 
 /// Where a job stands.
@@ -107,11 +107,18 @@ impl Job {
             io_status: match share.stopped() {
                 Some(true) => IoStatus::NoSpace,
                 Some(false) => IoStatus::Failed,
+                // What fails once all is copied and flushed is not the job's failure, unless nobody is left to end it otherwise.
+                None if share.is_sealed() && !self.has_failed() => IoStatus::Ok,
                 None => share.failure().map_or(IoStatus::Ok, |failure| IoStatus::of_failure(failure.errno)),
             },
             last_error: self.core().events.last_error(),
             progress,
         }
+    }
+
+    /// Whether it is over, and has failed.
+    fn has_failed(&self) -> bool {
+        self.core().outcome().is_some_and(|outcome| outcome.end == End::Failed)
     }
 
     /// What the guest's requests took since the job began, and what they took before, without one; p50 to p99.99 of either is

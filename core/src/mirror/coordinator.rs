@@ -440,6 +440,7 @@ impl Coordinator {
         }
         if share.close_if_finished() {
             share.turn(Turn::Seal);
+            share.seal();
             share.turn(Turn::Prepare);
             self.stage = Stage::Sealed(Seal::Announced);
             return self.sealed(Seal::Announced, share, sight.now_ns);

@@ -2,6 +2,7 @@
 
 use super::windows::{options, turn_all};
 use super::*;
+use crate::engine::IoStatus;
 use crate::engine::crew::Crew;
 use crate::engine::{Completion, Event};
 use crate::error::{Error, ErrorKind};
@@ -150,17 +151,44 @@ fn a_switch_over_that_is_decided_needs_no_host_any_more() {
 
 /// All is copied and flushed then, so nothing that fails afterwards makes the target worse.
 #[test]
-fn a_failure_comes_before_the_decision_or_changes_nothing() {
+fn a_failure_of_a_pending_job_changes_nothing() {
+    for before in [false, true] {
+        let mut stand = Stand::pending(PIVOT);
+        if before {
+            stand.fail();
+            stand.turn();
+            assert!(stand.drive.gate().is_closed(), "the host may have written down the target");
+            assert_eq!((stand.job.status(), stand.job.query().io_status), (JobStatus::Pending, IoStatus::Ok));
+        }
+        stand.job.finalize().unwrap();
+        stand.fail();
+        let outcome = stand.outcome();
+        assert!(outcome.pivoted && outcome.error.is_none() && stand.has_moved());
+        assert_eq!(stand.job.query().io_status, IoStatus::Ok);
+    }
     let mut stand = Stand::pending(PIVOT);
-    stand.job.finalize().unwrap();
     stand.fail();
-    assert!(stand.outcome().pivoted && stand.has_moved());
-
-    let mut stand = Stand::pending(PIVOT);
-    stand.fail();
-    assert_too_late(stand.job.finalize(), "it has failed before");
-    assert_eq!(stand.outcome().end, End::Failed);
+    stand.job.cancel(Cancel::Force).unwrap();
+    assert_eq!(stand.outcome().end, End::Cancelled);
     assert!(!stand.has_moved());
+}
+
+/// A host that was told that its word is carried out does not ask again.
+#[test]
+fn a_switch_over_that_is_decided_needs_no_worker_any_more() {
+    let Stand { crew, job, drive, target, .. } = Stand::pending(PIVOT);
+    job.finalize().unwrap();
+    drop(crew);
+    let outcome = Crew::outcome(&job).unwrap();
+    assert!(outcome.end == End::Completed && outcome.pivoted && outcome.error.is_none());
+    assert!(Arc::ptr_eq(&drive.place().device, &target) && !drive.gate().is_closed() && !drive.has_job());
+
+    // Nobody would open the gate any more.
+    let Stand { crew, job, drive, target, .. } = Stand::pending(PIVOT);
+    drop(crew);
+    assert_eq!(Crew::outcome(&job).unwrap().end, End::Failed);
+    assert!(!Arc::ptr_eq(&drive.place().device, &target) && !drive.gate().is_closed() && !drive.has_job());
+    assert_too_late(job.finalize(), "it is over: it failed");
 }
 
 /// Otherwise a host cannot know whether there is anything to write down.

@@ -27,6 +27,17 @@ impl Coordinator {
         act
     }
 
+    /// The next step of a switch-over that is decided, for who has no ring any more; `Rest` if there is none.
+    pub fn carry_on(&mut self, share: &Share, now_ns: u64) -> Act {
+        match self.stage {
+            Stage::Sealed(seal) if share.is_decided() => {
+                self.retry_at_ns = 0;
+                self.sealed(seal, share, now_ns)
+            }
+            _ => Act::Rest,
+        }
+    }
+
     /// Whether the switch-over is carried out. Where the host need not be asked, this decides it.
     fn is_decided(&self, share: &Share) -> bool {
         share.is_decided() || (self.auto_finalize && share.decide())

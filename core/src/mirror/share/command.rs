@@ -5,8 +5,9 @@
 //!
 //! **The end is decided once.** That a switch-over is carried out and that the job is cancelled exclude each other, and whoever
 //! comes first has decided, in one step on the word: the host that finalizes, the home of a job that needs no such word, or who
-//! cancels. So each of them knows from the answer what comes of it. A failure decides nothing once a switch-over is being carried
-//! out: all is copied and flushed then.
+//! cancels. So each of them knows from the answer what comes of it. A failure decides nothing once all is copied and flushed behind
+//! the closed gate: it makes the target no worse, and a host that writes down which disk is its guest's must not find that the gate
+//! was opened meanwhile by something that it did not ask for.
 #![forbid(unsafe_code)]
 
 use super::{Failure, Share};
@@ -35,6 +36,8 @@ pub(super) mod flag {
     pub(in crate::mirror::share) const FINALIZE: u64 = 256;
     /// A switch-over is being made: no speed limit, no pacing.
     pub(in crate::mirror::share) const URGENT: u64 = 512;
+    /// All is copied and flushed behind the closed gate: no failure ends the job any more.
+    pub(in crate::mirror::share) const SEALED: u64 = 1024;
 }
 
 /// What has been decided of a job's end.
@@ -78,9 +81,18 @@ impl Command {
         self.set_unless(flag::FINALIZE, flag::CANCELLED)
     }
 
+    /// All is copied and flushed behind the closed gate, unless the job was cancelled or has failed before; whether no failure ends it
+    /// any more.
+    pub fn seal(&self) -> bool {
+        self.set_unless(flag::CANCELLED | flag::FAILED, flag::SEALED)
+    }
+
     /// Decides that the switch-over is carried out, unless something was decided already; whether this has decided it.
     pub fn decide(&self) -> bool {
-        self.set_unless(flag::FINALIZE | flag::CANCELLED | flag::FAILED, flag::FINALIZE)
+        self.set_if(
+            |word| word & (flag::FINALIZE | flag::CANCELLED) == 0 && !has_failed(word),
+            flag::FINALIZE,
+        )
     }
 
     /// The job fails.
@@ -91,7 +103,7 @@ impl Command {
     /// Whether it ends without a switch-over.
     pub fn gives_up(&self) -> bool {
         let word = self.0.load(Ordering::Acquire);
-        word & flag::FINALIZE == 0 && word & (flag::CANCELLED | flag::FAILED) != 0
+        word & flag::FINALIZE == 0 && (word & flag::CANCELLED != 0 || has_failed(word))
     }
 
     /// What was decided, if anything.
@@ -100,7 +112,7 @@ impl Command {
             word if word & flag::FINALIZE != 0 && word & flag::PIVOT != 0 => Some(Decision::Pivot),
             word if word & flag::FINALIZE != 0 => Some(Decision::PointInTime),
             word if word & flag::CANCELLED != 0 => Some(Decision::Cancelled),
-            word if word & flag::FAILED != 0 => Some(Decision::Failed),
+            word if has_failed(word) => Some(Decision::Failed),
             _ => None,
         }
     }
@@ -117,7 +129,12 @@ impl Command {
 
     /// Sets bits unless one of others is set; whether it has.
     fn set_unless(&self, others: u64, bits: u64) -> bool {
-        let more = |word| (word & others == 0).then_some(word | bits);
+        self.set_if(|word| word & others == 0, bits)
+    }
+
+    /// Sets bits if the word is as wanted; whether it has.
+    fn set_if(&self, wanted: impl Fn(u64) -> bool, bits: u64) -> bool {
+        let more = |word| wanted(word).then_some(word | bits);
         self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
@@ -125,6 +142,11 @@ impl Command {
     fn has(&self, bits: u64) -> bool {
         self.0.load(Ordering::Acquire) & bits != 0
     }
+}
+
+/// Whether a failure ends the job: one that came before all was copied and flushed.
+const fn has_failed(word: u64) -> bool {
+    word & flag::FAILED != 0 && word & flag::SEALED == 0
 }
 
 impl Share {
@@ -190,6 +212,17 @@ impl Share {
         self.commanded(flag::PIVOT)
     }
 
+    /// All is copied and flushed behind the closed gate.
+    pub(in crate::mirror) fn seal(&self) {
+        // If it was cancelled or has failed before, whoever looks next sees that.
+        let _ = self.command.seal();
+    }
+
+    /// Whether it is.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.commanded(flag::SEALED)
+    }
+
     /// The switch-over is to be carried out; `false` when something was decided already.
     pub fn decide(&self) -> bool {
         self.command.decide()
@@ -206,7 +239,7 @@ impl Share {
         self.commanded(flag::FINALIZE)
     }
 
-    /// Whether the job was cancelled or has failed before its switch-over was decided.
+    /// Whether the job was cancelled before its switch-over was decided, or has failed before it was sealed.
     pub(in crate::mirror) fn gives_up(&self) -> bool {
         self.command.gives_up()
     }
