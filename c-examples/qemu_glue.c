@@ -8,6 +8,7 @@
 #include <blkmirror.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 
@@ -20,8 +21,7 @@ static struct pollfd fds[WATCHED] = { { .fd = -1 }, { .fd = -1 } };
 static void loop_watch(int slot, int fd, void (*handler)(void *), void *opaque)
 {
     fds[slot] = (struct pollfd){ .fd = fd, .events = POLLIN };
-    handlers[slot].handler = handler;
-    handlers[slot].opaque = opaque;
+    handlers[slot].handler = handler, handlers[slot].opaque = opaque;
 }
 
 static void loop_run_once(void)
@@ -66,17 +66,19 @@ static int glue_register_buf(struct disk *disk, void *host, size_t size)
     return blkm_mem_region_map(disk->drive, host, size, 0);
 }
 
-/* The completion descriptor is readable (io_read), or the loop has seen that by glue_poll (io_poll_ready): wakes the coroutines. */
+/* The completion descriptor is readable (io_read), or the loop has seen that by glue_poll (io_poll_ready): wakes the coroutines. One at a
+ * time, for a coroutine that drains the disk polls this loop from within, and must find the others. */
 static void glue_process(void *opaque)
 {
     struct disk *disk = opaque;
-    blkm_completion done[16];
+    blkm_completion done = { .flags = 0 };
     int got;
-    while ((got = blkm_queue_process(disk->queue, done, 0, 16, 0)) > 0)
-        for (int i = 0; i < got; i++, disk->in_flight--) {
-            struct request *request = done[i].user_data;
-            *request = (struct request){ .ret = done[i].ret, .done = true }; /* aio_co_wake(request->co) */
-        }
+    while ((got = blkm_queue_process(disk->queue, &done, 0, 1, 0)) > 0 && !done.flags) {
+        *(struct request *)done.user_data = (struct request){ .ret = done.ret, .done = true }; /* aio_co_wake(request->co) */
+        disk->in_flight--;
+    }
+    if (got < 0 || done.flags)
+        abort(); /* Its ring broke: the kernel may still write to memory that the guest would use for something else. */
 }
 
 /* io_poll: whether there is something to process. Takes nothing. */
@@ -93,12 +95,12 @@ static int glue_attach(struct disk *disk)
 }
 
 /* .bdrv_detach_aio_context, in the thread of the context that is left (aio_wait_bh_oneshot), for the queue is that thread's. The disk
- * was drained, so it ends at once and loses nothing. The context that the disk comes to gets a queue of its own. */
+ * was drained; only writes to a target that hangs, of a job that is over, may still be under way, and nobody needs them. */
 static void glue_detach(struct disk *disk)
 {
     loop_watch(DISK, -1, NULL, NULL);
-    if (blkm_queue_close(&disk->queue, -1) < 0)
-        blkm_queue_destroy(&disk->queue); /* Its ring broke: abort(), if a completion had BLKM_COMPLETION_F_MEMORY_IN_USE. */
+    blkm_queue_close(&disk->queue, 1000000000);
+    blkm_queue_destroy(&disk->queue);
 }
 
 /* Sends what was queued, at the end of a batch (blk_io_unplug), and waits: qemu_coroutine_yield(). A loop polls before it sleeps. */
@@ -107,10 +109,7 @@ static int glue_wait(struct disk *disk, struct request *request)
     disk->in_flight++;
     blkm_queue_submit(disk->queue);
     while (!request->done)
-        if (glue_poll(disk))
-            glue_process(disk);
-        else
-            loop_run_once();
+        glue_poll(disk) ? glue_process(disk) : loop_run_once();
     return request->ret;
 }
 

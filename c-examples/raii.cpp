@@ -31,7 +31,7 @@ void say(std::string_view text) { std::fprintf(stderr, "raii: %.*s\n", static_ca
 class guest {
 public:
     guest(const blkm::drive &of, std::uint64_t blocks)
-        : queue_(blkm::queue::create(of).value()), page_(blkm::buffer::allocate(of, block_bytes).value()), blocks_(blocks),
+        : page_(blkm::buffer::allocate(of, block_bytes).value()), queue_(blkm::queue::create(of).value()), blocks_(blocks),
           thread_([this] { run(); }) {}
     ~guest() { stop(); }
     guest(const guest &) = delete;
@@ -59,8 +59,8 @@ private:
                 failed_ = true;
             }
         }
-        // On its own thread, with nothing under way and nothing to take: so it ends at once.
-        if (const auto closed = queue_.close(); !closed)
+        // On its own thread. Nothing of the guest's is under way; what a target that hangs may still have is not waited for any longer.
+        if (const auto closed = queue_.close(std::chrono::seconds(5)); !closed)
             say(closed.error().text());
     }
     void ended(const blkm::completion &done) {
@@ -70,10 +70,12 @@ private:
             say(done.text());
             failed_ = true;
         }
+        if (done.memory_in_use())
+            page_.release(); // The kernel may have it for as long as this process lives.
     }
 
-    blkm::queue queue_;
     blkm::buffer page_;
+    blkm::queue queue_;
     std::uint64_t blocks_;
     std::uint64_t writes_ = 0;
     std::atomic<bool> stopping_{false}, failed_{false};

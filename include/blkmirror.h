@@ -99,7 +99,10 @@ typedef struct blkm_engine blkm_engine;
 typedef struct blkm_job blkm_job;
 
 /**
- * A queue of guest requests to a drive. It belongs to the thread that uses it first: one queue for each of the host's threads. It may
+ * A queue of guest requests to a drive. When its ring broke, or a call has answered -ENOTRECOVERABLE, nothing is sent through it any more:
+ * destroy it, and see to requests that had no completion as after a crash of the disk, for their memory may be the kernel's.
+ *
+ * It belongs to the thread that uses it first: one queue for each of the host's threads. It may
  * be created, and destroyed once nobody uses it any more, on any.
  */
 typedef struct blkm_queue blkm_queue;
@@ -705,8 +708,9 @@ int blkm_queue_create(struct blkm_drive *drive, const struct blkm_queue_opts *op
  *
  * A host that is in no hurry uses `blkm_queue_close`, which loses nothing. Here requests under way get no completion any more, and
  * their memory may still be the kernel's: do not free or use it, as with `BLKM_COMPLETION_F_MEMORY_IN_USE`. On the queue's own
- * thread it waits for them, at most about 600 ms; a write that a hanging device may still carry out later makes a job that follows
- * the drive fail, and keeps every later job of the drive from switching over.
+ * thread it waits for them, at most about 600 ms; a write that a hanging disk of the guest's may still carry out later makes a job
+ * that follows the drive fail, and keeps every later job of the drive from switching over. A write to the target of a job that has
+ * ended does neither, so a queue that has nothing else left is destroyed without a loss.
  *
  * Threads: best the queue's own; any, while no other call uses the queue. Since 0.1.
  */
@@ -717,7 +721,7 @@ void blkm_queue_destroy(struct blkm_queue **queue);
  *
  * It sends what was submitted and sleeps until nothing is under way, no longer than `timeout_ns` (0: not at all; negative: for
  * ever). Requests that wait for the drive's gate are under way; so are writes to the target of a job that has ended, which nobody
- * else waits for. Completions that can be taken keep the queue from ending, before and after that: take them with
+ * else waits for: one that hangs keeps the queue from closing, so rather wait some seconds and destroy it. Completions that can be taken keep the queue from ending, before and after that: take them with
  * `blkm_queue_process` and close again.
  *
  * Returns 0, or -errno, and the queue is as it was: `-EBUSY` while something is under way or a completion was not taken; `-EPERM`

@@ -915,6 +915,11 @@ public:
 
     std::byte *data() const noexcept { return data_; }
     std::size_t size() const noexcept { return size_; }
+    /** Gives it away, to be freed with blkm_vfree(): never, after a completion with memory_in_use(). Empty afterwards. */
+    std::byte *release() noexcept {
+        size_ = 0;
+        return std::exchange(data_, nullptr);
+    }
 
 private:
     buffer(std::byte *data, std::size_t size) noexcept : data_(data), size_(size) {}
@@ -978,12 +983,14 @@ public:
     }
     /**
      * Ends it if nothing is lost by that: sleeps until nothing is under way, and fails with EBUSY when the time is over first or a
-     * completion was not taken; then it is as it was. To destroy it, as this object's end does, loses what is under way.
+     * completion was not taken; then it is as it was. To destroy it, as this object's end does, loses what is under way. A target that
+     * hangs after its job has ended keeps it from closing, so rather give it some seconds. An empty one is closed already.
      */
-    result<void> close(nanoseconds timeout = forever) noexcept {
-        blkm_queue *object = release();
+    result<void> close(nanoseconds timeout) noexcept {
+        blkm_queue *object = native();
         const int ret = blkm_queue_close(&object, timeout.count());
-        reset(object);
+        if (ret == 0)
+            static_cast<void>(release());
         return detail::checked(ret);
     }
 
@@ -1020,7 +1027,7 @@ public:
     /**
      * The completion loop: sends what was submitted, sleeps until `min` completions can be taken (0: does not sleep), hands every one that
      * is there to `take(const completion &)`, and gives their number. `take` may send new requests with this queue; they are sent
-     * before drain returns. For an event loop: call it with no more arguments whenever completion_fd is readable.
+     * before drain returns. It must not process or drain the queue itself: the texts of what is still to be handed over would go. For an event loop: call it with no more arguments whenever completion_fd is readable.
      */
     template <class Take> result<std::size_t> drain(Take &&take, int min = 0, nanoseconds timeout = forever) const {
         constexpr int batch = 32;

@@ -110,9 +110,9 @@ int main(int argc, char **argv) {
         }, 1, blkm::forever));
     CHECK(refused == 1 && *queue.drain(good) == 0 && *queue.completion_fd() >= 0 && queue.info()->in_flight == 0);
     queue.flush(nullptr);
-    CHECK(queue.info()->held == 0 && !queue.close() && queue);
+    CHECK(queue.info()->held == 0 && !queue.close(10s) && queue);
     CHECK(*queue.drain([](const blkm::completion &done) { CHECK(!done.memory_in_use()); }) == 1);
-    CHECK(queue.close() && !queue && queue.close());
+    CHECK(queue.close(0s) && !queue && queue.close(0s));
 
     auto tracker = std::move(*blkm::tracker::create(drive));
     auto begun = tracker.begin(0, 512, blkm::io_kind::write);

@@ -9,6 +9,7 @@
 //! request the number of the list that it was counted under, and a region that is younger than that is not used for it.
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -248,7 +249,12 @@ impl Memory {
     /// A queue begins, with counters that only it writes.
     pub(crate) fn add_queue(&self) -> Arc<InUse> {
         let mut queues = self.lock();
-        queues.retain(|queue| Arc::strong_count(queue) > 1 || !queue.is_idle());
+        queues.retain(|queue| {
+            let used = Arc::strong_count(queue) > 1;
+            // What its queue counted last, before it let go, must be seen here.
+            fence(Ordering::Acquire);
+            used || !queue.is_idle()
+        });
         let in_use = Arc::new(InUse::default());
         queues.push(Arc::clone(&in_use));
         in_use

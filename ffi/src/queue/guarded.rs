@@ -34,7 +34,10 @@ fn here() -> usize {
     HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
-/// A queue of guest requests to a drive. It belongs to the thread that uses it first: one queue for each of the host's threads. It may
+/// A queue of guest requests to a drive. When its ring broke, or a call has answered -ENOTRECOVERABLE, nothing is sent through it any more:
+/// destroy it, and see to requests that had no completion as after a crash of the disk, for their memory may be the kernel's.
+///
+/// It belongs to the thread that uses it first: one queue for each of the host's threads. It may
 /// be created, and destroyed once nobody uses it any more, on any.
 #[allow(non_camel_case_types, reason = "as in C")]
 pub struct blkm_queue {

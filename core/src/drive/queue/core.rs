@@ -214,8 +214,9 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// The error for one request too many.
     fn full(&self, wish: Wish) -> Error {
         let depth = self.options.depth;
-        Error::new(ErrorKind::QueueFull, wish.attempt())
-            .because(format!("{depth} requests are under way or wait to be popped; pop completions first"))
+        Error::new(ErrorKind::QueueFull, wish.attempt()).because(format!(
+            "{depth} requests are under way, or their completions were not taken; take completions first"
+        ))
     }
 
     /// Takes a completion.

@@ -237,7 +237,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
 impl<D: Send + Sync + std::fmt::Debug + 'static> Drop for QueueCore<D> {
     fn drop(&mut self) {
         let lost = catch_unwind(AssertUnwindSafe(|| self.lose_all(libc::ECANCELED, self.now_ns)));
-        if lost.is_err() {
+        if lost.is_err() || !self.table.is_empty() {
             std::mem::forget(std::mem::replace(&mut self.table, Table::new(0)));
         }
     }

@@ -393,7 +393,7 @@ impl Queue {
     #[inline]
     fn running(&mut self, attempt: &'static str) -> Result<&mut Running> {
         let thread = threads::number();
-        if !self.running.as_ref().is_some_and(|running| running.thread == thread) {
+        if self.running.as_ref().is_none_or(|running| running.thread != thread) {
             self.first_use(thread, attempt)?;
         }
         self.running.as_deref_mut().ok_or_else(|| Self::not_yours(attempt))

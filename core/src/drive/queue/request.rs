@@ -250,6 +250,11 @@ impl Table {
         true
     }
 
+    /// Whether there is no request.
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.places.len()
+    }
+
     /// How many places there are.
     pub(super) fn places(&self) -> u32 {
         u32::try_from(self.places.len()).unwrap_or(u32::MAX)
