@@ -85,6 +85,7 @@ static bool back_up(blkm_engine *engine, const char *path, blkm_bitmap *bitmap)
         .flags = BLKM_MIRROR_F_COMPLETE, /* Ends by itself: the backup is the disk as of that moment, and the drive stays. */
         .sync = bitmap ? BLKM_SYNC_BITMAP : BLKM_SYNC_FULL,
         .bitmap = bitmap,
+        .max_pause_ns = 1000000000, /* A backup may hold the guest that long at its end, and a slow flush of it must fit in. */
     };
     blkm_outcome outcome = { .struct_size = sizeof outcome };
     blkm_device *backup = NULL;

@@ -115,7 +115,7 @@ static bool record(const char *file, const char *disk)
     return good;
 }
 
-/* The main loop while a job runs, until it is over. */
+/* The main loop while a job runs, until it is over. It alone ends the job, so record and verdict need no lock around both. */
 static void follow(blkm_engine *engine, blkm_job *job, char **argv)
 {
     blkm_event event = { .struct_size = sizeof event };
@@ -134,8 +134,8 @@ static void follow(blkm_engine *engine, blkm_job *job, char **argv)
         else if (event.type == BLKM_EVENT_PENDING) /* Both disks are equal, and the guest's requests are held: now. */
             ret = !(event.flags & BLKM_EVENT_F_PIVOTS) || record(argv[3], argv[2]) ? blkm_job_finalize(job) :
                   (record(argv[3], argv[1]), blkm_job_cancel(job, true));
-        if (ret < 0) /* It was decided otherwise before, and this says how; the outcome will, too. */
-            fprintf(stderr, "minivmm: %s\n", blkm_error_msg());
+        if (ret < 0) /* Decided otherwise before: the guest goes on, on its old disk. At once, or a crash would lose its writes. */
+            record(argv[3], argv[1]), fprintf(stderr, "minivmm: %s\n", blkm_error_msg());
     }
     close(loop);
 }

@@ -39,8 +39,10 @@
  *   queue                                          one thread, the first that uses it; destroy: any thread
  *   close and destroy                              while no other call uses the object
  *   handlers (log, thread start)                   called on any thread; they must not call the library
- * The library installs no signal handlers and blocks all signals on its threads. After fork(2) a child cannot use its parent's objects;
- * it may close them, which only forgets them, and make its own.
+ * The library installs no signal handlers and blocks all signals on its threads. After fork(2) a child cannot use its parent's
+ * objects; it may close them, which only forgets them, and make its own. So daemonise before you open devices and make an engine. A
+ * child that does not exec shares the parent's open file descriptions: a disk that was open at the fork may stay claimed (O_EXCL,
+ * the lock of a file) after the parent has closed it or ended, until the child ends or execs.
  */
 #ifndef BLKMIRROR_H
 #define BLKMIRROR_H

@@ -39,8 +39,10 @@
  *   queue                                          one thread, the first that uses it; destroy: any thread
  *   close and destroy                              while no other call uses the object
  *   handlers (log, thread start)                   called on any thread; they must not call the library
- * The library installs no signal handlers and blocks all signals on its threads. After fork(2) a child cannot use its parent's objects;
- * it may close them, which only forgets them, and make its own.
+ * The library installs no signal handlers and blocks all signals on its threads. After fork(2) a child cannot use its parent's
+ * objects; it may close them, which only forgets them, and make its own. So daemonise before you open devices and make an engine. A
+ * child that does not exec shares the parent's open file descriptions: a disk that was open at the fork may stay claimed (O_EXCL,
+ * the lock of a file) after the parent has closed it or ended, until the child ends or execs.
  */
 #ifndef BLKMIRROR_H
 #define BLKMIRROR_H
@@ -333,7 +335,9 @@ void blkm_device_opts_init(struct blkm_device_opts *opts, size_t struct_size);
  *
  * They cannot be handed over to another process. When a guest moves to another process on this host, as with live migration to a
  * new version of the hypervisor, the old one stops the guest, takes all completions, and closes queues, jobs, drive and device;
- * then the new one opens it. Where the new one must have it open before, both open it with `BLKM_DEVICE_F_ALLOW_SHARED`.
+ * then the new one opens it. Where the new one must have it open before, both open it with `BLKM_DEVICE_F_ALLOW_SHARED`. Whether a
+ * device is kept from others is chosen when it is opened, and for as long as anybody uses it: a hold cannot be taken later, nor
+ * given up before.
  *
  * What is locked or claimed is tried again for 200 ms before it is refused: the kernel takes the rings of a process that was
  * killed, or that ended with requests under way, apart after the process is gone, and keeps its files locked until then (measured:
@@ -358,7 +362,12 @@ int blkm_device_open(const char *path, blkm_role role, const struct blkm_device_
 int blkm_device_open_fd(int fd, blkm_role role, const struct blkm_device_opts *opts, struct blkm_device **out);
 
 /**
- * Creates a regular file of `size_bytes`, one hole, with mode 0600, and opens it as a target.
+ * Creates a regular file of `size_bytes`, one hole, with mode 0600, and opens it as a target. Its name is durable when this
+ * returns: its directory is flushed, or, where that may not be read, its file system (`syncfs(2)`). It blocks until then. Where it
+ * fails there is no file.
+ *
+ * A size above the process's `RLIMIT_FSIZE` raises SIGXFSZ, which ends a process that neither handles nor ignores it; otherwise it
+ * is `-EFBIG`. Writes past that limit in any file do the same.
  *
  * Returns 0, or -errno: `-EEXIST`, also for a symbolic link to nothing; `-EINVAL` if the size is no multiple of 512; what the file
  * system says. Threads: any. Since 0.1.
@@ -379,7 +388,8 @@ void blkm_device_close(struct blkm_device **device);
 int blkm_device_get_info(struct blkm_device *device, struct blkm_device_info *info);
 
 /**
- * Looks at the size again, after a file or a volume has grown. `size_bytes` may be NULL. Drives that exist keep their size.
+ * Looks at the size again, after a file or a volume has grown. `size_bytes` may be NULL. Drives that exist keep their size, and so
+ * do their jobs (`blkm_drive_create`).
  *
  * Returns 0, or -errno. Threads: any. Since 0.1.
  */
@@ -508,8 +518,10 @@ void blkm_drive_opts_init(struct blkm_drive_opts *opts, size_t struct_size);
  * for itself. `opts` may be NULL. On success `*out` is the drive, to be closed with `blkm_drive_close`; else it is NULL.
  *
  * Queues do not bounce: what is not aligned is refused. A host that shows its guest blocks of 512 bytes and may move it to a disk
- * with larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size: for a
- * disk that has grown, make the drive and all that hangs on it anew.
+ * with larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size, which a
+ * job goes by, too: for a disk that has grown, close the drive and all that hangs on it, look at the size with
+ * `blkm_device_refresh_size`, and make them anew. After a pivot the drive's device is one that was opened as a target, of which no
+ * drive is made: close all, that device as well, and open the disk anew by its path as `BLKM_ROLE_DISK`.
  *
  * Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible, or for a device opened as a target; `-EBUSY` while
  * another drive or a job has the device. Threads: any. Since 0.1.
@@ -531,9 +543,13 @@ void blkm_drive_close(struct blkm_drive **drive);
 int blkm_drive_get_info(struct blkm_drive *drive, struct blkm_drive_info *info);
 
 /**
- * A new descriptor of the device that the drive stands on now, for a host that does its own I/O (see `blkm_tracker_begin`). It is
- * the caller's to close, has `O_CLOEXEC` and `O_DIRECT` set, and shares its file position with the library: use `pread(2)` and its
- * kin.
+ * A new descriptor of the device that the drive stands on now, for a host that does its own I/O (see `blkm_tracker_begin`). Fetch
+ * it while a token of yours is under way, for the drive does not move then, and the token's `device_number` says which device it
+ * is (c-examples/tracker.c); by a number that was read before, it may have moved in between.
+ *
+ * It is the caller's to close, has `O_CLOEXEC` set, `O_DIRECT` where the device is `BLKM_DEVICE_IS_DIRECT`, and shares its file
+ * position with the library: use `pread(2)` and its kin. It is a duplicate of the descriptor that the device is claimed by: a
+ * block device that the drive has left stays claimed until you have closed every such descriptor of it, too.
  *
  * Returns the descriptor, or -errno. Threads: any. Since 0.1.
  */
@@ -575,10 +591,15 @@ void blkm_vfree(void *memory);
  *
  * What it costs: each queue takes it up when it is used next, on its own thread, which does nothing else meanwhile. The kernel
  * pins every page then, and fetches those that are not there: 1 GiB takes in the order of 40 ms in small pages, of 5 ms in huge
- * ones, and seconds where the pages are not there yet (measured on a virtual machine). It does so once for each queue, and counts
- * it each time against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK: the limit must be the mapped bytes times the queues.
- * What the kernel refuses is used unregistered, which `blkm_queue_get_info` tells. A queue for rare requests does without
+ * ones, and seconds where the pages are not there yet (measured on a virtual machine). A queue for rare requests does without
  * (`BLKM_QUEUE_F_NO_REGIONS`). However many regions there are, finding its own costs a request 10 to 20 ns.
+ *
+ * The kernel pins the pages once for each queue, and counts them each time against `RLIMIT_MEMLOCK`, unless the process has
+ * CAP_IPC_LOCK when the ring is made (of a worker: with the engine; of a queue: when it is used first). The count is the user's,
+ * not the process's: the limit of each process must have room for the sum over all processes of that user, of the mapped bytes of
+ * each drive times its queues, and of the copy memory of all workers (`window_bytes` and 4 MiB) and queues (`staging_bytes`). What
+ * the kernel refuses is used unregistered, which `blkm_queue_get_info` tells of regions; what a process then gets depends on who
+ * came first.
  *
  * Returns 0, or -errno: `-EINVAL` for memory that is empty or wraps, or flags; `-EEXIST` when it overlaps another region;
  * `-EMFILE` with 256 regions, or when all of them together need more than 4095 pieces of 1 GiB (4 TiB). Threads: any. Since 0.1.
@@ -945,7 +966,12 @@ void blkm_tracker_close(struct blkm_tracker **tracker);
  * begun; hold the request, and begin again when one of yours has ended (`blkm_tracker_wait` and the descriptor tell of the gate
  * alone), or after a moment if none of yours is under way. A host that never has more than that many under way never sees it.
  *
- * A token that is never ended keeps every job of the drive from switching over.
+ * A switch-over closes the gate and waits for every token that is under way. So never make the end of a token wait for the gate:
+ * not by sleeping in `blkm_tracker_wait` or for the descriptor before you end it, nor by waiting for a completion of a queue of
+ * the same drive; and one request of the guest's is one token, not several that are begun one after the other. Each would wait for
+ * the other: the switch-over would be missed again and again, and with a `max_pause_ns` of `BLKM_NEVER_NS` both would wait for
+ * ever. A token that is never ended keeps every job of the drive from switching over.
+ *
  * Threads: any. Since 0.1.
  */
 int blkm_tracker_begin(struct blkm_tracker *tracker,
@@ -965,7 +991,8 @@ int blkm_tracker_begin(struct blkm_tracker *tracker,
 int blkm_tracker_end(struct blkm_tracker *tracker, const struct blkm_token *token, int result);
 
 /**
- * Sleeps until the drive's gate is open, at most for `timeout_ns`; negative: for ever.
+ * Sleeps until the drive's gate is open, at most for `timeout_ns`; negative: for ever. Never while the thread has a token to
+ * end (`blkm_tracker_begin`).
  *
  * Returns 1 if it is open, 0 if the time is over, or -errno. Threads: any. Since 0.1.
  */
@@ -1170,8 +1197,10 @@ typedef uint32_t blkm_sync_mode;
 typedef uint32_t blkm_copy_mode;
 
 /**
- * Background, and write-blocking when the remainder stops shrinking, which it stays then, with what is said there of a target that hangs; if
- * that does not help, guest requests are held now and then.
+ * Background, and write-blocking when the remainder stops shrinking, which it stays then; if that does not help, guest requests
+ * are held now and then. After the step to write-blocking a target that hangs holds guest writes until the job is cancelled by
+ * force, and those from stable buffers (`BLKM_QUEUE_F_STABLE_BUFFERS`) even after that, until the target answers: choose
+ * `BLKM_COPY_BACKGROUND` unless you supervise how long guest writes take.
  */
 #define BLKM_COPY_AUTO 0
 
@@ -1179,8 +1208,8 @@ typedef uint32_t blkm_copy_mode;
 #define BLKM_COPY_BACKGROUND 1
 
 /**
- * They go to the source and the target at once, and the guest is told when both are done. For queues. A target that hangs holds writes
- * until the job is cancelled by force: there is no time limit and no event.
+ * They go to the source and the target at once, and the guest is told when both are done. For queues. A target that hangs holds
+ * writes until the job is cancelled by force, and those from stable buffers even after that: there is no time limit and no event.
  */
 #define BLKM_COPY_WRITE_BLOCKING 2
 
@@ -1280,8 +1309,8 @@ typedef uint32_t blkm_budget_level;
 /**
  * At the end, whichever it is (a pivot, a point in time, a soft cancel, the end of a copy), the job stays pending, with guest
  * requests held for as long, until `blkm_job_finalize` or `blkm_job_cancel`; `BLKM_EVENT_PENDING` says whether the drive is about
- * to move. If it is, this is the moment to write down, durably, that the target is the disk from now on: a host that may crash
- * sets it. Do not wait for guest requests on the thread that is to finalize.
+ * to move. If it is, this is the moment to write down, durably, that the target is the disk from now on (how, is said there): a
+ * host that may crash and start again sets it. Do not wait for guest requests on the thread that is to finalize.
  */
 #define BLKM_MIRROR_F_MANUAL_FINALIZE 16
 
@@ -1386,13 +1415,15 @@ void blkm_mirror_opts_init(struct blkm_mirror_opts *opts, size_t struct_size);
  *
  * Events of the job may come, and its handle be in `*out`, before this returns; it then returns 0.
  *
- * It opens both devices once more for each worker and blocks for as long as their file systems do, so do not call it from an event loop.
+ * It opens both devices once more for each worker but the first, on the calling thread, and blocks for as long as their file
+ * systems do, so do not call it from an event loop. Where that is forbidden, or /proc is missing, their descriptors are duplicated
+ * instead.
  *
  * Returns 0, or -errno: `-EBUSY` when a job runs on the drive, both are the same, the bitmap is in use, or the target is: by
  * another job or drive, or by the requests of a job that is over and may still land (`blkm_job_wait` waits for them for a while);
  * `-EINVAL` for an option that makes no sense or a target that is too small; `-EAGAIN` when the engine carries 64 jobs, or many
- * are being started at once; `-ENOMEM`; `-EMFILE`; what the kernel says when it opens a device once more, such as `-EACCES` or
- * `-ENOENT`. Threads: any. Since 0.1.
+ * are being started at once; `-ENOMEM`; `-EMFILE`; what else the kernel says when it opens a device once more, such as `-ENXIO`
+ * for one that is gone. Threads: any. Since 0.1.
  */
 int blkm_mirror_start(struct blkm_engine *engine,
                       struct blkm_drive *drive,
@@ -1426,7 +1457,7 @@ int blkm_copy_start(struct blkm_engine *engine,
 /**
  * Closes the caller's handle and sets `*job` to NULL. NULL, and a pointer to NULL, are allowed. A job that is not over runs on and
  * ends as it was asked to, or with its engine, and nobody hears of it; one that would have to be finalized, and was not, is
- * cancelled. Who holds the disks after a job: `blkm_job_get_outcome`.
+ * cancelled (`BLKM_EVENT_PENDING` says what to write down before). Who holds the disks after a job: `blkm_job_get_outcome`.
  *
  * Threads: any, while no other call uses this handle; not between taking an event of the job and using its `job`. Since 0.1.
  */
@@ -1435,7 +1466,10 @@ void blkm_job_close(struct blkm_job **job);
 /** How a switch-over is to end. */
 typedef uint32_t blkm_completion_mode;
 
-/** The drive moves to the target. */
+/**
+ * The drive moves to the target. Guest requests are acknowledged there before the host hears of the end, so one that may crash and
+ * start again sets `BLKM_MIRROR_F_MANUAL_FINALIZE` and writes the disk down at `BLKM_EVENT_PENDING`.
+ */
 #define BLKM_COMPLETE_PIVOT 0
 
 /** The drive stays where it is; the target is a copy as of that moment. */
@@ -1496,8 +1530,9 @@ int blkm_job_complete(struct blkm_job *job,
  * ends as with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), and waits like `blkm_job_complete`, one in standby for
  * `blkm_job_resume`; any other ends as by force.
  *
- * A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that is closed
- * or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before.
+ * A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that
+ * is closed or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before,
+ * under the lock that `BLKM_EVENT_PENDING` speaks of.
  *
  * How a job ends is decided once, by whichever comes first: a cancel by force, `blkm_job_finalize`, or, without
  * `BLKM_MIRROR_F_MANUAL_FINALIZE`, the job itself when everything is copied and flushed and guest requests are held. Success of a
@@ -1513,7 +1548,9 @@ int blkm_job_cancel(struct blkm_job *job,
 
 /**
  * Carries out a switch-over that is pending. Success means that this is decided: a cancel is refused from then on, and the job
- * completes, unless a bug in the library is caught while it does.
+ * completes, unless the ring of a worker breaks or a bug in the library is caught in the moment before the drive moves: only the
+ * outcome says whether it has. What to write down before, under which lock, and what to do when it is refused:
+ * `BLKM_EVENT_PENDING`.
  *
  * Returns 0, or -errno: `-EPERM` in any other state, and when the job was cancelled, has failed or was finalized before:
  * `blkm_error_msg` says which. Threads: any. Since 0.1.
@@ -1726,6 +1763,8 @@ int blkm_job_get_latencies(struct blkm_job *job, struct blkm_latencies *without_
  *   go; in write-blocking mode a queue closes it when its thread uses the queue next, or with the queue.
  * - The job itself, and a copy has nobody else: its workers close both within moments, which `blkm_job_wait` waits for, 250 ms at
  *   most; only a worker whose requests hang keeps both until these come back. The handle of the job holds neither.
+ * - You, with descriptors that `blkm_drive_dup_fd` gave: each keeps its device open, and a block device claimed, until you close
+ *   it.
  *
  * Returns 0, or -errno: `-EAGAIN` while the job is not over, `-EINVAL` for NULL or a size that is too small. Threads: any. Since
  * 0.1.
@@ -1778,6 +1817,16 @@ typedef uint32_t blkm_event_type;
  * Everything is copied and flushed, and guest requests are held. With `BLKM_EVENT_F_PIVOTS` the drive is about to move: it is the
  * moment to write down, durably, that the target is the guest's disk from now on. Without, the drive stays where it is, and there
  * is nothing to write down. `blkm_job_finalize` goes on. Only with `BLKM_MIRROR_F_MANUAL_FINALIZE`.
+ *
+ * How the job ends is decided in one step; what you write down and that step are two. So where more than one thread of yours may
+ * end it, hold one lock of yours around writing down the target and `blkm_job_finalize`, and the same one around writing down the
+ * old disk and `blkm_job_cancel` by force, `blkm_job_close` or `blkm_engine_destroy`. Once finalize has succeeded what is written
+ * down stays, unless the outcome comes without `BLKM_OUTCOME_PIVOTED`: note that under the lock, too.
+ *
+ * A pending job may also fail by itself: the ring of a worker breaks, or a bug is caught. Guest requests then go on, on the old
+ * disk, before anybody can take back what is written down, and finalize is refused: write down the old disk at once, before
+ * anything else, and not only when the outcome is there. A host that crashes before it has, and starts its guest on the target,
+ * loses what the guest has written in between.
  */
 #define BLKM_EVENT_PENDING 9
 
@@ -1895,8 +1944,9 @@ int blkm_engine_create(const struct blkm_engine_opts *opts,
 
 /**
  * Ends an engine and sets `*engine` to NULL. NULL, and a pointer to NULL, are allowed. Jobs that are not over are cancelled, one
- * that is pending and not finalized too, unless their switch-over is decided (`blkm_job_cancel`); their handles stay good, and
- * their events can no longer be taken. It joins the workers: it returns at once, or within about a second while requests hang.
+ * that is pending and not finalized too, unless their switch-over is decided (`blkm_job_cancel`; `BLKM_EVENT_PENDING` says what to
+ * write down before); their handles stay good, and their events can no longer be taken. It joins the workers: it returns at once,
+ * or within about a second while requests hang.
  *
  * Threads: any but the engine's, while no other call uses the engine. Since 0.1.
  */

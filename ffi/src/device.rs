@@ -144,7 +144,9 @@ pub unsafe extern "C" fn blkm_device_opts_init(opts: *mut blkm_device_opts, stru
 ///
 /// They cannot be handed over to another process. When a guest moves to another process on this host, as with live migration to a
 /// new version of the hypervisor, the old one stops the guest, takes all completions, and closes queues, jobs, drive and device;
-/// then the new one opens it. Where the new one must have it open before, both open it with `BLKM_DEVICE_F_ALLOW_SHARED`.
+/// then the new one opens it. Where the new one must have it open before, both open it with `BLKM_DEVICE_F_ALLOW_SHARED`. Whether a
+/// device is kept from others is chosen when it is opened, and for as long as anybody uses it: a hold cannot be taken later, nor
+/// given up before.
 ///
 /// What is locked or claimed is tried again for 200 ms before it is refused: the kernel takes the rings of a process that was
 /// killed, or that ended with requests under way, apart after the process is gone, and keeps its files locked until then (measured:
@@ -212,7 +214,12 @@ pub unsafe extern "C" fn blkm_device_open_fd(
     unsafe { create(out, attempt, || Ok(opened(open()?))) }
 }
 
-/// Creates a regular file of `size_bytes`, one hole, with mode 0600, and opens it as a target.
+/// Creates a regular file of `size_bytes`, one hole, with mode 0600, and opens it as a target. Its name is durable when this
+/// returns: its directory is flushed, or, where that may not be read, its file system (`syncfs(2)`). It blocks until then. Where it
+/// fails there is no file.
+///
+/// A size above the process's `RLIMIT_FSIZE` raises SIGXFSZ, which ends a process that neither handles nor ignores it; otherwise it
+/// is `-EFBIG`. Writes past that limit in any file do the same.
 ///
 /// Returns 0, or -errno: `-EEXIST`, also for a symbolic link to nothing; `-EINVAL` if the size is no multiple of 512; what the file
 /// system says. Threads: any. Since 0.1.
@@ -258,7 +265,8 @@ pub unsafe extern "C" fn blkm_device_get_info(
     unsafe { with(device, attempt, body) }
 }
 
-/// Looks at the size again, after a file or a volume has grown. `size_bytes` may be NULL. Drives that exist keep their size.
+/// Looks at the size again, after a file or a volume has grown. `size_bytes` may be NULL. Drives that exist keep their size, and so
+/// do their jobs (`blkm_drive_create`).
 ///
 /// Returns 0, or -errno. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]

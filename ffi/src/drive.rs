@@ -123,8 +123,10 @@ pub unsafe extern "C" fn blkm_drive_opts_init(opts: *mut blkm_drive_opts, struct
 /// for itself. `opts` may be NULL. On success `*out` is the drive, to be closed with `blkm_drive_close`; else it is NULL.
 ///
 /// Queues do not bounce: what is not aligned is refused. A host that shows its guest blocks of 512 bytes and may move it to a disk
-/// with larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size: for a
-/// disk that has grown, make the drive and all that hangs on it anew.
+/// with larger ones sets `align_bytes` to those and sees to the rest itself; it cannot be changed later. Nor can the size, which a
+/// job goes by, too: for a disk that has grown, close the drive and all that hangs on it, look at the size with
+/// `blkm_device_refresh_size`, and make them anew. After a pivot the drive's device is one that was opened as a target, of which no
+/// drive is made: close all, that device as well, and open the disk anew by its path as `BLKM_ROLE_DISK`.
 ///
 /// Returns 0, or -errno: `-EINVAL` if the blocks asked for are not possible, or for a device opened as a target; `-EBUSY` while
 /// another drive or a job has the device. Threads: any. Since 0.1.
@@ -185,9 +187,13 @@ pub unsafe extern "C" fn blkm_drive_get_info(drive: *mut blkm_drive, info: *mut 
     unsafe { with(drive, attempt, body) }
 }
 
-/// A new descriptor of the device that the drive stands on now, for a host that does its own I/O (see `blkm_tracker_begin`). It is
-/// the caller's to close, has `O_CLOEXEC` and `O_DIRECT` set, and shares its file position with the library: use `pread(2)` and its
-/// kin.
+/// A new descriptor of the device that the drive stands on now, for a host that does its own I/O (see `blkm_tracker_begin`). Fetch
+/// it while a token of yours is under way, for the drive does not move then, and the token's `device_number` says which device it
+/// is (c-examples/tracker.c); by a number that was read before, it may have moved in between.
+///
+/// It is the caller's to close, has `O_CLOEXEC` set, `O_DIRECT` where the device is `BLKM_DEVICE_IS_DIRECT`, and shares its file
+/// position with the library: use `pread(2)` and its kin. It is a duplicate of the descriptor that the device is claimed by: a
+/// block device that the drive has left stays claimed until you have closed every such descriptor of it, too.
 ///
 /// Returns the descriptor, or -errno. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]

@@ -93,8 +93,9 @@ pub unsafe extern "C" fn blkm_engine_create(
 }
 
 /// Ends an engine and sets `*engine` to NULL. NULL, and a pointer to NULL, are allowed. Jobs that are not over are cancelled, one
-/// that is pending and not finalized too, unless their switch-over is decided (`blkm_job_cancel`); their handles stay good, and
-/// their events can no longer be taken. It joins the workers: it returns at once, or within about a second while requests hang.
+/// that is pending and not finalized too, unless their switch-over is decided (`blkm_job_cancel`; `BLKM_EVENT_PENDING` says what to
+/// write down before); their handles stay good, and their events can no longer be taken. It joins the workers: it returns at once,
+/// or within about a second while requests hang.
 ///
 /// Threads: any but the engine's, while no other call uses the engine. Since 0.1.
 #[unsafe(no_mangle)]

@@ -46,6 +46,16 @@ pub const BLKM_EVENT_SWITCH_OVER_MISSED: blkm_event_type = 8;
 /// Everything is copied and flushed, and guest requests are held. With `BLKM_EVENT_F_PIVOTS` the drive is about to move: it is the
 /// moment to write down, durably, that the target is the guest's disk from now on. Without, the drive stays where it is, and there
 /// is nothing to write down. `blkm_job_finalize` goes on. Only with `BLKM_MIRROR_F_MANUAL_FINALIZE`.
+///
+/// How the job ends is decided in one step; what you write down and that step are two. So where more than one thread of yours may
+/// end it, hold one lock of yours around writing down the target and `blkm_job_finalize`, and the same one around writing down the
+/// old disk and `blkm_job_cancel` by force, `blkm_job_close` or `blkm_engine_destroy`. Once finalize has succeeded what is written
+/// down stays, unless the outcome comes without `BLKM_OUTCOME_PIVOTED`: note that under the lock, too.
+///
+/// A pending job may also fail by itself: the ring of a worker breaks, or a bug is caught. Guest requests then go on, on the old
+/// disk, before anybody can take back what is written down, and finalize is refused: write down the old disk at once, before
+/// anything else, and not only when the outcome is there. A host that crashes before it has, and starts its guest on the target,
+/// loses what the guest has written in between.
 pub const BLKM_EVENT_PENDING: blkm_event_type = 9;
 /// The job is over; `blkm_job_get_outcome` tells how.
 pub const BLKM_EVENT_CONCLUDED: blkm_event_type = 10;

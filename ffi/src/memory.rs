@@ -48,10 +48,15 @@ pub unsafe extern "C" fn blkm_vfree(memory: *mut c_void) {
 ///
 /// What it costs: each queue takes it up when it is used next, on its own thread, which does nothing else meanwhile. The kernel
 /// pins every page then, and fetches those that are not there: 1 GiB takes in the order of 40 ms in small pages, of 5 ms in huge
-/// ones, and seconds where the pages are not there yet (measured on a virtual machine). It does so once for each queue, and counts
-/// it each time against `RLIMIT_MEMLOCK` of a process without CAP_IPC_LOCK: the limit must be the mapped bytes times the queues.
-/// What the kernel refuses is used unregistered, which `blkm_queue_get_info` tells. A queue for rare requests does without
+/// ones, and seconds where the pages are not there yet (measured on a virtual machine). A queue for rare requests does without
 /// (`BLKM_QUEUE_F_NO_REGIONS`). However many regions there are, finding its own costs a request 10 to 20 ns.
+///
+/// The kernel pins the pages once for each queue, and counts them each time against `RLIMIT_MEMLOCK`, unless the process has
+/// CAP_IPC_LOCK when the ring is made (of a worker: with the engine; of a queue: when it is used first). The count is the user's,
+/// not the process's: the limit of each process must have room for the sum over all processes of that user, of the mapped bytes of
+/// each drive times its queues, and of the copy memory of all workers (`window_bytes` and 4 MiB) and queues (`staging_bytes`). What
+/// the kernel refuses is used unregistered, which `blkm_queue_get_info` tells of regions; what a process then gets depends on who
+/// came first.
 ///
 /// Returns 0, or -errno: `-EINVAL` for memory that is empty or wraps, or flags; `-EEXIST` when it overlaps another region;
 /// `-EMFILE` with 256 regions, or when all of them together need more than 4095 pieces of 1 GiB (4 TiB). Threads: any. Since 0.1.

@@ -86,7 +86,12 @@ pub unsafe extern "C" fn blkm_tracker_close(tracker: *mut *mut blkm_tracker) {
 /// begun; hold the request, and begin again when one of yours has ended (`blkm_tracker_wait` and the descriptor tell of the gate
 /// alone), or after a moment if none of yours is under way. A host that never has more than that many under way never sees it.
 ///
-/// A token that is never ended keeps every job of the drive from switching over.
+/// A switch-over closes the gate and waits for every token that is under way. So never make the end of a token wait for the gate:
+/// not by sleeping in `blkm_tracker_wait` or for the descriptor before you end it, nor by waiting for a completion of a queue of
+/// the same drive; and one request of the guest's is one token, not several that are begun one after the other. Each would wait for
+/// the other: the switch-over would be missed again and again, and with a `max_pause_ns` of `BLKM_NEVER_NS` both would wait for
+/// ever. A token that is never ended keeps every job of the drive from switching over.
+///
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_tracker_begin(
@@ -139,7 +144,8 @@ pub unsafe extern "C" fn blkm_tracker_end(
     unsafe { with(tracker, attempt, body) }
 }
 
-/// Sleeps until the drive's gate is open, at most for `timeout_ns`; negative: for ever.
+/// Sleeps until the drive's gate is open, at most for `timeout_ns`; negative: for ever. Never while the thread has a token to
+/// end (`blkm_tracker_begin`).
 ///
 /// Returns 1 if it is open, 0 if the time is over, or -errno. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]

@@ -173,6 +173,44 @@ static void a_job_that_was_cancelled_says_so(void)
     kit_end(&scene);
 }
 
+/* Otherwise a drive on a disk that has grown could not be mirrored any more to a target that is as large as the drive. */
+static void a_grown_disk_is_mirrored_in_the_size_of_its_drive(void)
+{
+    blkm_mirror_opts opts = kit_opts(0);
+    blkm_bitmap_opts named = { .struct_size = sizeof named, .name = "b" };
+    blkm_drive_info drive = { .struct_size = sizeof drive };
+    blkm_job_info info = { .struct_size = sizeof info };
+    blkm_bitmap *bitmap = NULL;
+    uint64_t size = 0;
+    blkm_job *job;
+
+    scene = kit_scene(MIB);
+    OK(blkm_bitmap_create(scene.drive, &named, &bitmap));
+    OK(blkm_bitmap_set_dirty(bitmap, 0, MIB));
+    CHECK(truncate(kit_path("disk"), 2 * MIB) == 0);
+    OK(blkm_device_refresh_size(scene.disk, &size));
+    CHECK(size == 2 * MIB);
+    job = kit_mirror(&scene, &opts);
+    kit_until(job, BLKM_JOB_READY);
+    OK(blkm_job_query(job, &info));
+    CHECK(info.disk_bytes == MIB && info.copied_bytes == MIB);
+    OK(blkm_job_complete(job, BLKM_COMPLETE_POINT_IN_TIME));
+    CHECK(kit_outcome(job).flags == BLKM_OUTCOME_TARGET_COMPLETE);
+    blkm_job_close(&job);
+    /* And by a bitmap, which is as large as the drive, too. */
+    opts.sync = BLKM_SYNC_BITMAP, opts.bitmap = bitmap;
+    OK(blkm_mirror_check(scene.engine, scene.drive, scene.target, &opts, true));
+    job = kit_mirror(&scene, &opts);
+    kit_until(job, BLKM_JOB_READY);
+    OK(blkm_job_complete(job, BLKM_COMPLETE_PIVOT));
+    CHECK(kit_outcome(job).flags == (BLKM_OUTCOME_PIVOTED | BLKM_OUTCOME_TARGET_COMPLETE));
+    OK(blkm_drive_get_info(scene.drive, &drive));
+    CHECK(drive.size_bytes == MIB && drive.device_number == 1);
+    blkm_job_close(&job), blkm_bitmap_close(&bitmap);
+    kit_end(&scene);
+    CHECK(truncate(kit_path("disk"), MIB) == 0 && kit_same(kit_path("disk"), kit_path("target")));
+}
+
 /* A job that waits for its finalize. */
 static blkm_job *begin_pending(bool pivots)
 {
@@ -406,5 +444,5 @@ static void everything_may_be_closed_in_every_order(void)
 CHECKS(HOLDS(a_mirror_with_pivot_tells_each_step_and_moves_the_drive), HOLDS(a_job_pauses_resumes_and_changes_its_speed),
        HOLDS(a_job_that_was_cancelled_says_so), HOLDS(of_a_finalize_and_a_cancel_exactly_one_happens),
        HOLDS(the_longest_pause_changes_while_a_job_runs), HOLDS(a_job_that_fails_tells_where_and_why),
-       HOLDS(a_copy_completes_by_itself),
+       HOLDS(a_copy_completes_by_itself), HOLDS(a_grown_disk_is_mirrored_in_the_size_of_its_drive),
        HOLDS(what_cannot_be_mirrored_is_refused_at_once), HOLDS(everything_may_be_closed_in_every_order))

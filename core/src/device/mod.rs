@@ -239,9 +239,13 @@ impl Device {
     /// handles nor ignores it; with a handler, or ignored, the error is [`ErrorKind::WrongSize`](crate::ErrorKind).
     /// The same holds for writes past that limit in an existing file.
     ///
+    /// When this returns the file's name is durable, so that a crash does not take away a target that a host has written down as
+    /// its guest's disk: its directory was flushed, or, where that may not be read, all of the file system. (What is in the file is
+    /// made durable by whoever writes it.) It blocks until then.
+    ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind), also for a symbolic link to nothing; it cannot be created or made
-    /// so large. A file that was half made is removed again.
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind), also for a symbolic link to nothing; it cannot be created, made so large,
+    /// or made durable. A file that was half made is removed again.
     pub fn create_target(path: &Path, size_bytes: u64) -> Result<Self> {
         open::create(path, size_bytes)
     }
@@ -289,7 +293,7 @@ impl Device {
         if self.role().is_writable() {
             if self.shared.lent.swap(true, Ordering::AcqRel) {
                 return Err(Error::new(crate::ErrorKind::Busy, "use").at(self.name()).because(
-                    "a drive or a job has it already, or requests of one that is over may still land; wait for its end, or open another",
+                    "a drive or a job has it already, or requests of one that is over may still land; wait for its end",
                 ));
             }
             loan = Some(Arc::new(Loan(Arc::clone(&self.shared))));

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use rustix::fs::{
-    FileType, Mode, OFlags, SeekFrom, Stat, fcntl_getfl, fcntl_setfl, fstat, ftruncate, open, seek, unlink,
+    FileType, Mode, OFlags, SeekFrom, Stat, fcntl_getfl, fcntl_setfl, fstat, fsync, ftruncate, open, seek,
+    syncfs, unlink,
 };
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
@@ -160,12 +161,31 @@ pub(super) fn create(path: &Path, size_bytes: u64) -> Result<Device> {
     let fd = open(path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
     let made = ftruncate(&fd, size_bytes)
         .map_err(failed)
-        .and_then(|()| by_fd(fd.as_fd(), &name, Role::Target, TargetOptions::default()));
+        .and_then(|()| by_fd(fd.as_fd(), &name, Role::Target, TargetOptions::default()))
+        .and_then(|device| {
+            let why = |e| Error::from_io("make the name of the new target durable", e).at(&name);
+            keep_name(path, fd.as_fd()).map(|()| device).map_err(why)
+        });
     if made.is_err() {
         // Ours, made a moment ago with O_EXCL, and of no use to anybody.
         let _ = unlink(path);
     }
     made
+}
+
+/// Makes the name of a new file durable: that is its directory's, and a flush of the file need not reach it.
+fn keep_name(path: &Path, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(directory) => match fsync(&directory) {
+            // So say file systems whose directories cannot be flushed.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),
+            flushed => flushed,
+        },
+        // Files may be made in it all the same.
+        Err(Errno::ACCESS) => syncfs(file),
+        Err(e) => Err(e),
+    }
 }
 
 /// Another open file description of `device`.

@@ -154,9 +154,10 @@ impl Drive {
     /// the kernel the look-up of its pages, which for small requests is a good part of their cost. Map it before the first request;
     /// each queue takes it up when it is turned next, on its own thread, and then the kernel pins every page of it (some tens of
     /// milliseconds for each GiB of small pages, seconds where they are not there yet), once for each queue. That counts against
-    /// the limit on locked memory (`RLIMIT_MEMLOCK`) of a process without `CAP_IPC_LOCK`. What the kernel refuses is used
-    /// unregistered, and [`Queue::registered_memory`](queue::Queue::registered_memory) tells. The kernel registers 1 GiB at a time;
-    /// a request across such a border (counted from `region`'s start) goes unregistered, too.
+    /// the limit on locked memory (`RLIMIT_MEMLOCK`) of a process without `CAP_IPC_LOCK`, and the kernel counts it for all
+    /// processes of the user together, with the copy memory of workers and queues. What the kernel refuses is used unregistered,
+    /// and [`Queue::registered_memory`](queue::Queue::registered_memory) tells. The kernel registers 1 GiB at a time; a request
+    /// across such a border (counted from `region`'s start) goes unregistered, too.
     ///
     /// It touches no ring and waits for nobody.
     ///

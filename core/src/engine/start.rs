@@ -113,7 +113,7 @@ fn make(
     let source = Arc::clone(&drive.place().device);
     check(drive, &source, &target)?;
     let order: Vec<usize> = (0..workers.len()).map(|i| (home + i) % workers.len()).collect();
-    let share = share(workers, &source, &target, options)?;
+    let share = share(workers, drive, &source, &target, options)?;
     let wakers: Vec<_> = order.iter().map(|&i| Arc::clone(&workers[i].waker)).collect();
     let names = [source.name().to_owned(), target.name().to_owned()];
     let target = Arc::new(target);
@@ -170,7 +170,7 @@ pub(super) fn check_all(
 ) -> Result<()> {
     let source = &drive.place().device;
     check(drive, source, target)?;
-    geometry(workers, source, target, options)?;
+    geometry(workers, drive, source, target, options)?;
     match no_pivot(drive, target).filter(|_| pivot) {
         Some(why) => {
             Err(Error::new(ErrorKind::WrongSize, "move the drive to").at(target.name()).because(why))
@@ -203,25 +203,28 @@ fn check(drive: &DriveCore<Device>, source: &Device, target: &Device) -> Result<
     Ok(())
 }
 
-/// The sizes of a job.
+/// The sizes of a job. The disk is as large as the guest was promised: its device may have grown since.
 fn geometry(
     workers: &[WorkerHandle],
+    drive: &DriveCore<Device>,
     source: &Device,
     target: &Device,
     options: &MirrorOptions,
 ) -> Result<Geometry> {
     let contiguous = workers.iter().all(|w| w.contiguous);
-    Geometry::new(options, &shape(source, contiguous), &shape(target, contiguous), workers.len())
+    let source = DeviceShape { size_bytes: drive.size_bytes(), ..shape(source, contiguous) };
+    Geometry::new(options, &source, &shape(target, contiguous), workers.len())
 }
 
 /// The state that the workers of a job share.
 fn share(
     workers: &[WorkerHandle],
+    drive: &DriveCore<Device>,
     source: &Device,
     target: &Device,
     options: &MirrorOptions,
 ) -> Result<Arc<Share>> {
-    let geometry = geometry(workers, source, target, options)?;
+    let geometry = geometry(workers, drive, source, target, options)?;
     let target_is_zero = options.target_is_zero || target.reads_as_zeroes();
     let bitmaps = Bitmaps::new(&geometry, options)?;
     Ok(Arc::new(Share::new(geometry, options, bitmaps, target_is_zero, workers.len())))

@@ -43,7 +43,7 @@ pub struct DeviceShape {
 /// The sizes of a job.
 #[derive(Clone, Debug)]
 pub struct Geometry {
-    /// Bytes of the disk: the source's size.
+    /// Bytes of the disk: what the source's shape says, which is the size of the drive.
     pub disk_bytes: u64,
     /// Bytes of a chunk.
     pub granularity: Granularity,

@@ -248,6 +248,25 @@ fn a_created_target_is_one_hole_and_never_replaces_a_file() {
     assert_eq!(fs::metadata(&path).unwrap().len(), GIB);
 }
 
+/// Its name is made durable through the directory, which cannot always be read.
+#[test]
+fn a_target_is_created_in_a_directory_that_may_only_be_written() {
+    let dir = on_disk();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o300)).unwrap();
+    let made = {
+        let path = dir.path().join("new");
+        // Rights to read everything go with the thread.
+        std::thread::spawn(move || {
+            let mut own = rustix::thread::capabilities(None).unwrap();
+            own.effective = rustix::thread::CapabilitySet::empty();
+            rustix::thread::set_capabilities(None, own).unwrap();
+            Device::create_target(&path, MIB).map(|device| device.size_bytes())
+        })
+    };
+    assert_eq!(made.join().unwrap().unwrap(), MIB);
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+}
+
 #[test]
 fn a_target_that_cannot_be_made_leaves_nothing_behind() {
     let dir = on_disk();

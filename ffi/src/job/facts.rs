@@ -222,6 +222,8 @@ pub unsafe extern "C" fn blkm_job_get_latencies(
 ///   go; in write-blocking mode a queue closes it when its thread uses the queue next, or with the queue.
 /// - The job itself, and a copy has nobody else: its workers close both within moments, which `blkm_job_wait` waits for, 250 ms at
 ///   most; only a worker whose requests hang keeps both until these come back. The handle of the job holds neither.
+/// - You, with descriptors that `blkm_drive_dup_fd` gave: each keeps its device open, and a block device claimed, until you close
+///   it.
 ///
 /// Returns 0, or -errno: `-EAGAIN` while the job is not over, `-EINVAL` for NULL or a size that is too small. Threads: any. Since
 /// 0.1.

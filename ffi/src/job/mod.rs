@@ -107,13 +107,15 @@ unsafe fn start(
 ///
 /// Events of the job may come, and its handle be in `*out`, before this returns; it then returns 0.
 ///
-/// It opens both devices once more for each worker and blocks for as long as their file systems do, so do not call it from an event loop.
+/// It opens both devices once more for each worker but the first, on the calling thread, and blocks for as long as their file
+/// systems do, so do not call it from an event loop. Where that is forbidden, or /proc is missing, their descriptors are duplicated
+/// instead.
 ///
 /// Returns 0, or -errno: `-EBUSY` when a job runs on the drive, both are the same, the bitmap is in use, or the target is: by
 /// another job or drive, or by the requests of a job that is over and may still land (`blkm_job_wait` waits for them for a while);
 /// `-EINVAL` for an option that makes no sense or a target that is too small; `-EAGAIN` when the engine carries 64 jobs, or many
-/// are being started at once; `-ENOMEM`; `-EMFILE`; what the kernel says when it opens a device once more, such as `-EACCES` or
-/// `-ENOENT`. Threads: any. Since 0.1.
+/// are being started at once; `-ENOMEM`; `-EMFILE`; what else the kernel says when it opens a device once more, such as `-ENXIO`
+/// for one that is gone. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_mirror_start(
     engine: *mut blkm_engine,
@@ -187,7 +189,7 @@ pub unsafe extern "C" fn blkm_copy_start(
 
 /// Closes the caller's handle and sets `*job` to NULL. NULL, and a pointer to NULL, are allowed. A job that is not over runs on and
 /// ends as it was asked to, or with its engine, and nobody hears of it; one that would have to be finalized, and was not, is
-/// cancelled. Who holds the disks after a job: `blkm_job_get_outcome`.
+/// cancelled (`BLKM_EVENT_PENDING` says what to write down before). Who holds the disks after a job: `blkm_job_get_outcome`.
 ///
 /// Threads: any, while no other call uses this handle; not between taking an event of the job and using its `job`. Since 0.1.
 #[unsafe(no_mangle)]

@@ -46,13 +46,15 @@ pub const BLKM_SYNC_BITMAP: blkm_sync_mode = 3;
 /// How guest writes are followed.
 #[allow(non_camel_case_types, reason = "as in C")]
 pub type blkm_copy_mode = u32;
-/// Background, and write-blocking when the remainder stops shrinking, which it stays then, with what is said there of a target that hangs; if
-/// that does not help, guest requests are held now and then.
+/// Background, and write-blocking when the remainder stops shrinking, which it stays then; if that does not help, guest requests
+/// are held now and then. After the step to write-blocking a target that hangs holds guest writes until the job is cancelled by
+/// force, and those from stable buffers (`BLKM_QUEUE_F_STABLE_BUFFERS`) even after that, until the target answers: choose
+/// `BLKM_COPY_BACKGROUND` unless you supervise how long guest writes take.
 pub const BLKM_COPY_AUTO: blkm_copy_mode = 0;
 /// They go to the source and mark their chunks; copiers come round.
 pub const BLKM_COPY_BACKGROUND: blkm_copy_mode = 1;
-/// They go to the source and the target at once, and the guest is told when both are done. For queues. A target that hangs holds writes
-/// until the job is cancelled by force: there is no time limit and no event.
+/// They go to the source and the target at once, and the guest is told when both are done. For queues. A target that hangs holds
+/// writes until the job is cancelled by force, and those from stable buffers even after that: there is no time limit and no event.
 pub const BLKM_COPY_WRITE_BLOCKING: blkm_copy_mode = 2;
 
 /// What an error leads to. As QEMU's on-source-error and on-target-error.

@@ -27,8 +27,8 @@ pub const BLKM_MIRROR_F_KEEP_ALLOCATED: u64 = 4;
 pub const BLKM_MIRROR_F_STRICT_READY: u64 = 8;
 /// At the end, whichever it is (a pivot, a point in time, a soft cancel, the end of a copy), the job stays pending, with guest
 /// requests held for as long, until `blkm_job_finalize` or `blkm_job_cancel`; `BLKM_EVENT_PENDING` says whether the drive is about
-/// to move. If it is, this is the moment to write down, durably, that the target is the disk from now on: a host that may crash
-/// sets it. Do not wait for guest requests on the thread that is to finalize.
+/// to move. If it is, this is the moment to write down, durably, that the target is the disk from now on (how, is said there): a
+/// host that may crash and start again sets it. Do not wait for guest requests on the thread that is to finalize.
 pub const BLKM_MIRROR_F_MANUAL_FINALIZE: u64 = 16;
 /// The job completes by itself when everything is copied, without a pivot: the target is a copy as of then. It is never ready.
 pub const BLKM_MIRROR_F_COMPLETE: u64 = 32;

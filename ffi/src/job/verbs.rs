@@ -15,7 +15,8 @@ use crate::border::{invalid, sum};
 /// How a switch-over is to end.
 #[allow(non_camel_case_types, reason = "as in C")]
 pub type blkm_completion_mode = u32;
-/// The drive moves to the target.
+/// The drive moves to the target. Guest requests are acknowledged there before the host hears of the end, so one that may crash and
+/// start again sets `BLKM_MIRROR_F_MANUAL_FINALIZE` and writes the disk down at `BLKM_EVENT_PENDING`.
 pub const BLKM_COMPLETE_PIVOT: blkm_completion_mode = 0;
 /// The drive stays where it is; the target is a copy as of that moment.
 pub const BLKM_COMPLETE_POINT_IN_TIME: blkm_completion_mode = 1;
@@ -103,8 +104,9 @@ pub unsafe extern "C" fn blkm_job_complete(job: *mut blkm_job, mode: blkm_comple
 /// ends as with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), and waits like `blkm_job_complete`, one in standby for
 /// `blkm_job_resume`; any other ends as by force.
 ///
-/// A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that is closed
-/// or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before.
+/// A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that
+/// is closed or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before,
+/// under the lock that `BLKM_EVENT_PENDING` speaks of.
 ///
 /// How a job ends is decided once, by whichever comes first: a cancel by force, `blkm_job_finalize`, or, without
 /// `BLKM_MIRROR_F_MANUAL_FINALIZE`, the job itself when everything is copied and flushed and guest requests are held. Success of a
@@ -122,7 +124,9 @@ pub unsafe extern "C" fn blkm_job_cancel(job: *mut blkm_job, force: bool) -> c_i
 }
 
 /// Carries out a switch-over that is pending. Success means that this is decided: a cancel is refused from then on, and the job
-/// completes, unless a bug in the library is caught while it does.
+/// completes, unless the ring of a worker breaks or a bug in the library is caught in the moment before the drive moves: only the
+/// outcome says whether it has. What to write down before, under which lock, and what to do when it is refused:
+/// `BLKM_EVENT_PENDING`.
 ///
 /// Returns 0, or -errno: `-EPERM` in any other state, and when the job was cancelled, has failed or was finalized before:
 /// `blkm_error_msg` says which. Threads: any. Since 0.1.
