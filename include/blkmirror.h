@@ -1548,8 +1548,7 @@ int blkm_job_cancel(struct blkm_job *job,
 
 /**
  * Carries out a switch-over that is pending. Success means that this is decided: a cancel is refused from then on, and the job
- * completes, unless the ring of a worker breaks or a bug in the library is caught in the moment before the drive moves: only the
- * outcome says whether it has. What to write down before, under which lock, and what to do when it is refused:
+ * completes, also when the ring of a worker breaks, unless the library has a bug in that very step. What to write down before, under which lock, and what to do when it is refused:
  * `BLKM_EVENT_PENDING`.
  *
  * Returns 0, or -errno: `-EPERM` in any other state, and when the job was cancelled, has failed or was finalized before:
@@ -1823,7 +1822,8 @@ typedef uint32_t blkm_event_type;
  * old disk and `blkm_job_cancel` by force, `blkm_job_close` or `blkm_engine_destroy`. Once finalize has succeeded what is written
  * down stays, unless the outcome comes without `BLKM_OUTCOME_PIVOTED`: note that under the lock, too.
  *
- * A pending job may also fail by itself: the ring of a worker breaks, or a bug is caught. Guest requests then go on, on the old
+ * A pending job may also fail by itself, but only if the worker that would carry it out breaks: its ring, or by a bug that is caught;
+ * whatever else fails changes nothing any more. Guest requests then go on, on the old
  * disk, before anybody can take back what is written down, and finalize is refused: write down the old disk at once, before
  * anything else, and not only when the outcome is there. A host that crashes before it has, and starts its guest on the target,
  * loses what the guest has written in between.

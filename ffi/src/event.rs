@@ -52,7 +52,8 @@ pub const BLKM_EVENT_SWITCH_OVER_MISSED: blkm_event_type = 8;
 /// old disk and `blkm_job_cancel` by force, `blkm_job_close` or `blkm_engine_destroy`. Once finalize has succeeded what is written
 /// down stays, unless the outcome comes without `BLKM_OUTCOME_PIVOTED`: note that under the lock, too.
 ///
-/// A pending job may also fail by itself: the ring of a worker breaks, or a bug is caught. Guest requests then go on, on the old
+/// A pending job may also fail by itself, but only if the worker that would carry it out breaks: its ring, or by a bug that is caught;
+/// whatever else fails changes nothing any more. Guest requests then go on, on the old
 /// disk, before anybody can take back what is written down, and finalize is refused: write down the old disk at once, before
 /// anything else, and not only when the outcome is there. A host that crashes before it has, and starts its guest on the target,
 /// loses what the guest has written in between.

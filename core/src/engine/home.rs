@@ -159,7 +159,8 @@ impl<D> Home<D> {
     /// Carries out what is left of a switch-over that is decided; whether that is the job's end.
     fn completes(&mut self, core: &JobCore, now_ns: u64) -> bool {
         loop {
-            let act = self.coordinator.carry_on(&core.share, now_ns);
+            let moved = Arc::ptr_eq(&self.drive.place().device, &self.target);
+            let act = self.coordinator.carry_on(&core.share, moved, now_ns);
             if act == Act::Rest {
                 // Nothing is decided, or the drive refused to move again and again.
                 return false;

@@ -124,8 +124,7 @@ pub unsafe extern "C" fn blkm_job_cancel(job: *mut blkm_job, force: bool) -> c_i
 }
 
 /// Carries out a switch-over that is pending. Success means that this is decided: a cancel is refused from then on, and the job
-/// completes, unless the ring of a worker breaks or a bug in the library is caught in the moment before the drive moves: only the
-/// outcome says whether it has. What to write down before, under which lock, and what to do when it is refused:
+/// completes, also when the ring of a worker breaks, unless the library has a bug in that very step. What to write down before, under which lock, and what to do when it is refused:
 /// `BLKM_EVENT_PENDING`.
 ///
 /// Returns 0, or -errno: `-EPERM` in any other state, and when the job was cancelled, has failed or was finalized before:

@@ -27,15 +27,16 @@ impl Coordinator {
         act
     }
 
-    /// The next step of a switch-over that is decided, for who has no ring any more; `Rest` if there is none.
-    pub fn carry_on(&mut self, share: &Share, now_ns: u64) -> Act {
-        match self.stage {
-            Stage::Sealed(seal) if share.is_decided() => {
-                self.retry_at_ns = 0;
-                self.sealed(seal, share, now_ns)
-            }
-            _ => Act::Rest,
+    /// The next step of a switch-over that is decided, for who has no ring any more; `Rest` if there is none. `moved`: the drive is on
+    /// the target, for a step that was said may not have been taken.
+    pub fn carry_on(&mut self, share: &Share, moved: bool, now_ns: u64) -> Act {
+        let Stage::Sealed(said) = self.stage else { return Act::Rest };
+        if !share.is_decided() {
+            return Act::Rest;
         }
+        self.retry_at_ns = 0;
+        let again = said == Seal::Moved && share.wants_pivot() && !moved;
+        self.sealed(if again { Seal::Announced } else { said }, share, now_ns)
     }
 
     /// Whether the switch-over is carried out. Where the host need not be asked, this decides it.
@@ -82,7 +83,37 @@ impl Coordinator {
 mod tests {
     use super::super::Purpose;
     use super::*;
-    use crate::mirror::MirrorOptions;
+    use crate::mirror::{Bitmaps, DeviceShape, Geometry, MirrorOptions};
+
+    /// A job of a disk of one chunk.
+    fn share() -> Share {
+        let shape = DeviceShape {
+            size_bytes: 65536,
+            align_bytes: 512,
+            max_request_bytes: 65536,
+            ..DeviceShape::default()
+        };
+        let options = MirrorOptions::default();
+        let geometry = Geometry::new(&options, &shape, &shape, 1).unwrap();
+        let bitmaps = Bitmaps::new(&geometry, &options).unwrap();
+        Share::new(geometry, &options, bitmaps, false, 1)
+    }
+
+    /// Otherwise a job whose worker broke in the middle would say that the drive has moved, and it has not.
+    #[test]
+    fn who_carries_on_a_move_that_was_not_made_makes_it() {
+        for moved in [false, true] {
+            let share = share();
+            assert!(share.complete(true) && share.decide());
+            let mut c = Coordinator::new(&MirrorOptions::default());
+            c.stage = Stage::Sealed(Seal::Moved);
+            let act = c.carry_on(&share, moved, 1000);
+            assert_eq!(act, if moved { Act::LetGo } else { Act::Pivot });
+        }
+        let mut undecided = Coordinator::new(&MirrorOptions::default());
+        undecided.stage = Stage::Sealed(Seal::Announced);
+        assert_eq!(undecided.carry_on(&share(), false, 1000), Act::Rest);
+    }
 
     /// Behind the gate guests wait. A retry that the worker does not wake up for would hold them half a second for nothing.
     #[test]
