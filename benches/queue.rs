@@ -1,7 +1,7 @@
 //! `cargo bench --bench queue`: what a guest's request costs in a queue, against fio with registered buffers.
 //!
-//! The benchmark is in the library next door (`src/queued.rs`); here is the reader that takes part: one thread, one queue, random reads
-//! of 4 KiB into memory that is mapped with the drive. docs/BENCHMARKING.md tells how to run and read it.
+//! The benchmark is in the library next door (`src/queued.rs`); here is the reader that takes part: one thread, one queue, random
+//! reads of 4 KiB into memory that is mapped with the drive. docs/BENCHMARKING.md tells how to run and read it.
 #![allow(unsafe_code, reason = "memory of the host's cannot be had without")]
 
 use std::path::Path;

@@ -59,7 +59,8 @@ private:
                 failed_ = true;
             }
         }
-        // On its own thread. Nothing of the guest's is under way; what a target that hangs may still have is not waited for any longer.
+        // On its own thread. Nothing of the guest's is under way; what a target that hangs may still have is not waited for any
+        // longer.
         if (const auto closed = queue_.close(std::chrono::seconds(5)); !closed)
             say(closed.error().text());
     }
@@ -107,7 +108,8 @@ blkm::outcome follow(const blkm::engine &engine, const blkm::job &job) {
                     asked = job.complete(blkm::completion_mode::pivot);
                     break;
                 case blkm::event_type::pending:
-                    // Both disks are equal and the guest's requests are held: write down here, durably, that its disk is the target.
+                    // Both disks are equal and the guest's requests are held: write down here, durably, that its disk is the
+                    // target.
                     asked = job.finalize();
                     break;
                 case blkm::event_type::concluded:

@@ -94,15 +94,19 @@ typedef struct blkm_device blkm_device;
  */
 typedef struct blkm_drive blkm_drive;
 
-/** Worker threads that carry jobs: one will do for all disks of a process. Every function that takes one may be called from any thread. */
+/**
+ * Worker threads that carry jobs: one will do for all disks of a process. Every function that takes one may be called from any
+ * thread.
+ */
 typedef struct blkm_engine blkm_engine;
 
 /** A job that mirrors a drive, or copies a device. Every function that takes one may be called from any thread. */
 typedef struct blkm_job blkm_job;
 
 /**
- * A queue of guest requests to a drive. When its ring broke, or a call has answered -ENOTRECOVERABLE, nothing is sent through it any more:
- * destroy it, and see to requests that had no completion as after a crash of the disk, for their memory may be the kernel's.
+ * A queue of guest requests to a drive. When its ring broke, or a call has answered -ENOTRECOVERABLE, nothing is sent through it
+ * any more: destroy it, and see to requests that had no completion as after a crash of the disk, for their memory may be the
+ * kernel's.
  *
  * It belongs to the thread that uses it first: one queue for each of the host's threads. It may
  * be created, and destroyed once nobody uses it any more, on any.
@@ -153,8 +157,8 @@ int blkm_has_feature(const char *name);
  * Whether the kernel lets this process use io_uring as the library needs it: sets up a small ring as an engine would, and takes it
  * down again.
  *
- * Returns 0, or -errno: `-ENOSYS` or `-EPERM` where io_uring is missing, switched off (`sysctl kernel.io_uring_disabled`) or forbidden
- * by a filter, `-EOPNOTSUPP` below Linux 5.15, `-ENOMEM`. Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-ENOSYS` or `-EPERM` where io_uring is missing, switched off (`sysctl kernel.io_uring_disabled`) or
+ * forbidden by a filter, `-EOPNOTSUPP` below Linux 5.15, `-ENOMEM`. Threads: any. Since 0.1.
  */
 int blkm_probe(void);
 
@@ -188,22 +192,21 @@ typedef uint32_t blkm_log_level;
 #define BLKM_LOG_DEBUG 4
 
 /**
- * Takes a line of the log: `target` says which part of the library speaks, such as "blkmirror_core::engine"; `msg` is one line of UTF-8.
- * Both are good for the length of the call. It is called on any thread, the library's own too, also while guest requests are held. It
- * must return soon, must not call the library, and must not wait for a thread that may be in the library or wait for guest I/O.
+ * Takes a line of the log: `target` says which part of the library speaks, such as "blkmirror_core::engine"; `msg` is one line of
+ * UTF-8. Both are good for the length of the call. It is called on any thread, the library's own too, also while guest requests
+ * are held. It must return soon, must not call the library, and must not wait for a thread that may be in the library or wait for
+ * guest I/O.
  */
 typedef void (*blkm_log_fn)(void *opaque, blkm_log_level level, const char *target, const char *msg);
 
 /**
- * Sets who takes the log of the whole process, up to level `max`; NULL: nobody, as at the beginning. When this returns, the handler that
- * was there before is not called any more, and no call of it is under way.
+ * Sets who takes the log of the whole process, up to level `max`; NULL: nobody, as at the beginning. When this returns, the
+ * handler that was there before is not called any more, and no call of it is under way.
  *
- * Returns 0, or -errno: `-EINVAL` for an unknown level, `-EBUSY` when a call of the old handler does not return, or the program is a Rust
- * program that has a subscriber of its own. Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-EINVAL` for an unknown level, `-EBUSY` when a call of the old handler does not return, or the program is
+ * a Rust program that has a subscriber of its own. Threads: any. Since 0.1.
  */
-int blkm_log_set_handler(blkm_log_level max,
-                         blkm_log_fn handler,
-                         void *opaque);
+int blkm_log_set_handler(blkm_log_level max, blkm_log_fn handler, void *opaque);
 
 /* Devices ----------------------------------------------------------------------------------------------------------------- */
 
@@ -629,8 +632,8 @@ int blkm_mem_region_unmap(struct blkm_drive *drive, void *addr, size_t len_bytes
 #define BLKM_QUEUE_F_STABLE_BUFFERS 2
 
 /**
- * The queue takes up no memory regions (`blkm_mem_region_map`), which pins them once less. For rare requests, as of a control path: those
- * work all the same, and keep a region from being unmapped as those of any queue do.
+ * The queue takes up no memory regions (`blkm_mem_region_map`), which pins them once less. For rare requests, as of a control
+ * path: those work all the same, and keep a region from being unmapped as those of any queue do.
  */
 #define BLKM_QUEUE_F_NO_REGIONS 4
 
@@ -742,15 +745,14 @@ void blkm_queue_destroy(struct blkm_queue **queue);
  *
  * It sends what was submitted and sleeps until nothing is under way, no longer than `timeout_ns` (0: not at all; negative: for
  * ever). Requests that wait for the drive's gate are under way; so are writes to the target of a job that has ended, which nobody
- * else waits for: one that hangs keeps the queue from closing, so rather wait some seconds and destroy it. Completions that can be taken keep the queue from ending, before and after that: take them with
- * `blkm_queue_process` and close again.
+ * else waits for: one that hangs keeps the queue from closing, so rather wait some seconds and destroy it. Completions that can be
+ * taken keep the queue from ending, before and after that: take them with `blkm_queue_process` and close again.
  *
  * Returns 0, or -errno, and the queue is as it was: `-EBUSY` while something is under way or a completion was not taken; `-EPERM`
- * on another thread than the queue's, if it has one; when the ring broke: take its completions, and destroy it. Threads: the queue's;
- * any before one has sent or processed with it. Since 0.1.
+ * on another thread than the queue's, if it has one; when the ring broke: take its completions, and destroy it. Threads: the
+ * queue's; any before one has sent or processed with it. Since 0.1.
  */
-int blkm_queue_close(struct blkm_queue **queue,
-                     int64_t timeout_ns);
+int blkm_queue_close(struct blkm_queue **queue, int64_t timeout_ns);
 
 /**
  * Fills in what a queue has, up to `info->struct_size`, which the caller has set.
@@ -769,14 +771,17 @@ int blkm_queue_get_info(struct blkm_queue *queue, struct blkm_queue_info *info);
 /** Zeroes: fail with -EOPNOTSUPP where the device has no quick way to zero, instead of writing them as data. */
 #define BLKM_REQ_NO_FALLBACK 4
 
-/** Writes: the data does not change before the completion, so write-blocking needs no copy of it; see `BLKM_QUEUE_F_STABLE_BUFFERS`. */
+/**
+ * Writes: the data does not change before the completion, so write-blocking needs no copy of it; see
+ * `BLKM_QUEUE_F_STABLE_BUFFERS`.
+ */
 #define BLKM_REQ_STABLE_BUFFER 8
 
 /**
  * Reads `len_bytes` at `offset_bytes` into `buffer`.
  *
- * Offset and length are multiples of the drive's `align_bytes`, the address is one of its `memory_align_bytes`. The memory stays mapped
- * and is not used otherwise until the completion, which brings `user_data` back. `flags` is zero. Nothing is sent before
+ * Offset and length are multiples of the drive's `align_bytes`, the address is one of its `memory_align_bytes`. The memory stays
+ * mapped and is not used otherwise until the completion, which brings `user_data` back. `flags` is zero. Nothing is sent before
  * `blkm_queue_submit`, `blkm_queue_poll` or `blkm_queue_process`.
  *
  * There is exactly one completion: 0, or -errno with a text: `-EINVAL` for a range off the drive or not aligned, or unknown flags;
@@ -804,10 +809,11 @@ void blkm_queue_readv(struct blkm_queue *queue,
                       uint32_t flags);
 
 /**
- * Writes `len_bytes` from `buffer` at `offset_bytes`; `flags`: `BLKM_REQ_FUA`, `BLKM_REQ_STABLE_BUFFER`. All else as `blkm_queue_read`, and `-EACCES`
- * for a drive that is read-only.
+ * Writes `len_bytes` from `buffer` at `offset_bytes`; `flags`: `BLKM_REQ_FUA`, `BLKM_REQ_STABLE_BUFFER`. All else as
+ * `blkm_queue_read`, and `-EACCES` for a drive that is read-only.
  *
- * The guest may change the data before the completion: which bytes are on the disk then is its own affair, but a mirror has the same.
+ * The guest may change the data before the completion: which bytes are on the disk then is its own affair, but a mirror has the
+ * same.
  *
  * Threads: the queue's. Since 0.1.
  */
@@ -831,29 +837,20 @@ void blkm_queue_writev(struct blkm_queue *queue,
                        uint32_t flags);
 
 /**
- * Makes a range read as zeroes; written as data where the device knows no better. `flags`: `BLKM_REQ_MAY_UNMAP`, `BLKM_REQ_NO_FALLBACK`,
- * `BLKM_REQ_FUA`. All
- * else as `blkm_queue_write`.
+ * Makes a range read as zeroes; written as data where the device knows no better. `flags`: `BLKM_REQ_MAY_UNMAP`,
+ * `BLKM_REQ_NO_FALLBACK`, `BLKM_REQ_FUA`. All else as `blkm_queue_write`.
  *
  * Threads: the queue's. Since 0.1.
  */
-void blkm_queue_write_zeroes(struct blkm_queue *queue,
-                             uint64_t offset_bytes,
-                             uint64_t len_bytes,
-                             void *user_data,
-                             uint32_t flags);
+void blkm_queue_write_zeroes(struct blkm_queue *queue, uint64_t offset_bytes, uint64_t len_bytes, void *user_data, uint32_t flags);
 
 /**
- * Says that a range is not needed any more. A device that cannot make use of that changes nothing and succeeds. `flags` is zero. All
- * else as `blkm_queue_write`.
+ * Says that a range is not needed any more. A device that cannot make use of that changes nothing and succeeds. `flags` is zero.
+ * All else as `blkm_queue_write`.
  *
  * Threads: the queue's. Since 0.1.
  */
-void blkm_queue_discard(struct blkm_queue *queue,
-                        uint64_t offset_bytes,
-                        uint64_t len_bytes,
-                        void *user_data,
-                        uint32_t flags);
+void blkm_queue_discard(struct blkm_queue *queue, uint64_t offset_bytes, uint64_t len_bytes, void *user_data, uint32_t flags);
 
 /**
  * Makes every write durable that completed before this call. `flags` is zero.
@@ -1057,20 +1054,19 @@ typedef struct blkm_bitmap_info {
 void blkm_bitmap_opts_init(struct blkm_bitmap_opts *opts, size_t struct_size);
 
 /**
- * Adds a bitmap to a drive, with nothing dirty in it. Unless it is made disabled, every write that ends after this has returned is in it.
- * On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory; see `blkm_bitmap`.
+ * Adds a bitmap to a drive, with nothing dirty in it. Unless it is made disabled, every write that ends after this has returned is
+ * in it. On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory; see
+ * `blkm_bitmap`.
  *
  * Returns 0, or -errno: `-EEXIST` for a name that the drive's bitmaps have already; `-EINVAL` without a name or for one that is
  * empty, too long or no UTF-8, for a granularity that is none, and for a drive of more than 64 TiB; `-EMFILE` when the drive has
  * 64 bitmaps; `-ENOMEM`. Threads: any. Since 0.1.
  */
-int blkm_bitmap_create(struct blkm_drive *drive,
-                       const struct blkm_bitmap_opts *opts,
-                       struct blkm_bitmap **out);
+int blkm_bitmap_create(struct blkm_drive *drive, const struct blkm_bitmap_opts *opts, struct blkm_bitmap **out);
 
 /**
- * Closes the caller's handle and sets `*bitmap` to NULL: the bitmap leaves its drive, once a job that works with it is over. NULL, and a
- * pointer to NULL, are allowed. Threads: any, while no other call uses this handle. Since 0.1.
+ * Closes the caller's handle and sets `*bitmap` to NULL: the bitmap leaves its drive, once a job that works with it is over. NULL,
+ * and a pointer to NULL, are allowed. Threads: any, while no other call uses this handle. Since 0.1.
  */
 void blkm_bitmap_close(struct blkm_bitmap **bitmap);
 
@@ -1096,24 +1092,21 @@ int blkm_bitmap_disable(struct blkm_bitmap *bitmap);
 int blkm_bitmap_clear(struct blkm_bitmap *bitmap);
 
 /**
- * Marks in `target` what is dirty in any of the `count` bitmaps at `sources`, of this drive or of others; it may be among them itself. All
- * or nothing.
+ * Marks in `target` what is dirty in any of the `count` bitmaps at `sources`, of this drive or of others; it may be among them
+ * itself. All or nothing.
  *
  * Returns 0, or -errno, and nothing has changed: `-EINVAL` unless all have the same size and granularity, or for NULL, `-EBUSY`
  * while a job works with one of them. Threads: any. Since 0.1.
  */
-int blkm_bitmap_merge(struct blkm_bitmap *target,
-                      struct blkm_bitmap *const *sources,
-                      size_t count);
+int blkm_bitmap_merge(struct blkm_bitmap *target, struct blkm_bitmap *const *sources, size_t count);
 
 /**
  * Marks every chunk that a range touches.
  *
- * Returns 0, or -errno: `-EINVAL` for a range past the end of the drive, `-EBUSY` while a job works with it. Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-EINVAL` for a range past the end of the drive, `-EBUSY` while a job works with it. Threads: any. Since
+ * 0.1.
  */
-int blkm_bitmap_set_dirty(struct blkm_bitmap *bitmap,
-                          uint64_t offset_bytes,
-                          uint64_t len_bytes);
+int blkm_bitmap_set_dirty(struct blkm_bitmap *bitmap, uint64_t offset_bytes, uint64_t len_bytes);
 
 /**
  * Makes clean every chunk that lies in a range as a whole; the last one of the drive does when its last byte does.
@@ -1130,8 +1123,9 @@ int blkm_bitmap_reset_dirty(struct blkm_bitmap *bitmap, uint64_t offset_bytes, u
 int blkm_bitmap_query(struct blkm_bitmap *bitmap, struct blkm_bitmap_info *info);
 
 /**
- * The first dirty area between `start_bytes` and `end_bytes`, and at most `max_len_bytes` of it, into `*offset_bytes` and `*len_bytes`; either
- * may be NULL. To see all, ask again from `*offset_bytes + *len_bytes` on. `end_bytes` may be `UINT64_MAX` for the drive's end.
+ * The first dirty area between `start_bytes` and `end_bytes`, and at most `max_len_bytes` of it, into `*offset_bytes` and
+ * `*len_bytes`; either may be NULL. To see all, ask again from `*offset_bytes + *len_bytes` on. `end_bytes` may be `UINT64_MAX`
+ * for the drive's end.
  *
  * Returns 1 if there is one, 0 if not, or -errno: `-EINVAL` when that is no range of the drive, or the length is 0.
  * Threads: any. Since 0.1.
@@ -1279,7 +1273,10 @@ typedef uint32_t blkm_escalation_reason;
 /** The remainder no longer shrinks. */
 #define BLKM_REASON_NOT_SHRINKING 1
 
-/** Switch-overs were missed, or the flush before one took too long for the guest's writes. Also look for tokens that are never ended. */
+/**
+ * Switch-overs were missed, or the flush before one took too long for the guest's writes. Also look for tokens that are never
+ * ended.
+ */
 #define BLKM_REASON_MISSED 2
 
 /** How much of the latency budget is in force. */
@@ -1348,8 +1345,8 @@ typedef struct blkm_extent {
 } blkm_extent;
 
 /**
- * What a host chooses for a job. All zero (or NULL) is the default: everything is copied, guest writes are followed in copy mode auto,
- * the guest's p99 is to stay below twice what it was, the switch-over takes 50 ms at most, the first error ends the job.
+ * What a host chooses for a job. All zero (or NULL) is the default: everything is copied, guest writes are followed in copy mode
+ * auto, the guest's p99 is to stay below twice what it was, the switch-over takes 50 ms at most, the first error ends the job.
  */
 typedef struct blkm_mirror_opts {
     /** sizeof(blkm_mirror_opts). */
@@ -1359,11 +1356,14 @@ typedef struct blkm_mirror_opts {
     /** Comes back in the job's events. */
     void *user_data;
     /**
-     * With `BLKM_SYNC_BITMAP`: the working bitmap, a `blkm_bitmap *`. The job owns it while it runs; at its end it says what is not
-     * copied.
+     * With `BLKM_SYNC_BITMAP`: the working bitmap, a `blkm_bitmap *`. The job owns it while it runs; at its end it says what is
+     * not copied.
      */
     struct blkm_bitmap *bitmap;
-    /** With `BLKM_SYNC_TOP`: what the topmost layer holds, in rising order without overlap, instead of SEEK_DATA; NULL: none. Copied. */
+    /**
+     * With `BLKM_SYNC_TOP`: what the topmost layer holds, in rising order without overlap, instead of SEEK_DATA; NULL: none.
+     * Copied.
+     */
     const struct blkm_extent *extents;
     /** How many extents. */
     size_t extents_len;
@@ -1371,7 +1371,10 @@ typedef struct blkm_mirror_opts {
     uint64_t speed_bytes_per_s;
     /** Bytes in flight per worker, at most 2 GiB; 0: 16 MiB. */
     uint64_t buf_size_bytes;
-    /** Bytes that a dirty bit stands for: a power of two from 512 bytes on; 0: the target's cluster size within 4 KiB..64 KiB, else 64 KiB. */
+    /**
+     * Bytes that a dirty bit stands for: a power of two from 512 bytes on; 0: the target's cluster size within 4 KiB..64 KiB, else
+     * 64 KiB.
+     */
     uint64_t granularity_bytes;
     /** The cluster size of a target that has a backing file: the first touch of a cluster copies all of it. 0: it has none. */
     uint64_t target_cluster_bytes;
@@ -1408,10 +1411,10 @@ typedef struct blkm_mirror_opts {
 void blkm_mirror_opts_init(struct blkm_mirror_opts *opts, size_t struct_size);
 
 /**
- * Starts a job that mirrors `drive` to `target`, which was opened as a target, and follows the guest's writes until it is completed or
- * cancelled. The target is held until the job is over, and longer if the drive moves to it; the caller may close his handle of it.
- * Whether the drive could move to it is not asked here: `blkm_mirror_check` does. `opts` may be NULL. On success `*out` is the job, to
- * be closed with `blkm_job_close`; else it is NULL, and the target is untouched.
+ * Starts a job that mirrors `drive` to `target`, which was opened as a target, and follows the guest's writes until it is
+ * completed or cancelled. The target is held until the job is over, and longer if the drive moves to it; the caller may close his
+ * handle of it. Whether the drive could move to it is not asked here: `blkm_mirror_check` does. `opts` may be NULL. On success
+ * `*out` is the job, to be closed with `blkm_job_close`; else it is NULL, and the target is untouched.
  *
  * Events of the job may come, and its handle be in `*out`, before this returns; it then returns 0.
  *
@@ -1432,9 +1435,11 @@ int blkm_mirror_start(struct blkm_engine *engine,
                       struct blkm_job **out);
 
 /**
- * Whether `blkm_mirror_start` would take these, and, if `pivot`, whether the drive could move to the target at the end. Changes nothing.
+ * Whether `blkm_mirror_start` would take these, and, if `pivot`, whether the drive could move to the target at the end. Changes
+ * nothing.
  *
- * Returns 0, or -errno as `blkm_mirror_start` and `blkm_job_complete`, but for what depends on the moment. Threads: any. Since 0.1.
+ * Returns 0, or -errno as `blkm_mirror_start` and `blkm_job_complete`, but for what depends on the moment. Threads: any. Since
+ * 0.1.
  */
 int blkm_mirror_check(struct blkm_engine *engine,
                       struct blkm_drive *drive,
@@ -1443,8 +1448,8 @@ int blkm_mirror_check(struct blkm_engine *engine,
                       bool pivot);
 
 /**
- * Starts a job that copies `source`, which nobody writes meanwhile, to `target`, and completes by itself. Of the options those about
- * following a guest are ignored. All else as `blkm_mirror_start`.
+ * Starts a job that copies `source`, which nobody writes meanwhile, to `target`, and completes by itself. Of the options those
+ * about following a guest are ignored. All else as `blkm_mirror_start`.
  *
  * Threads: any. Since 0.1.
  */
@@ -1476,8 +1481,8 @@ typedef uint32_t blkm_completion_mode;
 #define BLKM_COMPLETE_POINT_IN_TIME 1
 
 /**
- * Pauses a job: what is in flight is finished, and then it is paused, or standby if it was ready. Guest writes go on being recorded, and in
- * write-blocking mode go on to both sides.
+ * Pauses a job: what is in flight is finished, and then it is paused, or standby if it was ready. Guest writes go on being
+ * recorded, and in write-blocking mode go on to both sides.
  *
  * Returns 0, or -errno: `-EPERM` in a state that forbids it, or when the host has paused it already. Threads: any. Since 0.1.
  */
@@ -1498,13 +1503,12 @@ int blkm_job_resume(struct blkm_job *job);
 int blkm_job_set_speed(struct blkm_job *job, uint64_t bytes_per_s);
 
 /**
- * Changes how guest writes are followed (`BLKM_COPY_BACKGROUND`, `BLKM_COPY_WRITE_BLOCKING`), from each queue's next request on. A job in
- * copy mode auto stays in the mode that was chosen last.
+ * Changes how guest writes are followed (`BLKM_COPY_BACKGROUND`, `BLKM_COPY_WRITE_BLOCKING`), from each queue's next request on. A
+ * job in copy mode auto stays in the mode that was chosen last.
  *
  * Returns 0, or -errno: `-EPERM` in a state that forbids it, `-EINVAL` for another mode. Threads: any. Since 0.1.
  */
-int blkm_job_set_copy_mode(struct blkm_job *job,
-                           blkm_copy_mode mode);
+int blkm_job_set_copy_mode(struct blkm_job *job, blkm_copy_mode mode);
 
 /**
  * Changes `max_pause_ns` of a running job, with the same meaning, at once: also of a switch-over that is being tried; and what did
@@ -1515,20 +1519,19 @@ int blkm_job_set_copy_mode(struct blkm_job *job,
 int blkm_job_set_max_pause(struct blkm_job *job, uint64_t max_pause_ns);
 
 /**
- * Asks for the switch-over of a job that is ready: as soon as it fits into `max_pause_ns`, guest requests are held, the rest is copied,
- * the target is flushed, and with `BLKM_COMPLETE_PIVOT` the drive moves to the target. Returns at once; events tell the end. It may never
- * fit, above all with `BLKM_COPY_BACKGROUND`; a host that cannot wait cancels.
+ * Asks for the switch-over of a job that is ready: as soon as it fits into `max_pause_ns`, guest requests are held, the rest is
+ * copied, the target is flushed, and with `BLKM_COMPLETE_PIVOT` the drive moves to the target. Returns at once; events tell the
+ * end. It may never fit, above all with `BLKM_COPY_BACKGROUND`; a host that cannot wait cancels.
  *
- * Returns 0, or -errno: `-EPERM` before `BLKM_EVENT_READY`, in a state that forbids it, or when the end was asked for already; `-EINVAL`
- * for a pivot to a target with larger blocks than the guest was promised, or an unknown mode. Threads: any. Since 0.1.
+ * Returns 0, or -errno: `-EPERM` before `BLKM_EVENT_READY`, in a state that forbids it, or when the end was asked for already;
+ * `-EINVAL` for a pivot to a target with larger blocks than the guest was promised, or an unknown mode. Threads: any. Since 0.1.
  */
-int blkm_job_complete(struct blkm_job *job,
-                      blkm_completion_mode mode);
+int blkm_job_complete(struct blkm_job *job, blkm_completion_mode mode);
 
 /**
- * Ends a job. By `force` it is over within a second even if requests hang, and the target is no copy. Without, a job that is ready or standby
- * ends as with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), and waits like `blkm_job_complete`, one in standby for
- * `blkm_job_resume`; any other ends as by force.
+ * Ends a job. By `force` it is over within a second even if requests hang, and the target is no copy. Without, a job that is ready
+ * or standby ends as with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), and waits like `blkm_job_complete`, one in
+ * standby for `blkm_job_resume`; any other ends as by force.
  *
  * A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that
  * is closed or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before,
@@ -1543,13 +1546,12 @@ int blkm_job_complete(struct blkm_job *job,
  * Returns 0, or -errno: `-EPERM` when the job is over, the switch-over is decided, or, without `force`, the end was asked for
  * already. Threads: any. Since 0.1.
  */
-int blkm_job_cancel(struct blkm_job *job,
-                    bool force);
+int blkm_job_cancel(struct blkm_job *job, bool force);
 
 /**
  * Carries out a switch-over that is pending. Success means that this is decided: a cancel is refused from then on, and the job
- * completes, also when the ring of a worker breaks, unless the library has a bug in that very step. What to write down before, under which lock, and what to do when it is refused:
- * `BLKM_EVENT_PENDING`.
+ * completes, also when the ring of a worker breaks, unless the library has a bug in that very step. What to write down before,
+ * under which lock, and what to do when it is refused: `BLKM_EVENT_PENDING`.
  *
  * Returns 0, or -errno: `-EPERM` in any other state, and when the job was cancelled, has failed or was finalized before:
  * `blkm_error_msg` says which. Threads: any. Since 0.1.
@@ -1557,21 +1559,20 @@ int blkm_job_cancel(struct blkm_job *job,
 int blkm_job_finalize(struct blkm_job *job);
 
 /**
- * Says that the outcome of a job that is over was read; its state is `BLKM_JOB_NULL` then, and every verb is refused. Not needed before
- * `blkm_job_close`.
+ * Says that the outcome of a job that is over was read; its state is `BLKM_JOB_NULL` then, and every verb is refused. Not needed
+ * before `blkm_job_close`.
  *
  * Returns 0, or -errno: `-EPERM` in any other state. Threads: any. Since 0.1.
  */
 int blkm_job_dismiss(struct blkm_job *job);
 
 /**
- * Sleeps until the job is over and its workers have let go of the devices, at most for `timeout_ns`; negative: for ever. For programs
- * without an event loop. A job that follows a guest is over only once somebody has completed or cancelled it.
+ * Sleeps until the job is over and its workers have let go of the devices, at most for `timeout_ns`; negative: for ever. For
+ * programs without an event loop. A job that follows a guest is over only once somebody has completed or cancelled it.
  *
  * Returns 1 if it is over, 0 if the time is, or -errno. Threads: any. Since 0.1.
  */
-int blkm_job_wait(struct blkm_job *job,
-                  int64_t timeout_ns);
+int blkm_job_wait(struct blkm_job *job, int64_t timeout_ns);
 
 /** A switch-over begun now would fit into `max_pause_ns`. A forecast, and no permission. */
 #define BLKM_JOBINFO_FITS_NOW 1
@@ -1580,8 +1581,8 @@ int blkm_job_wait(struct blkm_job *job,
 #define BLKM_JOBINFO_BRAKING 2
 
 /**
- * Write-blocking, and nothing is dirty or under way: what the guest is told is written through queues is on both sides, on the target
- * perhaps only in its cache.
+ * Write-blocking, and nothing is dirty or under way: what the guest is told is written through queues is on both sides, on the
+ * target perhaps only in its cache.
  */
 #define BLKM_JOBINFO_ACTIVELY_SYNCED 4
 
@@ -1798,8 +1799,8 @@ typedef uint32_t blkm_event_type;
 
 /**
  * The remainder stopped shrinking, or switch-overs were missed, and something is done about it: `step`, `reason`, `left_bytes`,
- * `budget_level` for `BLKM_ESCALATION_BUDGET_LOOSENED`. Nothing needs to be asked for; but after `BLKM_ESCALATION_WRITE_BLOCKING` a target
- * that hangs holds guest writes until the job is cancelled by force.
+ * `budget_level` for `BLKM_ESCALATION_BUDGET_LOOSENED`. Nothing needs to be asked for; but after `BLKM_ESCALATION_WRITE_BLOCKING`
+ * a target that hangs holds guest writes until the job is cancelled by force.
  */
 #define BLKM_EVENT_ESCALATED 5
 
@@ -1822,11 +1823,11 @@ typedef uint32_t blkm_event_type;
  * old disk and `blkm_job_cancel` by force, `blkm_job_close` or `blkm_engine_destroy`. Once finalize has succeeded what is written
  * down stays, unless the outcome comes without `BLKM_OUTCOME_PIVOTED`: note that under the lock, too.
  *
- * A pending job may also fail by itself, but only if the worker that would carry it out breaks: its ring, or by a bug that is caught;
- * whatever else fails changes nothing any more. Guest requests then go on, on the old
- * disk, before anybody can take back what is written down, and finalize is refused: write down the old disk at once, before
- * anything else, and not only when the outcome is there. A host that crashes before it has, and starts its guest on the target,
- * loses what the guest has written in between.
+ * A pending job may also fail by itself, but only if the worker that would carry it out breaks: its ring, or by a bug that is
+ * caught; whatever else fails changes nothing any more. Guest requests then go on, on the old disk, before anybody can take back
+ * what is written down, and finalize is refused: write down the old disk at once, before anything else, and not only when the
+ * outcome is there. A host that crashes before it has, and starts its guest on the target, loses what the guest has written in
+ * between.
  */
 #define BLKM_EVENT_PENDING 9
 
@@ -1834,8 +1835,8 @@ typedef uint32_t blkm_event_type;
 #define BLKM_EVENT_CONCLUDED 10
 
 /**
- * So many events (`lost`) were lost here, because nobody took them. What a job tells of only once is never among them: ready, pending,
- * concluded, and the changes of state to these. `blkm_job_query` says how the job stands.
+ * So many events (`lost`) were lost here, because nobody took them. What a job tells of only once is never among them: ready,
+ * pending, concluded, and the changes of state to these. `blkm_job_query` says how the job stands.
  */
 #define BLKM_EVENT_OVERFLOW 11
 
@@ -1932,15 +1933,14 @@ typedef struct blkm_engine_opts {
 void blkm_engine_opts_init(struct blkm_engine_opts *opts, size_t struct_size);
 
 /**
- * Starts an engine: returns when each worker has its ring and memory. Its threads block all signals. Make it in the process that uses it,
- * after `fork(2)` and daemonising. `opts` may be NULL. On success `*out` is the engine, to be destroyed with `blkm_engine_destroy`; else
- * it is NULL.
+ * Starts an engine: returns when each worker has its ring and memory. Its threads block all signals. Make it in the process that
+ * uses it, after `fork(2)` and daemonising. `opts` may be NULL. On success `*out` is the engine, to be destroyed with
+ * `blkm_engine_destroy`; else it is NULL.
  *
  * Returns 0, or -errno: `-EINVAL` for an option that makes no sense, `-ENOMEM`, `-EMFILE`, `-EAGAIN` when no thread can be
  * started, and what `blkm_probe` says where io_uring is missing or forbidden. Threads: any. Since 0.1.
  */
-int blkm_engine_create(const struct blkm_engine_opts *opts,
-                       struct blkm_engine **out);
+int blkm_engine_create(const struct blkm_engine_opts *opts, struct blkm_engine **out);
 
 /**
  * Ends an engine and sets `*engine` to NULL. NULL, and a pointer to NULL, are allowed. Jobs that are not over are cancelled, one
@@ -1968,14 +1968,14 @@ int blkm_engine_get_workers(struct blkm_engine *engine);
 int blkm_engine_get_event_fd(struct blkm_engine *engine);
 
 /**
- * Takes the next event of the engine's jobs, filled in up to `event->struct_size`, which the caller has set. Never blocks. A job's own
- * events come in their order; those of different jobs in any (`time_ns` tells). Events of a job whose handle was closed are gone.
+ * Takes the next event of the engine's jobs, filled in up to `event->struct_size`, which the caller has set. Never blocks. A job's
+ * own events come in their order; those of different jobs in any (`time_ns` tells). Events of a job whose handle was closed are
+ * gone.
  *
- * Returns 1 if there was one, 0 if not, or -errno: `-EINVAL` for NULL or a size that is too small. Threads: any; each event goes to one
- * caller. Since 0.1.
+ * Returns 1 if there was one, 0 if not, or -errno: `-EINVAL` for NULL or a size that is too small. Threads: any; each event goes
+ * to one caller. Since 0.1.
  */
-int blkm_engine_next_event(struct blkm_engine *engine,
-                           struct blkm_event *event);
+int blkm_engine_next_event(struct blkm_engine *engine, struct blkm_event *event);
 
 #ifdef __cplusplus
 }

@@ -4,10 +4,10 @@
 //! as one of our windows. The ceiling is the slower of the two directions, each over the time it took; as the quicker
 //! one ends first and leaves its share of the memory bus to the other, this is a little more than a copy can reach.
 //!
-//! The buffers are in huge pages, for the reason ours are: 1 MiB of scattered 4 KiB pages is more segments than most
-//! queues take. fio can map huge pages, but only from a reserve that somebody must set aside; instead the C
-//! library is told to ask for transparent ones (`GLIBC_TUNABLES`, glibc 2.35), which needs no setup and gives the same: with buffers
-//! aligned to 2 MiB, not one request of 1 MiB is punted on a loop device.
+//! The buffers are in huge pages, for the reason ours are: 1 MiB of scattered 4 KiB pages is more segments than most queues take.
+//! fio can map huge pages, but only from a reserve that somebody must set aside; instead the C library is told to ask for
+//! transparent ones (`GLIBC_TUNABLES`, glibc 2.35), which needs no setup and gives the same: with buffers aligned to 2 MiB, not one
+//! request of 1 MiB is punted on a loop device.
 #![forbid(unsafe_code)]
 
 use serde_json::Value;

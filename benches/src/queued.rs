@@ -1,11 +1,12 @@
 //! The benchmark of a guest queue: random reads of 4 KiB against fio, on one loop device, in turns.
 //!
 //! Every contender is a command that reads for some seconds, and says how many reads it did, in what time, and with how much CPU
-//! time of its own. fio says so in its report; the others print one line of JSON, [`Reading`]: the reader of `benches/queue.rs`, and the
-//! same in C, `benches/c/queue.c`, which is compiled here against the shared library.
+//! time of its own. fio says so in its report; the others print one line of JSON, [`Reading`]: the reader of `benches/queue.rs`,
+//! and the same in C, `benches/c/queue.c`, which is compiled here against the shared library.
 //!
-//! What C costs is looked at where a read costs least: on a file that is one hole. There is no null device on every machine. The file does
-//! not lie in memory: tmpfs has a kernel thread read a hole, and what that costs is noise of ten times what is looked for.
+//! What C costs is looked at where a read costs least: on a file that is one hole. There is no null device on every machine. The
+//! file does not lie in memory: tmpfs has a kernel thread read a hole, and what that costs is noise of ten times what is looked
+//! for.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -28,8 +29,8 @@ pub const DISK_BYTES: u64 = 1024 * MIB;
 pub const BLOCK_BYTES: u64 = 4096;
 /// Reads on their way.
 pub const DEPTH: u64 = 64;
-/// Completions that are waited for at once, where the name of a contender says nothing else: a quarter of the depth, so that the device
-/// has work while the next reads are made. Half of it is too much to wait for: fio and the queue both get slower by it.
+/// Completions that are waited for at once, where the name of a contender says nothing else: a quarter of the depth, so that the
+/// device has work while the next reads are made. Half of it is too much to wait for: fio and the queue both get slower by it.
 pub const LOT: usize = 16;
 
 /// What the command line can change.

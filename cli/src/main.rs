@@ -1,8 +1,10 @@
 //! The `blkmirror` command: copies, compares and explains block devices, on top of `blkmirror-core`.
 //!
-//! One file per idea. `args` is the command line; `copy`, `compare`, `info`, `demo` and `bench` are the commands (`bench_args` is the last one's command line); `target` and
-//! `follow` are parts of `copy`, `diff` is the comparison itself; `live` mirrors a disk under writers, for `demo` and `bench`; `scratch` makes the demo's disks; `map` reads extent lists; `report`, `live_report`, `output`,
-//! `progress` and `cpu` are what is shown; `signals` and `exit` are how it ends; `aligned` is memory for O_DIRECT. No logic of mirroring lives here.
+//! One file per idea. `args` is the command line; `copy`, `compare`, `info`, `demo` and `bench` are the commands (`bench_args` is
+//! the last one's command line); `target` and `follow` are parts of `copy`, `diff` is the comparison itself; `live` mirrors a disk
+//! under writers, for `demo` and `bench`; `scratch` makes the demo's disks; `map` reads extent lists; `report`, `live_report`,
+//! `output`, `progress` and `cpu` are what is shown; `signals` and `exit` are how it ends; `aligned` is memory for O_DIRECT. No
+//! logic of mirroring lives here.
 #![forbid(unsafe_code)]
 
 mod aligned;

@@ -4,9 +4,9 @@
 //! cargo run --release -p blkmirror-core --example live_mirror -- SOURCE TARGET
 //! ```
 //!
-//! SOURCE and TARGET are existing files or block devices, TARGET at least as large (`truncate -s 64M target`); the guest in
-//! here overwrites blocks of SOURCE, and TARGET is overwritten as a whole. This is all that a host has to do: open the disk,
-//! make a drive, send guest I/O through a queue per thread, start a job, wait until it is ready, complete it, and write down that the
+//! SOURCE and TARGET are existing files or block devices, TARGET at least as large (`truncate -s 64M target`); the guest in here
+//! overwrites blocks of SOURCE, and TARGET is overwritten as a whole. This is all that a host has to do: open the disk, make a
+//! drive, send guest I/O through a queue per thread, start a job, wait until it is ready, complete it, and write down that the
 //! guest's disk is another one before the guest writes to it.
 #![forbid(unsafe_code)]
 
@@ -78,8 +78,8 @@ fn run_job(engine: &Engine, drive: &Drive, target: Device) -> Result<Outcome> {
             // The job may have moved on since the event. Then it refuses, and its outcome says why.
             let asked = match event.what {
                 EventKind::Ready => job.complete(Completion::Pivot),
-                // Guest requests are held. If `pivots`, as here, a host now writes down, durably, which disk is the guest's from here on: if it crashes
-                // after this, the guest must not be started on the old one.
+                // Guest requests are held. If `pivots`, as here, a host now writes down, durably, which disk is the guest's from
+                // here on: if it crashes after this, the guest must not be started on the old one.
                 EventKind::Pending { .. } => job.finalize(),
                 _ => Ok(()),
             };

@@ -1,8 +1,8 @@
 //! Threads of the library, on which no handler of the host's ever runs.
 //!
-//! A new thread has the signal mask of the one that starts it. So all signals are blocked there for that moment: a thread that blocked
-//! them itself, a moment later, could be chosen for a signal in between. `SIGKILL` and `SIGSTOP` cannot be blocked, and a fault of
-//! the thread's own (`SIGSEGV`, `SIGBUS`) that is blocked ends the process, see `sigprocmask(2)`.
+//! A new thread has the signal mask of the one that starts it. So all signals are blocked there for that moment: a thread that
+//! blocked them itself, a moment later, could be chosen for a signal in between. `SIGKILL` and `SIGSTOP` cannot be blocked, and a
+//! fault of the thread's own (`SIGSEGV`, `SIGBUS`) that is blocked ends the process, see `sigprocmask(2)`.
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
@@ -13,8 +13,8 @@ use std::thread::{Builder, JoinHandle};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 thread_local! {
-    /// This thread's number, once it was asked for. Constant at first and without a destructor, so it can be asked for at any time: the
-    /// standard library's own name of a thread cannot while the thread ends, where a host may destroy a queue.
+    /// This thread's number, once it was asked for. Constant at first and without a destructor, so it can be asked for at any time:
+    /// the standard library's own name of a thread cannot while the thread ends, where a host may destroy a queue.
     static NUMBER: Cell<u64> = const { Cell::new(0) };
 }
 

@@ -80,8 +80,8 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Waits for a state. Beside guests without rest the job goes through all that it can do about a remainder that does not shrink, and
-/// gives each a second or two to show, more on a busy machine.
+/// Waits for a state. Beside guests without rest the job goes through all that it can do about a remainder that does not shrink,
+/// and gives each a second or two to show, more on a busy machine.
 fn until(job: &Job, status: JobStatus) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while job.status() != status {

@@ -375,8 +375,8 @@ fn a_worker_that_asks_and_then_begins_is_noticed() {
     resting(Restless::AsksAndBegins);
 }
 
-/// A host's two threads, one that finalizes and one that cancels, beside a home that looks, and a failure: exactly one of the two hears
-/// yes, and the home does what that one was told.
+/// A host's two threads, one that finalizes and one that cancels, beside a home that looks, and a failure: exactly one of the two
+/// hears yes, and the home does what that one was told.
 fn decides(broken: Broken) {
     let command = Arc::new(Command::default());
     let finalizer = {

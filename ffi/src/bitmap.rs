@@ -93,8 +93,9 @@ pub unsafe extern "C" fn blkm_bitmap_opts_init(opts: *mut blkm_bitmap_opts, stru
     unsafe { sized::init(opts, struct_size) }
 }
 
-/// Adds a bitmap to a drive, with nothing dirty in it. Unless it is made disabled, every write that ends after this has returned is in it.
-/// On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory; see `blkm_bitmap`.
+/// Adds a bitmap to a drive, with nothing dirty in it. Unless it is made disabled, every write that ends after this has returned is
+/// in it. On success `*out` is the bitmap, to be closed with `blkm_bitmap_close`; else it is NULL. It lives in memory; see
+/// `blkm_bitmap`.
 ///
 /// Returns 0, or -errno: `-EEXIST` for a name that the drive's bitmaps have already; `-EINVAL` without a name or for one that is
 /// empty, too long or no UTF-8, for a granularity that is none, and for a drive of more than 64 TiB; `-EMFILE` when the drive has
@@ -126,8 +127,8 @@ pub unsafe extern "C" fn blkm_bitmap_create(
     unsafe { create(out, attempt, make) }
 }
 
-/// Closes the caller's handle and sets `*bitmap` to NULL: the bitmap leaves its drive, once a job that works with it is over. NULL, and a
-/// pointer to NULL, are allowed. Threads: any, while no other call uses this handle. Since 0.1.
+/// Closes the caller's handle and sets `*bitmap` to NULL: the bitmap leaves its drive, once a job that works with it is over. NULL,
+/// and a pointer to NULL, are allowed. Threads: any, while no other call uses this handle. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_bitmap_close(bitmap: *mut *mut blkm_bitmap) {
     // SAFETY: the caller's handle, as the header says.
@@ -161,8 +162,8 @@ pub unsafe extern "C" fn blkm_bitmap_clear(bitmap: *mut blkm_bitmap) -> c_int {
     unsafe { with(bitmap, "clear a bitmap", |b: &blkm_bitmap| b.bitmap.clear()) }
 }
 
-/// Marks in `target` what is dirty in any of the `count` bitmaps at `sources`, of this drive or of others; it may be among them itself. All
-/// or nothing.
+/// Marks in `target` what is dirty in any of the `count` bitmaps at `sources`, of this drive or of others; it may be among them
+/// itself. All or nothing.
 ///
 /// Returns 0, or -errno, and nothing has changed: `-EINVAL` unless all have the same size and granularity, or for NULL, `-EBUSY`
 /// while a job works with one of them. Threads: any. Since 0.1.
@@ -191,7 +192,8 @@ pub unsafe extern "C" fn blkm_bitmap_merge(
 
 /// Marks every chunk that a range touches.
 ///
-/// Returns 0, or -errno: `-EINVAL` for a range past the end of the drive, `-EBUSY` while a job works with it. Threads: any. Since 0.1.
+/// Returns 0, or -errno: `-EINVAL` for a range past the end of the drive, `-EBUSY` while a job works with it. Threads: any. Since
+/// 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_bitmap_set_dirty(
     bitmap: *mut blkm_bitmap,
@@ -245,8 +247,9 @@ pub unsafe extern "C" fn blkm_bitmap_query(bitmap: *mut blkm_bitmap, info: *mut 
     unsafe { with(bitmap, attempt, body) }
 }
 
-/// The first dirty area between `start_bytes` and `end_bytes`, and at most `max_len_bytes` of it, into `*offset_bytes` and `*len_bytes`; either
-/// may be NULL. To see all, ask again from `*offset_bytes + *len_bytes` on. `end_bytes` may be `UINT64_MAX` for the drive's end.
+/// The first dirty area between `start_bytes` and `end_bytes`, and at most `max_len_bytes` of it, into `*offset_bytes` and
+/// `*len_bytes`; either may be NULL. To see all, ask again from `*offset_bytes + *len_bytes` on. `end_bytes` may be `UINT64_MAX`
+/// for the drive's end.
 ///
 /// Returns 1 if there is one, 0 if not, or -errno: `-EINVAL` when that is no range of the drive, or the length is 0.
 /// Threads: any. Since 0.1.

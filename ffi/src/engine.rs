@@ -14,7 +14,8 @@ use crate::border::sized::{self, structure};
 use crate::border::{invalid, sum};
 use crate::event::{Hub, blkm_event};
 
-/// Worker threads that carry jobs: one will do for all disks of a process. Every function that takes one may be called from any thread.
+/// Worker threads that carry jobs: one will do for all disks of a process. Every function that takes one may be called from any
+/// thread.
 #[allow(non_camel_case_types, reason = "as in C")]
 #[derive(Debug)]
 pub struct blkm_engine {
@@ -69,9 +70,9 @@ pub unsafe extern "C" fn blkm_engine_opts_init(opts: *mut blkm_engine_opts, stru
     unsafe { sized::init(opts, struct_size) }
 }
 
-/// Starts an engine: returns when each worker has its ring and memory. Its threads block all signals. Make it in the process that uses it,
-/// after `fork(2)` and daemonising. `opts` may be NULL. On success `*out` is the engine, to be destroyed with `blkm_engine_destroy`; else
-/// it is NULL.
+/// Starts an engine: returns when each worker has its ring and memory. Its threads block all signals. Make it in the process that
+/// uses it, after `fork(2)` and daemonising. `opts` may be NULL. On success `*out` is the engine, to be destroyed with
+/// `blkm_engine_destroy`; else it is NULL.
 ///
 /// Returns 0, or -errno: `-EINVAL` for an option that makes no sense, `-ENOMEM`, `-EMFILE`, `-EAGAIN` when no thread can be
 /// started, and what `blkm_probe` says where io_uring is missing or forbidden. Threads: any. Since 0.1.
@@ -124,11 +125,12 @@ pub unsafe extern "C" fn blkm_engine_get_event_fd(engine: *mut blkm_engine) -> c
     unsafe { with(engine, "get the event descriptor of an engine", body) }
 }
 
-/// Takes the next event of the engine's jobs, filled in up to `event->struct_size`, which the caller has set. Never blocks. A job's own
-/// events come in their order; those of different jobs in any (`time_ns` tells). Events of a job whose handle was closed are gone.
+/// Takes the next event of the engine's jobs, filled in up to `event->struct_size`, which the caller has set. Never blocks. A job's
+/// own events come in their order; those of different jobs in any (`time_ns` tells). Events of a job whose handle was closed are
+/// gone.
 ///
-/// Returns 1 if there was one, 0 if not, or -errno: `-EINVAL` for NULL or a size that is too small. Threads: any; each event goes to one
-/// caller. Since 0.1.
+/// Returns 1 if there was one, 0 if not, or -errno: `-EINVAL` for NULL or a size that is too small. Threads: any; each event goes
+/// to one caller. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_engine_next_event(engine: *mut blkm_engine, event: *mut blkm_event) -> c_int {
     let attempt = "take an event";

@@ -1,8 +1,8 @@
 //! Events of jobs, for C: one descriptor and one list for all jobs of an engine.
 //!
-//! Each job has a bounded ring of events and an eventfd of its own. An epoll instance over these is itself readable while one of them is,
-//! so it is the engine's descriptor, and what it reports says whose turn it is. So nothing is queued twice, nothing can be lost here, and
-//! a job that says much takes no place from another.
+//! Each job has a bounded ring of events and an eventfd of its own. An epoll instance over these is itself readable while one of
+//! them is, so it is the engine's descriptor, and what it reports says whose turn it is. So nothing is queued twice, nothing can be
+//! lost here, and a job that says much takes no place from another.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
@@ -34,8 +34,8 @@ pub const BLKM_EVENT_ERROR: blkm_event_type = 3;
 /// The host has changed how guest writes are followed: `copy_mode`.
 pub const BLKM_EVENT_COPY_MODE: blkm_event_type = 4;
 /// The remainder stopped shrinking, or switch-overs were missed, and something is done about it: `step`, `reason`, `left_bytes`,
-/// `budget_level` for `BLKM_ESCALATION_BUDGET_LOOSENED`. Nothing needs to be asked for; but after `BLKM_ESCALATION_WRITE_BLOCKING` a target
-/// that hangs holds guest writes until the job is cancelled by force.
+/// `budget_level` for `BLKM_ESCALATION_BUDGET_LOOSENED`. Nothing needs to be asked for; but after `BLKM_ESCALATION_WRITE_BLOCKING`
+/// a target that hangs holds guest writes until the job is cancelled by force.
 pub const BLKM_EVENT_ESCALATED: blkm_event_type = 5;
 /// A latency budget that was loosened has come back to `budget_level`.
 pub const BLKM_EVENT_BUDGET_TIGHTENED: blkm_event_type = 6;
@@ -52,16 +52,16 @@ pub const BLKM_EVENT_SWITCH_OVER_MISSED: blkm_event_type = 8;
 /// old disk and `blkm_job_cancel` by force, `blkm_job_close` or `blkm_engine_destroy`. Once finalize has succeeded what is written
 /// down stays, unless the outcome comes without `BLKM_OUTCOME_PIVOTED`: note that under the lock, too.
 ///
-/// A pending job may also fail by itself, but only if the worker that would carry it out breaks: its ring, or by a bug that is caught;
-/// whatever else fails changes nothing any more. Guest requests then go on, on the old
-/// disk, before anybody can take back what is written down, and finalize is refused: write down the old disk at once, before
-/// anything else, and not only when the outcome is there. A host that crashes before it has, and starts its guest on the target,
-/// loses what the guest has written in between.
+/// A pending job may also fail by itself, but only if the worker that would carry it out breaks: its ring, or by a bug that is
+/// caught; whatever else fails changes nothing any more. Guest requests then go on, on the old disk, before anybody can take back
+/// what is written down, and finalize is refused: write down the old disk at once, before anything else, and not only when the
+/// outcome is there. A host that crashes before it has, and starts its guest on the target, loses what the guest has written in
+/// between.
 pub const BLKM_EVENT_PENDING: blkm_event_type = 9;
 /// The job is over; `blkm_job_get_outcome` tells how.
 pub const BLKM_EVENT_CONCLUDED: blkm_event_type = 10;
-/// So many events (`lost`) were lost here, because nobody took them. What a job tells of only once is never among them: ready, pending,
-/// concluded, and the changes of state to these. `blkm_job_query` says how the job stands.
+/// So many events (`lost`) were lost here, because nobody took them. What a job tells of only once is never among them: ready,
+/// pending, concluded, and the changes of state to these. `blkm_job_query` says how the job stands.
 pub const BLKM_EVENT_OVERFLOW: blkm_event_type = 11;
 
 /// Pending: the drive moves to the target once the job is finalized.

@@ -17,9 +17,9 @@
 //! `include/blkmirror.h` is made from this crate: its comments are the comments here, so they are written for authors of C. A test
 //! makes it anew and compares (`tests/header.rs`).
 //!
-//! The functions are thin: each reads what it was given, calls core, and tells how it went. All that is unsafe about C is in `border`;
-//! what stays is the contract of each pointer, which the header's head states once for all functions. Their names must be exported as
-//! they are, which counts as unsafe code for Rust, so every file with functions allows it.
+//! The functions are thin: each reads what it was given, calls core, and tells how it went. All that is unsafe about C is in
+//! `border`; what stays is the contract of each pointer, which the header's head states once for all functions. Their names must be
+//! exported as they are, which counts as unsafe code for Rust, so every file with functions allows it.
 #![allow(
     clippy::missing_safety_doc,
     reason = "the contract is the header's: it stands at its head, once for all functions"

@@ -1,7 +1,7 @@
 //! The log: what the library tells besides answers, events and completions.
 //!
-//! The library speaks through `tracing`. The first handler that a host sets puts a subscriber of ours in place, which stays and is silent
-//! while there is none.
+//! The library speaks through `tracing`. The first handler that a host sets puts a subscriber of ours in place, which stays and is
+//! silent while there is none.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -33,9 +33,10 @@ pub const BLKM_LOG_INFO: blkm_log_level = 3;
 /// Every change of state.
 pub const BLKM_LOG_DEBUG: blkm_log_level = 4;
 
-/// Takes a line of the log: `target` says which part of the library speaks, such as "blkmirror_core::engine"; `msg` is one line of UTF-8.
-/// Both are good for the length of the call. It is called on any thread, the library's own too, also while guest requests are held. It
-/// must return soon, must not call the library, and must not wait for a thread that may be in the library or wait for guest I/O.
+/// Takes a line of the log: `target` says which part of the library speaks, such as "blkmirror_core::engine"; `msg` is one line of
+/// UTF-8. Both are good for the length of the call. It is called on any thread, the library's own too, also while guest requests
+/// are held. It must return soon, must not call the library, and must not wait for a thread that may be in the library or wait for
+/// guest I/O.
 #[allow(non_camel_case_types, reason = "as in C")]
 pub type blkm_log_fn = Option<
     unsafe extern "C" fn(
@@ -75,11 +76,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Sets who takes the log of the whole process, up to level `max`; NULL: nobody, as at the beginning. When this returns, the handler that
-/// was there before is not called any more, and no call of it is under way.
+/// Sets who takes the log of the whole process, up to level `max`; NULL: nobody, as at the beginning. When this returns, the
+/// handler that was there before is not called any more, and no call of it is under way.
 ///
-/// Returns 0, or -errno: `-EINVAL` for an unknown level, `-EBUSY` when a call of the old handler does not return, or the program is a Rust
-/// program that has a subscriber of its own. Threads: any. Since 0.1.
+/// Returns 0, or -errno: `-EINVAL` for an unknown level, `-EBUSY` when a call of the old handler does not return, or the program is
+/// a Rust program that has a subscriber of its own. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_log_set_handler(
     max: blkm_log_level,
@@ -105,8 +106,8 @@ pub unsafe extern "C" fn blkm_log_set_handler(
     })
 }
 
-/// Puts another handler in place of the one there is. Tried for a while and not waited for: after `fork(2)`, and from inside a handler,
-/// the lock would never be free.
+/// Puts another handler in place of the one there is. Tried for a while and not waited for: after `fork(2)`, and from inside a
+/// handler, the lock would never be free.
 fn replace(handler: Option<Handler>, level: blkm_log_level, attempt: &'static str) -> Result<()> {
     let set = |there: &mut Option<Handler>| {
         *there = handler;

@@ -60,8 +60,8 @@ pub unsafe extern "C" fn blkm_has_feature(name: *const c_char) -> c_int {
 /// Whether the kernel lets this process use io_uring as the library needs it: sets up a small ring as an engine would, and takes it
 /// down again.
 ///
-/// Returns 0, or -errno: `-ENOSYS` or `-EPERM` where io_uring is missing, switched off (`sysctl kernel.io_uring_disabled`) or forbidden
-/// by a filter, `-EOPNOTSUPP` below Linux 5.15, `-ENOMEM`. Threads: any. Since 0.1.
+/// Returns 0, or -errno: `-ENOSYS` or `-EPERM` where io_uring is missing, switched off (`sysctl kernel.io_uring_disabled`) or
+/// forbidden by a filter, `-EOPNOTSUPP` below Linux 5.15, `-ENOMEM`. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn blkm_probe() -> c_int {
     guard("look at the kernel", || probe().map(drop))

@@ -2,8 +2,8 @@
 //!
 //! `BLKMIRROR_WRITE_HEADER=1 cargo test -p blkmirror-ffi --test header` writes it.
 //!
-//! cbindgen sorts by kind: all constants, all types, all functions. People look things up by topic. So what it makes is sorted once more:
-//! topics as listed here, and within one as in the crate's files.
+//! cbindgen sorts by kind: all constants, all types, all functions. People look things up by topic. So what it makes is sorted once
+//! more: topics as listed here, and within one as in the crate's files.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 

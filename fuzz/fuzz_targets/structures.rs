@@ -1,5 +1,5 @@
-//! Structures of any size with any bytes, to every function that takes one. Each lies in memory of just the size that it claims, so a
-//! read or a write past its end is seen.
+//! Structures of any size with any bytes, to every function that takes one. Each lies in memory of just the size that it claims, so
+//! a read or a write past its end is seen.
 #![no_main]
 
 use std::ffi::c_void;

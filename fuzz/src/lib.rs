@@ -127,8 +127,8 @@ impl Drop for Claimed {
     }
 }
 
-/// A structure that claims to have `size` bytes, in memory of that size if that is possible at all: what claims more must be refused before
-/// it is read. Words that could be pointers are zero, for no library can survive wild ones.
+/// A structure that claims to have `size` bytes, in memory of that size if that is possible at all: what claims more must be
+/// refused before it is read. Words that could be pointers are zero, for no library can survive wild ones.
 ///
 /// # Panics
 /// If there is no memory.

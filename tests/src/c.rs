@@ -5,11 +5,11 @@
 //! let ended = start(program.command(["a", "b"])).wait().succeeded();    // as any other command: a deadline, both outputs
 //! ```
 //!
-//! [`library`] is the directory with `libblkmirror.so` and `libblkmirror.so.0`, built first with the profile of the running
-//! test; [`archive`] is the static library of the same build. [`compile`] takes every warning for an error, looks for `<blkmirror.h>` in
-//! `include/`, and links the shared library; flags come last, so that `-std=c99` or `-fsanitize=address` is respected. [`try_compile`]
-//! is for a test that wants another compiler, or the complaint. [`has_cxx`] is asked first by tests of C++. A program that needs more
-//! than C11 has says `#define _GNU_SOURCE 1` itself, as its users would.
+//! [`library`] is the directory with `libblkmirror.so` and `libblkmirror.so.0`, built first with the profile of the running test;
+//! [`archive`] is the static library of the same build. [`compile`] takes every warning for an error, looks for `<blkmirror.h>` in
+//! `include/`, and links the shared library; flags come last, so that `-std=c99` or `-fsanitize=address` is respected.
+//! [`try_compile`] is for a test that wants another compiler, or the complaint. [`has_cxx`] is asked first by tests of C++. A
+//! program that needs more than C11 has says `#define _GNU_SOURCE 1` itself, as its users would.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,5 +1,5 @@
-//! The C ABI: the header is right for every compiler, the library has what it declares, and every function does what it says, called
-//! from C. The programs are `tests/c/*.c`; each check in them is named after the property that it holds.
+//! The C ABI: the header is right for every compiler, the library has what it declares, and every function does what it says,
+//! called from C. The programs are `tests/c/*.c`; each check in them is named after the property that it holds.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
 

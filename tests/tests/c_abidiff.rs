@@ -1,9 +1,10 @@
 //! The ABI as it was recorded in `ffi/abi`, compared by libabigail.
 //!
-//! What is described is the header, not the library: every function that it declares is given a body by this test, and compiled with
-//! debugging information. A description of the library itself would be a hundred times as large, full of Rust's own types, and another
-//! one after each change inside. That the library has these functions and no others is a test of its own (`c_abi`), and that the header
-//! is what the library's source says, too (`ffi/tests/header.rs`). Numbers of constants are no part of it; they are in `tests/c/layout.c`.
+//! What is described is the header, not the library: every function that it declares is given a body by this test, and compiled
+//! with debugging information. A description of the library itself would be a hundred times as large, full of Rust's own types, and
+//! another one after each change inside. That the library has these functions and no others is a test of its own (`c_abi`), and
+//! that the header is what the library's source says, too (`ffi/tests/header.rs`). Numbers of constants are no part of it; they are
+//! in `tests/c/layout.c`.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
 

@@ -57,7 +57,8 @@ fn where_io_uring_is_forbidden_the_text_names_what_to_allow() {
     poor("forbidden");
 }
 
-/// FUSE says nothing of the alignment that its server wants, and a host that shows its guest smaller blocks would have requests fail.
+/// FUSE says nothing of the alignment that its server wants, and a host that shows its guest smaller blocks would have requests
+/// fail.
 #[test]
 fn a_device_whose_alignment_nobody_reports_says_that_it_is_assumed() {
     needs!(Fuse);

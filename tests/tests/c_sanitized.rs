@@ -6,10 +6,10 @@
 //! | valgrind | built with the feature `valgrind`, in `target/valgrind` | `make soak` |
 //! | AddressSanitizer in both | built by a nightly compiler, in `target/asan` | `make soak` |
 //!
-//! The last two build the library once more, which takes minutes. Processes that fork are run without tools: AddressSanitizer's allocator
-//! does not see to its locks at a fork (gcc 12), so that a child waits for ever for one that a thread of its parent held, seen once in some
-//! hundred runs; and valgrind does not know of memory that children do not get (`MADV_DONTFORK`) and fails an assertion of its own. Nor
-//! does valgrind see what a thread's status says of signals, because it has masks of its own.
+//! The last two build the library once more, which takes minutes. Processes that fork are run without tools: AddressSanitizer's
+//! allocator does not see to its locks at a fork (gcc 12), so that a child waits for ever for one that a thread of its parent held,
+//! seen once in some hundred runs; and valgrind does not know of memory that children do not get (`MADV_DONTFORK`) and fails an
+//! assertion of its own. Nor does valgrind see what a thread's status says of signals, because it has masks of its own.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
 

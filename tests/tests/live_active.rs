@@ -136,7 +136,8 @@ fn an_unaligned_write_into_a_dirty_chunk_is_not_lost() {
     assert_eq!(scene.target.bytes_at(MIB - 1, 1), b"!");
 }
 
-/// Scenario 14: three writes that overlap and a fourth over all of them, on a target that takes its time: no deadlock, no difference.
+/// Scenario 14: three writes that overlap and a fourth over all of them, on a target that takes its time: no deadlock, no
+/// difference.
 #[test]
 fn overlapping_writes_and_one_across_them_end_and_both_sides_agree() {
     needs!(Fuse);

@@ -90,7 +90,8 @@ fn a_target_with_20_ms_of_latency_switches_over_within_the_pause() {
     scene.check_source();
 }
 
-/// Scenario 20: a flush that failed once has lost something, so the job fails whatever the policy, and the guest stays where it was.
+/// Scenario 20: a flush that failed once has lost something, so the job fails whatever the policy, and the guest stays where it
+/// was.
 #[test]
 fn a_failed_flush_fails_the_job_and_no_guest_request_under_every_policy() {
     needs!(Fuse);
@@ -132,8 +133,8 @@ fn a_failed_flush_fails_the_job_and_no_guest_request_under_every_policy() {
     }
 }
 
-/// Scenario 20: a soft cancel of a job that is ready promises a copy as of that moment, so a flush that fails after it, once or always,
-/// must not end as a cancel that left a good copy.
+/// Scenario 20: a soft cancel of a job that is ready promises a copy as of that moment, so a flush that fails after it, once or
+/// always, must not end as a cancel that left a good copy.
 #[test]
 fn a_flush_that_fails_after_a_soft_cancel_fails_the_job() {
     needs!(Fuse);

@@ -141,8 +141,8 @@ fn a_source_whose_reads_hang_does_not_hold_up_a_forced_cancel() {
     scene.check_source();
 }
 
-/// Asking where holes are is a system call that nobody can interrupt. On the worker's thread it would hold up every other job there,
-/// whose guests may wait at a closed gate, and the cancel of its own.
+/// Asking where holes are is a system call that nobody can interrupt. On the worker's thread it would hold up every other job
+/// there, whose guests may wait at a closed gate, and the cancel of its own.
 #[test]
 fn a_source_that_does_not_say_where_its_holes_are_holds_up_neither_other_jobs_nor_a_forced_cancel() {
     needs!(Fuse);

@@ -321,8 +321,8 @@ fn a_block_that_stays_bad_under_ignore_is_tried_less_and_less_often_and_never_pa
     }
 }
 
-/// Scenario 20: a flush that failed has lost something, so a job that took the next one for the whole truth would hand over a target
-/// with holes. It fails whatever the policy, once or always, before it is ready or at the switch-over.
+/// Scenario 20: a flush that failed has lost something, so a job that took the next one for the whole truth would hand over a
+/// target with holes. It fails whatever the policy, once or always, before it is ready or at the switch-over.
 #[test]
 fn a_flush_that_fails_once_fails_the_job_under_every_policy() {
     needs!(Fuse, QemuStorageDaemon, Root);

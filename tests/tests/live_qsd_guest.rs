@@ -143,8 +143,8 @@ fn a_failed_flush_that_a_host_tells_of_does_not_concern_the_job() {
     }
 }
 
-/// A write that the guest's own disk refuses has failed for the guest, whatever became of its copy on the target: were its place not
-/// copied again, the target of a write-blocking job would hold what the source never got.
+/// A write that the guest's own disk refuses has failed for the guest, whatever became of its copy on the target: were its place
+/// not copied again, the target of a write-blocking job would hold what the source never got.
 #[test]
 fn a_write_that_the_source_refuses_is_the_guests_error_and_leaves_no_difference() {
     needs!(Fuse, QemuStorageDaemon, Root);

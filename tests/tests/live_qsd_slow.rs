@@ -47,8 +47,8 @@ fn start(scene: &Scene, mode: CopyModeChoice) -> (Guests, Job) {
     (guests, job)
 }
 
-/// If the forecast of the pause knew nothing of latency, guests would be held too long; if it feared it too much, a job on such disks
-/// would never be ready.
+/// If the forecast of the pause knew nothing of latency, guests would be held too long; if it feared it too much, a job on such
+/// disks would never be ready.
 #[test]
 fn a_job_between_slow_disks_completes_within_the_pause() {
     needs!(Fuse, QemuStorageDaemon, Root);

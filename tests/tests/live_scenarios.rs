@@ -1,5 +1,5 @@
-//! Scenarios of docs/SCENARIOS.md that belong nowhere else: what the source holds, where its holes are, what the host's bitmap says,
-//! and jobs that come and go.
+//! Scenarios of docs/SCENARIOS.md that belong nowhere else: what the source holds, where its holes are, what the host's bitmap
+//! says, and jobs that come and go.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code")]
 
@@ -103,8 +103,8 @@ fn a_hole_that_the_guest_fills_under_a_job_is_copied() {
     }
 }
 
-/// Own: if finding out where data lies took time that grows with all extents for each of them, or held a worker for long, a fragmented
-/// disk would keep its guest, and whoever wants to stop the job, waiting.
+/// Own: if finding out where data lies took time that grows with all extents for each of them, or held a worker for long, a
+/// fragmented disk would keep its guest, and whoever wants to stop the job, waiting.
 #[test]
 fn a_source_of_forty_thousand_extents_keeps_nobody_waiting() {
     const EXTENTS: u64 = 40_000;
@@ -177,8 +177,8 @@ fn jobs_come_and_go_under_guests_that_notice_nothing() {
     }
 }
 
-/// Were the host's bitmap taken for less or for more than it says, a disk whose differences are known would be left different, or be
-/// copied whole. What the guest writes meanwhile comes on top.
+/// Were the host's bitmap taken for less or for more than it says, a disk whose differences are known would be left different, or
+/// be copied whole. What the guest writes meanwhile comes on top.
 #[test]
 fn a_hosts_bitmap_says_what_is_copied() {
     let scene = Scene::new(SIZE, Medium::Memory, Medium::Memory);

@@ -130,8 +130,8 @@ fn other_cancels_leave_an_incomplete_target_and_an_untouched_guest() {
     }
 }
 
-/// Scenario 3: sizes that are no multiple of the granularity or of 4 KiB, and a disk of no size at all, which is ready at once; others than
-/// whole sectors are refused.
+/// Scenario 3: sizes that are no multiple of the granularity or of 4 KiB, and a disk of no size at all, which is ready at once;
+/// others than whole sectors are refused.
 #[test]
 fn every_size_is_followed_to_its_last_byte() {
     for size in [512, 4096, 64 * KIB + 512, MIB + 4096, MIB + 3 * 512] {

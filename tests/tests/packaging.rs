@@ -202,7 +202,8 @@ fn value<'a>(text: &'a str, key: &str) -> &'a str {
     line.unwrap_or_else(|| panic!("no {key}")).trim().trim_end_matches(';').trim_matches('"')
 }
 
-/// Otherwise a distribution that builds with cargo-c would ship a library of another name than everybody else, and programs would not find it.
+/// Otherwise a distribution that builds with cargo-c would ship a library of another name than everybody else, and programs would
+/// not find it.
 #[test]
 fn cargo_c_names_the_library_with_the_number_that_the_build_script_gives_it() {
     let (script, manifest) = (text("ffi/build.rs"), text("ffi/Cargo.toml"));

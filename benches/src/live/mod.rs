@@ -9,8 +9,8 @@
 //! - [`tracking`]: what it costs a host to track its own requests
 //! - [`lag`]: how far a following job is behind
 //!
-//! [`stage`] makes the disks, [`calm`] waits for a quiet machine, [`standstill`] tells of runs in which it was not, [`report`] makes
-//! the tables. It may assume root and loop devices, as everything here.
+//! [`stage`] makes the disks, [`calm`] waits for a quiet machine, [`standstill`] tells of runs in which it was not, [`report`]
+//! makes the tables. It may assume root and loop devices, as everything here.
 #![forbid(unsafe_code)]
 
 pub mod blocking;

@@ -157,7 +157,8 @@ impl Standstill {
         self.begin();
     }
 
-    /// Does `run` until enough of it was kept, or for as long as there is patience. It calls [`Self::begin`] where measuring begins.
+    /// Does `run` until enough of it was kept, or for as long as there is patience. It calls [`Self::begin`] where measuring
+    /// begins.
     pub fn without<E>(&mut self, mut run: impl FnMut(&mut Self) -> Result<Kept, E>) -> Result<Kept, E> {
         let mut attempt = 0;
         loop {

@@ -1,8 +1,8 @@
 //! The dirty bitmap: the target may differ from the source where a bit is set.
 //!
 //! It may assume that whoever calls [`DirtyBitmap::set`] does so after the guest's write has completed and before the guest hears
-//! of it (*Mark after, before the ack*), and that whoever calls [`DirtyBitmap::clear`] holds the claims of those chunks and submits the
-//! read of the data afterwards (*Claim, clear, read*). The fences that both need are inside the calls.
+//! of it (*Mark after, before the ack*), and that whoever calls [`DirtyBitmap::clear`] holds the claims of those chunks and submits
+//! the read of the data afterwards (*Claim, clear, read*). The fences that both need are inside the calls.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;

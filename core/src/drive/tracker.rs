@@ -126,8 +126,8 @@ impl Token {
 pub enum Admission {
     /// Send it, and end the token when it has completed.
     Go(Token),
-    /// Do not send it yet: the gate is closed, for a switch-over, or because copy mode auto brakes, which it may before `complete` is
-    /// asked (`JobInfo::braking`; never with `CopyModeChoice::Background`). Begin again when the gate is open.
+    /// Do not send it yet: the gate is closed, for a switch-over, or because copy mode auto brakes, which it may before `complete`
+    /// is asked (`JobInfo::braking`; never with `CopyModeChoice::Background`). Begin again when the gate is open.
     Held,
 }
 
@@ -181,8 +181,8 @@ impl Tracker {
         self.core.end(token, result, monotonic_ns)
     }
 
-    /// The token of these numbers, see [`Token::to_words`]; `None` if they cannot be a token of this drive. Whether it is under way,
-    /// [`end`](Self::end) finds out; a range that was changed marks other bytes.
+    /// The token of these numbers, see [`Token::to_words`]; `None` if they cannot be a token of this drive. Whether it is under
+    /// way, [`end`](Self::end) finds out; a range that was changed marks other bytes.
     #[must_use]
     pub fn token_of_words(&self, words: [u64; 6]) -> Option<Token> {
         self.core.token_of_words(words)

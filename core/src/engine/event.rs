@@ -65,9 +65,9 @@ pub enum EventKind {
     /// The way in which guest writes are followed was changed by the host.
     CopyMode(CopyMode),
     /// The remainder stopped shrinking, or three switch-overs were missed (see `reason`; then also look for tokens that are never
-    /// ended) or the guest outran the flush before one again and again, and something is done about it: by copy mode auto, or about a
-    /// latency budget that held the copiers back, whatever the copy mode. Nothing needs to be asked for; but after `WriteBlocking` a
-    /// target that hangs holds guest writes, see [`CopyModeChoice`](crate::mirror::CopyModeChoice).
+    /// ended) or the guest outran the flush before one again and again, and something is done about it: by copy mode auto, or about
+    /// a latency budget that held the copiers back, whatever the copy mode. Nothing needs to be asked for; but after
+    /// `WriteBlocking` a target that hangs holds guest writes, see [`CopyModeChoice`](crate::mirror::CopyModeChoice).
     #[non_exhaustive]
     Escalated {
         /// What is done about it.
@@ -77,11 +77,11 @@ pub enum EventKind {
         /// Bytes that were left.
         left_bytes: u64,
     },
-    /// A latency budget that was loosened has come back to this level; all of it is in force only with [`BudgetLevel::Chosen`]. When
-    /// that is, see [`LatencyBudget`](crate::mirror::LatencyBudget).
+    /// A latency budget that was loosened has come back to this level; all of it is in force only with [`BudgetLevel::Chosen`].
+    /// When that is, see [`LatencyBudget`](crate::mirror::LatencyBudget).
     BudgetTightened(BudgetLevel),
-    /// Copy mode auto does not brake any more: a switch-over has fitted for 10 s or more, or the host has chosen a copy mode. Not told
-    /// once the end is wanted: the end of the job ends braking, too. Also see `JobInfo::braking`.
+    /// Copy mode auto does not brake any more: a switch-over has fitted for 10 s or more, or the host has chosen a copy mode. Not
+    /// told once the end is wanted: the end of the job ends braking, too. Also see `JobInfo::braking`.
     BrakingEnded,
     /// A switch-over did not fit into its time; the gate is open again, and it will be tried again. Once the end is wanted, each
     /// time that copy mode auto held the guest in vain is one, too; before, such times are not told.
@@ -155,8 +155,8 @@ pub struct LastError {
 /// The bounded queue of a job's events.
 ///
 /// Several threads tell: the home of everything that happens, a host's of what it asks for. So that numbers rise in the order in
-/// which events are taken out, and that a host hears of nothing before what led to it, one at a time takes notices and numbers them,
-/// under a lock. The lock is the control path's: no request of a guest and no copy waits for it.
+/// which events are taken out, and that a host hears of nothing before what led to it, one at a time takes notices and numbers
+/// them, under a lock. The lock is the control path's: no request of a guest and no copy waits for it.
 #[derive(Debug)]
 pub(super) struct Events {
     /// Whose they are, for the log.

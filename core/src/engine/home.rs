@@ -144,8 +144,8 @@ impl<D> Home<D> {
         }
     }
 
-    /// The end of a job whose worker cannot go on. A switch-over that is decided is carried out all the same: it needs no ring, and the
-    /// host was told that it happens.
+    /// The end of a job whose worker cannot go on. A switch-over that is decided is carried out all the same: it needs no ring, and
+    /// the host was told that it happens.
     pub(super) fn give_up(&mut self, core: &JobCore, now_ns: u64) {
         if self.completes(core, now_ns) {
             return;

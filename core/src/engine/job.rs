@@ -57,8 +57,8 @@ pub(super) struct JobCore {
 }
 
 /// A handle to a mirror job; it may be used from any thread, and cloned. Dropping the last one leaves the job running, and no other
-/// handle can be had: it ends as it was asked to (also by a pivot, if that was), or with its engine. A job that needs to be finalized
-/// is cancelled.
+/// handle can be had: it ends as it was asked to (also by a pivot, if that was), or with its engine. A job that needs to be
+/// finalized is cancelled.
 #[derive(Clone, Debug)]
 #[must_use = "a job that nobody has a handle of runs until its engine ends"]
 pub struct Job {

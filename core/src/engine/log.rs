@@ -1,6 +1,7 @@
 //! What an engine tells a log: its start, what its rings go without, and what its jobs tell their hosts.
 //!
-//! Said through `tracing`, where nobody who listens costs a look at one atomic. Nothing is said per request: this is the control path.
+//! Said through `tracing`, where nobody who listens costs a look at one atomic. Nothing is said per request: this is the control
+//! path.
 #![forbid(unsafe_code)]
 
 use tracing::{debug, error, info, warn};

@@ -99,8 +99,8 @@ impl EngineOptions {
 }
 
 /// What a host has run on each worker's thread before it does anything, with the worker's number from 0: to name the thread, to
-/// confine it (control groups, seccomp, scheduling), to count it. It must return, and must not call this library. The threads that a
-/// worker starts for requests that block are named `blkm-lane`; they inherit what the worker's thread is confined to.
+/// confine it (control groups, seccomp, scheduling), to count it. It must return, and must not call this library. The threads that
+/// a worker starts for requests that block are named `blkm-lane`; they inherit what the worker's thread is confined to.
 pub type ThreadStart = Arc<dyn Fn(usize) + Send + Sync>;
 
 /// A worker as the engine sees it.
@@ -158,8 +158,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Jobs that an engine carries at a time: 64. One that is over counts until its workers have let go of its devices, so while its
-    /// requests hang, too.
+    /// Jobs that an engine carries at a time: 64. One that is over counts until its workers have let go of its devices, so while
+    /// its requests hang, too.
     pub const MAX_JOBS: usize = worker::MAX_PARTS as usize;
 
     /// Starts the workers and waits until each has its ring and memory.
@@ -220,8 +220,8 @@ impl Engine {
         self.mirror_announced(drive, target, &options, &mut |_| Ok(()))
     }
 
-    /// The same, and gives the job to `announce` when all is prepared and nothing was done yet: for a host that must know of a job before
-    /// anything can come of it.
+    /// The same, and gives the job to `announce` when all is prepared and nothing was done yet: for a host that must know of a job
+    /// before anything can come of it.
     ///
     /// # Errors
     /// As [`Self::mirror`], and that of `announce`: then the job is over without having touched the target.
@@ -297,8 +297,8 @@ impl Engine {
         start::job((&self.workers, &self.jobs, home), drive, target, options, announce)
     }
 
-    /// Ends the workers; jobs that are not over are cancelled. Dropping the engine does the same. It blocks for up to a second while
-    /// requests hang.
+    /// Ends the workers; jobs that are not over are cancelled. Dropping the engine does the same. It blocks for up to a second
+    /// while requests hang.
     pub fn shutdown(self) {
         drop(self);
     }

@@ -51,8 +51,8 @@ pub struct JobInfo {
     /// its end is wanted. Between the two nobody is held.
     pub braking: bool,
     /// Write-blocking, and nothing is dirty or in any worker's hand: what the guest is told is written through queues is on both
-    /// sides. A `false` may be wrong for a moment: of a worker that was stopped by the scheduler while it looked for work nobody can say
-    /// whether it has found some.
+    /// sides. A `false` may be wrong for a moment: of a worker that was stopped by the scheduler while it looked for work nobody
+    /// can say whether it has found some.
     pub actively_synced: bool,
     /// Switch-overs that did not fit into `max_pause` so far; each is an event, too.
     pub missed: u32,

@@ -179,8 +179,8 @@ pub(super) fn check_all(
     }
 }
 
-/// Checks that the devices may be used together, and that the source is still all of its drive: what a guest writes behind the end of one
-/// that became smaller would be in no bitmap.
+/// Checks that the devices may be used together, and that the source is still all of its drive: what a guest writes behind the end
+/// of one that became smaller would be in no bitmap.
 fn check(drive: &DriveCore<Device>, source: &Device, target: &Device) -> Result<()> {
     let opened_as = match target.role() {
         Role::Target => None,

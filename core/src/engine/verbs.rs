@@ -11,8 +11,8 @@ use crate::ring::monotonic_ns;
 /// How a switch-over is to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Completion {
-    /// The drive moves to the target: guest requests go there, and are acknowledged, before the host hears of the end. So a host that
-    /// may crash sets `auto_finalize` to false and records the move durably at [`EventKind::Pending`](super::EventKind).
+    /// The drive moves to the target: guest requests go there, and are acknowledged, before the host hears of the end. So a host
+    /// that may crash sets `auto_finalize` to false and records the move durably at [`EventKind::Pending`](super::EventKind).
     #[default]
     Pivot,
     /// The drive stays where it is; the target is a copy as of that moment.

@@ -66,15 +66,15 @@ impl Share {
         }
     }
 
-    /// Copy mode auto takes a step, from the next request on; whether that was a change. Where the host has chosen, nothing is changed:
-    /// one word says both, so a step never overrules a host that chooses in the same moment.
+    /// Copy mode auto takes a step, from the next request on; whether that was a change. Where the host has chosen, nothing is
+    /// changed: one word says both, so a step never overrules a host that chooses in the same moment.
     pub(super) fn step_up(&self, bit: u8) -> bool {
         let step = |word| (word & (mode::CHOSEN | bit) == 0).then_some(word | bit);
         self.mode.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).is_ok()
     }
 
-    /// Changes how guest writes are followed by the host's word, which copy mode auto does not overrule any more, and tells the host
-    /// if that was a change. That braking has ended by it is told by the home, which told that it began.
+    /// Changes how guest writes are followed by the host's word, which copy mode auto does not overrule any more, and tells the
+    /// host if that was a change. That braking has ended by it is told by the home, which told that it began.
     pub fn choose_copy_mode(&self, chosen: CopyMode) {
         let bit = if chosen == CopyMode::WriteBlocking { mode::WRITE_BLOCKING } else { 0 };
         let before = self.mode.swap(mode::CHOSEN | bit, Ordering::AcqRel);

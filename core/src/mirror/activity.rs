@@ -83,8 +83,8 @@ impl Activity {
         before & AT_WORK == 0 && nothing_left() && self.working.load(Ordering::Acquire) == before
     }
 
-    /// The same for a host that asks once. A worker that only looks for work counts as one that has some, for less than a microsecond
-    /// each time; whoever asks in that moment asks again, a bounded number of times.
+    /// The same for a host that asks once. A worker that only looks for work counts as one that has some, for less than a
+    /// microsecond each time; whoever asks in that moment asks again, a bounded number of times.
     #[must_use]
     pub fn is_finished_but_for_looks(&self, nothing_left: impl Fn() -> bool) -> bool {
         (0..LOOKS).any(|look| {

@@ -1,7 +1,7 @@
 //! How long guest requests may be held at a switch-over, which the host may change at any time.
 //!
-//! Each who asks reads it anew: the home at every look, so that one that is made shorter opens a gate that is closed for too long by
-//! it, and one that is made longer lets a switch-over begin that did not fit.
+//! Each who asks reads it anew: the home at every look, so that one that is made shorter opens a gate that is closed for too long
+//! by it, and one that is made longer lets a switch-over begin that did not fit.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -25,10 +25,10 @@
 //!   written in between there is no second one.
 //! - **Nothing after the verdict.** `Sealed` closes the job's [`Activity`](super::Activity): no copier takes up work any more.
 //!
-//! When copy mode auto has found that the remainder does not shrink whatever is done, the gate is closed now and then just to
-//! gain on the guest (*braking*): guest requests are held for at most `max_pause`, everything is copied that fits in, and the
-//! gate is opened again. If that was all, and it could be flushed, too, the job is ready. The times in between become shorter until
-//! the remainder fits into one pause. So completion is bounded for every write rate, also of hosts that do their own I/O, if what the
+//! When copy mode auto has found that the remainder does not shrink whatever is done, the gate is closed now and then just to gain
+//! on the guest (*braking*): guest requests are held for at most `max_pause`, everything is copied that fits in, and the gate is
+//! opened again. If that was all, and it could be flushed, too, the job is ready. The times in between become shorter until the
+//! remainder fits into one pause. So completion is bounded for every write rate, also of hosts that do their own I/O, if what the
 //! guest makes dirty in [`BRAKE_GAP_MIN_NS`] and a flush of the target fit into three quarters of `max_pause`.
 //!
 //! The pause is bounded: but for braking, the coordinator closes the gate only when the forecast fits into three quarters of
@@ -432,7 +432,8 @@ impl Coordinator {
             };
         }
         if only_gains {
-            // With the gate open the guest may write more than fits during any flush. But a switch-over would fit into this very pause.
+            // With the gate open the guest may write more than fits during any flush. But a switch-over would fit into this very
+            // pause.
             share.figures.foresee(sight.predicted_pause_ns);
             share.turn(Turn::BecomeReady);
             self.vain.end();

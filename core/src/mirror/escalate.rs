@@ -142,8 +142,8 @@ impl Escalator {
         self.relief.stepped_back(now_ns);
     }
 
-    /// Tells the host that braking has ended, by us or by the mode that he chose. Told by who told that it began, or the end could be
-    /// heard of first.
+    /// Tells the host that braking has ended, by us or by the mode that he chose. Told by who told that it began, or the end could
+    /// be heard of first.
     fn follow_braking(&mut self, share: &Share) {
         if self.told_of_braking && !share.is_braking() {
             self.told_of_braking = false;

@@ -24,23 +24,23 @@ pub enum SyncMode {
 /// How guest writes are followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum CopyModeChoice {
-    /// They go to the source and mark their chunks; copiers come round. A guest that makes chunks dirty faster than they are copied at
-    /// full speed keeps such a job from ready, or from its switch-over, for as long as it does so.
+    /// They go to the source and mark their chunks; copiers come round. A guest that makes chunks dirty faster than they are copied
+    /// at full speed keeps such a job from ready, or from its switch-over, for as long as it does so.
     Background,
     /// They go to the source and the target at once, and the guest is told when both are done. For queues; what a tracker
     /// tells of is followed in background.
     ///
     /// A write takes as long as the slower side. A target that fails never fails a write; one that hangs without an error holds
-    /// writes until the job fails or is cancelled by force (with `QueueOptions::stable_buffers`, until the target answers): there is
-    /// no time limit and no event, so a host that wants a limit watches its own requests and cancels (`Cancel::Force`), or uses
+    /// writes until the job fails or is cancelled by force (with `QueueOptions::stable_buffers`, until the target answers): there
+    /// is no time limit and no event, so a host that wants a limit watches its own requests and cancels (`Cancel::Force`), or uses
     /// `Background`.
     WriteBlocking,
     /// Background, and write-blocking when the remainder stops shrinking. If that does not help (it never does with trackers), the
     /// latency budget is loosened, and if that does not either, *braking*: guest requests are held for up to `max_pause` at a time,
-    /// with 5 to 100 ms in between, also before `complete` is asked, until the job is ready or can switch over. Braking ends, and the
-    /// budget comes back, when the guest has calmed down; write-blocking stays, and with it what is said there of a target that hangs.
-    /// `EventKind::Escalated` tells of each step; once a mode was chosen with `Job::set_copy_mode` it stays, and braking and copy mode
-    /// auto are over for good.
+    /// with 5 to 100 ms in between, also before `complete` is asked, until the job is ready or can switch over. Braking ends, and
+    /// the budget comes back, when the guest has calmed down; write-blocking stays, and with it what is said there of a target that
+    /// hangs. `EventKind::Escalated` tells of each step; once a mode was chosen with `Job::set_copy_mode` it stays, and braking and
+    /// copy mode auto are over for good.
     #[default]
     Auto,
 }
@@ -52,24 +52,24 @@ pub enum CopyModeChoice {
 /// hold for requests that a switch-over or braking holds, nor for what write-blocking adds to a write.
 ///
 /// Nor may it keep a job from ready or from its switch-over. If the remainder does not shrink once the first pass is over, which is
-/// judged for a second or two, for five where it goes up and down, the budget is loosened
-/// (`EventKind::Escalated`, `JobInfo::budget_level`): to four times what was chosen, then altogether. So it is whichever copy mode was
-/// chosen, also for a job that was ready already, and cannot be switched off; a host that would rather wait pauses the job, in which
-/// writes are recorded all the same. The first pass itself is not hurried. The budget comes back a level at a time
+/// judged for a second or two, for five where it goes up and down, the budget is loosened (`EventKind::Escalated`,
+/// `JobInfo::budget_level`): to four times what was chosen, then altogether. So it is whichever copy mode was chosen, also for a
+/// job that was ready already, and cannot be switched off; a host that would rather wait pauses the job, in which writes are
+/// recorded all the same. The first pass itself is not hurried. The budget comes back a level at a time
 /// (`EventKind::BudgetTightened`), each when a switch-over has fitted into `max_pause` (with `strict_ready`, before the job is
-/// ready: nothing was dirty) for 10 s, but for gaps of a quarter of a second; twice as late each time that this was too early, up to
-/// 5 minutes; not once the end is wanted.
+/// ready: nothing was dirty) for 10 s, but for gaps of a quarter of a second; twice as late each time that this was too early, up
+/// to 5 minutes; not once the end is wanted.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum LatencyBudget {
     /// No bound: the job copies at full speed.
     Off,
     /// The copiers aim at a p99 of the guest below this; 0 = off.
     Absolute(Duration),
-    /// They aim at one below so many times what it is without the job; more than 1, or 0 = off. It is measured while the
-    /// copiers hold still: for a quarter of a second before the first copy (half a second with few requests), and for a tenth every
-    /// ten seconds (half a second every three with few); shorter looks in between become rare when they find nothing new. A guest that
-    /// is idle is not waited for. On a machine that stalls its guest with or without the job they come about once a second, and stalls
-    /// are not held against the copiers: no pace could help.
+    /// They aim at one below so many times what it is without the job; more than 1, or 0 = off. It is measured while the copiers
+    /// hold still: for a quarter of a second before the first copy (half a second with few requests), and for a tenth every ten
+    /// seconds (half a second every three with few); shorter looks in between become rare when they find nothing new. A guest that
+    /// is idle is not waited for. On a machine that stalls its guest with or without the job they come about once a second, and
+    /// stalls are not held against the copiers: no pace could help.
     Baseline(f64),
 }
 

@@ -382,8 +382,8 @@ impl Pacer {
         }
     }
 
-    /// Whether what is late now may still come from what the copiers fell for: a stall that lasts some ticks must not take them down
-    /// once for every two of these.
+    /// Whether what is late now may still come from what the copiers fell for: a stall that lasts some ticks must not take them
+    /// down once for every two of these.
     fn may_be_the_last_fall(&self, now_ns: u64) -> bool {
         let fell_lately = self.fell_ns.is_some_and(|then| now_ns.saturating_sub(then) < FALL_NS);
         fell_lately && self.evidence.age_ns(now_ns) < FALL_NS / 2

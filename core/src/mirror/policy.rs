@@ -17,14 +17,14 @@ pub enum ErrorPolicy {
     /// The job fails.
     #[default]
     Report,
-    /// The chunk stays dirty and is tried again in a later round. A job that completes by itself gives up after eight; one
-    /// that follows a guest never does, and neither becomes ready nor switches over meanwhile. Rounds come further and further
-    /// apart, up to a second; no dirty chunk is copied in between, and if the target failed guest writes do not go there themselves.
+    /// The chunk stays dirty and is tried again in a later round. A job that completes by itself gives up after eight; one that
+    /// follows a guest never does, and neither becomes ready nor switches over meanwhile. Rounds come further and further apart, up
+    /// to a second; no dirty chunk is copied in between, and if the target failed guest writes do not go there themselves.
     Ignore,
     /// No space stops the job, anything else fails it.
     Enospc,
-    /// The job stops where it is, `Paused`, or `Standby` if it was ready; guest writes are recorded and go to the source alone. Nothing
-    /// goes on until the host calls `Job::resume`; `JobInfo::io_status` says why it stopped.
+    /// The job stops where it is, `Paused`, or `Standby` if it was ready; guest writes are recorded and go to the source alone.
+    /// Nothing goes on until the host calls `Job::resume`; `JobInfo::io_status` says why it stopped.
     Stop,
 }
 

@@ -4,9 +4,9 @@
 //! than it writes: the remainder stands still, and the job would never be ready. So a remainder that does not shrink loosens the
 //! budget, first to four times what was chosen, then altogether; two steps, because each takes a second or two to be judged.
 //!
-//! A burst must not cost the guest its budget for good. Once a switch-over has fitted for [`RESTORE_NS`] a step is taken back: braking
-//! ends, then the budget comes back, one level at a time. Where a step had to be taken again soon after that, the next one back comes
-//! twice as late: a steady load gets a steady budget.
+//! A burst must not cost the guest its budget for good. Once a switch-over has fitted for [`RESTORE_NS`] a step is taken back:
+//! braking ends, then the budget comes back, one level at a time. Where a step had to be taken again soon after that, the next one
+//! back comes twice as late: a steady load gets a steady budget.
 #![forbid(unsafe_code)]
 
 /// How long a switch-over must have fitted before a step is taken back, the first time.
@@ -27,7 +27,8 @@ pub enum BudgetLevel {
     /// All of it; also where none was chosen.
     #[default]
     Chosen,
-    /// The bound on the guest's p99 is four times what was chosen: 4 ms for `Absolute` of 1 ms, 8 times its own for `Baseline(2.0)`.
+    /// The bound on the guest's p99 is four times what was chosen: 4 ms for `Absolute` of 1 ms, 8 times its own for
+    /// `Baseline(2.0)`.
     FourTimes,
     /// Nothing of it: the job copies at full speed.
     Lifted,

@@ -54,8 +54,8 @@ pub struct Bitmaps {
 }
 
 impl Bitmaps {
-    /// What a job of this shape needs. A caller's own bitmap is this job's from here on: what is dirty is counted next, and until the
-    /// job before it had let go of the bitmap it could still set bits.
+    /// What a job of this shape needs. A caller's own bitmap is this job's from here on: what is dirty is counted next, and until
+    /// the job before it had let go of the bitmap it could still set bits.
     ///
     /// # Errors
     /// When there are not enough addresses for them, or another job works with the caller's bitmap.
@@ -86,8 +86,8 @@ pub struct Share {
     pub geometry: Geometry,
     /// Chunks whose copy is stale, below the sweep's position.
     pub dirty: Marks,
-    /// The caller's working bitmap is this job's until its last part is gone and the last guest write that it had sent to both sides
-    /// has ended, or until this is gone for a job that did not start: until then bits may change that nobody else knows of.
+    /// The caller's working bitmap is this job's until its last part is gone and the last guest write that it had sent to both
+    /// sides has ended, or until this is gone for a job that did not start: until then bits may change that nobody else knows of.
     hold: Option<Hold>,
     /// Who has the right to write to the target now.
     pub writers: Writers,

@@ -159,8 +159,8 @@ pub trait Ring {
     /// Whether a device makes a write durable that asks to be durable at its end; otherwise a flush must follow.
     fn writes_through(&self, slot: DeviceSlot) -> bool;
 
-    /// Whether [`Op::Zero`] on a device makes zeroes without writing any, or fails with `EOPNOTSUPP`. Otherwise the kernel may write
-    /// pages of zeroes itself.
+    /// Whether [`Op::Zero`] on a device makes zeroes without writing any, or fails with `EOPNOTSUPP`. Otherwise the kernel may
+    /// write pages of zeroes itself.
     fn zeroes_quickly(&self, slot: DeviceSlot) -> bool {
         let _ = slot;
         true

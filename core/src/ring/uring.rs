@@ -62,8 +62,8 @@ pub const MAX_BUFFER_BYTES: usize = 1 << 30;
 pub struct UringOptions {
     /// Bytes of copy memory.
     pub memory_bytes: u64,
-    /// Requests in flight at most, up to 4096. The kernel goes round its queues, which are in proportion, so that short ones stay in the
-    /// processor's cache.
+    /// Requests in flight at most, up to 4096. The kernel goes round its queues, which are in proportion, so that short ones stay
+    /// in the processor's cache.
     pub in_flight: u32,
     /// Buffers for memory of the host's, at most [`MAX_HOST_BUFFERS`]; each costs the kernel a few bytes, used or not.
     pub host_buffers: u16,

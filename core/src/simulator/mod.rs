@@ -18,11 +18,11 @@
 //! | `told` | what the host hears must be so |
 //! | `outcome` | what must hold at the end of a job |
 //!
-//! What is checked: an acknowledged guest write is on the drive; every request completes once and is refused for lack of room
-//! only; a job's outcome is true, in how it ended, why, how long the pause was and what is left; "ready" is true; so is every
-//! error that the host hears of; a chunk that differs is dirty or somebody's; nobody but the guest writes the source; after every
-//! end the gate is open and the job detached; the drive's bitmaps know of every write; nothing hangs; a target's error is not the guest's; the gate is closed for
-//! `max_pause` at most; after a power failure what was flushed is there.
+//! What is checked: an acknowledged guest write is on the drive; every request completes once and is refused for lack of room only;
+//! a job's outcome is true, in how it ended, why, how long the pause was and what is left; "ready" is true; so is every error that
+//! the host hears of; a chunk that differs is dirty or somebody's; nobody but the guest writes the source; after every end the gate
+//! is open and the job detached; the drive's bitmaps know of every write; nothing hangs; a target's error is not the guest's; the
+//! gate is closed for `max_pause` at most; after a power failure what was flushed is there.
 //!
 //! A run that fails says how to have it again: `BLKMIRROR_SEED=<seed> cargo test -p blkmirror-core --lib simulator::tests::replay`.
 #![forbid(unsafe_code)]

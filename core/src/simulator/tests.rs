@@ -56,8 +56,8 @@ fn every_seed_keeps_every_promise() {
     }
 }
 
-/// Both disks of the first are so slow that what is left would take twice the pause as one request, read and then written. The second
-/// failed with an older forecast.
+/// Both disks of the first are so slow that what is left would take twice the pause as one request, read and then written. The
+/// second failed with an older forecast.
 #[test]
 fn seeds_that_failed_once_do_not_fail_again() {
     for seed in [1_883_071_599_084_494, 3800] {

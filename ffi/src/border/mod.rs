@@ -8,9 +8,9 @@
 //! | `process` | whether this is the process that made an object |
 //! | `sum` | plain numbers for C from what core has |
 //!
-//! What it may assume: a pointer that is not NULL points to what the header says, for as long as the header says. What it assumes of
-//! nobody: that numbers, flags, sizes and strings make sense. No panic passes: it is caught, the object is poisoned, and the caller
-//! gets `-ENOTRECOVERABLE`.
+//! What it may assume: a pointer that is not NULL points to what the header says, for as long as the header says. What it assumes
+//! of nobody: that numbers, flags, sizes and strings make sense. No panic passes: it is caught, the object is poisoned, and the
+//! caller gets `-ENOTRECOVERABLE`.
 
 pub(crate) mod handle;
 pub(crate) mod process;

@@ -1,10 +1,11 @@
 //! Whether this is the process that made an object.
 //!
-//! After `fork(2)` the child has a copy of every object and none of its threads: locks may be held for ever, a ring is the parent's.
-//! So a call in the child must be refused before it touches anything. A page that the kernel wipes in every child (`MADV_WIPEONFORK`,
-//! Linux 4.14) holds the number of the process that objects are made in; each keeps the number that it was made under. To compare
-//! them costs a load, where asking for the process id would be a system call. A child that makes objects of its own writes a new
-//! number. Who shares the memory, as `vfork(2)` and `posix_spawn(3)` do until they run another program, is the same process here.
+//! After `fork(2)` the child has a copy of every object and none of its threads: locks may be held for ever, a ring is the
+//! parent's. So a call in the child must be refused before it touches anything. A page that the kernel wipes in every child
+//! (`MADV_WIPEONFORK`, Linux 4.14) holds the number of the process that objects are made in; each keeps the number that it was made
+//! under. To compare them costs a load, where asking for the process id would be a system call. A child that makes objects of its
+//! own writes a new number. Who shares the memory, as `vfork(2)` and `posix_spawn(3)` do until they run another program, is the
+//! same process here.
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;

@@ -2,7 +2,8 @@
 //!
 //! Each begins with the size that the caller's header gave it. Options of a caller with an older header are filled up with zeroes,
 //! which mean the defaults. What a newer caller has beyond our size must be zero, or he asked for something that we do not know:
-//! `-E2BIG`, as `openat2(2)` does. Facts are filled in up to the caller's size. Fields are never moved, renamed in meaning or taken out.
+//! `-E2BIG`, as `openat2(2)` does. Facts are filled in up to the caller's size. Fields are never moved, renamed in meaning or taken
+//! out.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -18,8 +19,8 @@ const ABSURD_BYTES: usize = 4096;
 /// A structure that begins with its size.
 ///
 /// # Safety
-/// It is `repr(C)` without padding, its first field is a `usize`, and any bytes that C may put into it, zeroes above all, are a value of
-/// it: integers, raw pointers, optional functions, and arrays of these.
+/// It is `repr(C)` without padding, its first field is a `usize`, and any bytes that C may put into it, zeroes above all, are a
+/// value of it: integers, raw pointers, optional functions, and arrays of these.
 pub(crate) unsafe trait Structure: Copy {
     /// Its name in C.
     const NAME: &'static str;
@@ -138,7 +139,8 @@ pub(crate) unsafe fn check<T: Structure>(facts: *const T, attempt: &'static str)
     unsafe { size_of_callers(facts, attempt) }.map(|_| ())
 }
 
-/// Sets the caller's structure to the defaults: zeroes, and its size. A NULL, or a size that has not even room for the size, is ignored.
+/// Sets the caller's structure to the defaults: zeroes, and its size. A NULL, or a size that has not even room for the size, is
+/// ignored.
 ///
 /// # Safety
 /// `options` is NULL or points to `bytes` writable bytes.

@@ -1,7 +1,7 @@
 //! Strings from C, and texts to C.
 //!
-//! The text of a thread's last error lies in storage of that thread which needs no destructor: it is there until the thread has ended,
-//! and a library that is unloaded while threads live leaves nothing behind that would be called later.
+//! The text of a thread's last error lies in storage of that thread which needs no destructor: it is there until the thread has
+//! ended, and a library that is unloaded while threads live leaves nothing behind that would be called later.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;

@@ -19,8 +19,8 @@ use crate::drive::{blkm_latencies, put_latencies};
 pub const BLKM_JOBINFO_FITS_NOW: u64 = 1;
 /// Copy mode auto holds guest requests now and then.
 pub const BLKM_JOBINFO_BRAKING: u64 = 2;
-/// Write-blocking, and nothing is dirty or under way: what the guest is told is written through queues is on both sides, on the target
-/// perhaps only in its cache.
+/// Write-blocking, and nothing is dirty or under way: what the guest is told is written through queues is on both sides, on the
+/// target perhaps only in its cache.
 pub const BLKM_JOBINFO_ACTIVELY_SYNCED: u64 = 4;
 /// The host has asked for the end.
 pub const BLKM_JOBINFO_COMPLETING: u64 = 8;

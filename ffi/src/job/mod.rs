@@ -58,8 +58,8 @@ type Announce<'a> = &'a mut dyn FnMut(&Job) -> Result<()>;
 
 /// Starts a job and makes a handle of it.
 ///
-/// From when its events can be taken somebody may use the handle, and close it. So the handle is whole, and in the caller's variable,
-/// before the job is listed, the job cannot do anything before that, and nothing here touches the handle afterwards.
+/// From when its events can be taken somebody may use the handle, and close it. So the handle is whole, and in the caller's
+/// variable, before the job is listed, the job cannot do anything before that, and nothing here touches the handle afterwards.
 ///
 /// # Safety
 /// The pointers are what the header says.
@@ -100,10 +100,10 @@ unsafe fn start(
     unsafe { with(engine, attempt, body) }
 }
 
-/// Starts a job that mirrors `drive` to `target`, which was opened as a target, and follows the guest's writes until it is completed or
-/// cancelled. The target is held until the job is over, and longer if the drive moves to it; the caller may close his handle of it.
-/// Whether the drive could move to it is not asked here: `blkm_mirror_check` does. `opts` may be NULL. On success `*out` is the job, to
-/// be closed with `blkm_job_close`; else it is NULL, and the target is untouched.
+/// Starts a job that mirrors `drive` to `target`, which was opened as a target, and follows the guest's writes until it is
+/// completed or cancelled. The target is held until the job is over, and longer if the drive moves to it; the caller may close his
+/// handle of it. Whether the drive could move to it is not asked here: `blkm_mirror_check` does. `opts` may be NULL. On success
+/// `*out` is the job, to be closed with `blkm_job_close`; else it is NULL, and the target is untouched.
 ///
 /// Events of the job may come, and its handle be in `*out`, before this returns; it then returns 0.
 ///
@@ -136,9 +136,11 @@ pub unsafe extern "C" fn blkm_mirror_start(
     unsafe { start(engine, opts, out, attempt, run) }
 }
 
-/// Whether `blkm_mirror_start` would take these, and, if `pivot`, whether the drive could move to the target at the end. Changes nothing.
+/// Whether `blkm_mirror_start` would take these, and, if `pivot`, whether the drive could move to the target at the end. Changes
+/// nothing.
 ///
-/// Returns 0, or -errno as `blkm_mirror_start` and `blkm_job_complete`, but for what depends on the moment. Threads: any. Since 0.1.
+/// Returns 0, or -errno as `blkm_mirror_start` and `blkm_job_complete`, but for what depends on the moment. Threads: any. Since
+/// 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_mirror_check(
     engine: *mut blkm_engine,
@@ -163,8 +165,8 @@ pub unsafe extern "C" fn blkm_mirror_check(
     unsafe { with(engine, attempt, body) }
 }
 
-/// Starts a job that copies `source`, which nobody writes meanwhile, to `target`, and completes by itself. Of the options those about
-/// following a guest are ignored. All else as `blkm_mirror_start`.
+/// Starts a job that copies `source`, which nobody writes meanwhile, to `target`, and completes by itself. Of the options those
+/// about following a guest are ignored. All else as `blkm_mirror_start`.
 ///
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]

@@ -112,7 +112,8 @@ pub const BLKM_ESCALATION_BRAKING: blkm_escalation = 3;
 pub type blkm_escalation_reason = u32;
 /// The remainder no longer shrinks.
 pub const BLKM_REASON_NOT_SHRINKING: blkm_escalation_reason = 1;
-/// Switch-overs were missed, or the flush before one took too long for the guest's writes. Also look for tokens that are never ended.
+/// Switch-overs were missed, or the flush before one took too long for the guest's writes. Also look for tokens that are never
+/// ended.
 pub const BLKM_REASON_MISSED: blkm_escalation_reason = 2;
 
 /// How much of the latency budget is in force.

@@ -71,8 +71,8 @@ pub struct blkm_extent {
     pub reserved0: u32,
 }
 
-/// What a host chooses for a job. All zero (or NULL) is the default: everything is copied, guest writes are followed in copy mode auto,
-/// the guest's p99 is to stay below twice what it was, the switch-over takes 50 ms at most, the first error ends the job.
+/// What a host chooses for a job. All zero (or NULL) is the default: everything is copied, guest writes are followed in copy mode
+/// auto, the guest's p99 is to stay below twice what it was, the switch-over takes 50 ms at most, the first error ends the job.
 #[allow(non_camel_case_types, reason = "as in C")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -83,10 +83,11 @@ pub struct blkm_mirror_opts {
     pub flags: u64,
     /// Comes back in the job's events.
     pub user_data: *mut c_void,
-    /// With `BLKM_SYNC_BITMAP`: the working bitmap, a `blkm_bitmap *`. The job owns it while it runs; at its end it says what is not
-    /// copied.
+    /// With `BLKM_SYNC_BITMAP`: the working bitmap, a `blkm_bitmap *`. The job owns it while it runs; at its end it says what is
+    /// not copied.
     pub bitmap: *mut crate::bitmap::blkm_bitmap,
-    /// With `BLKM_SYNC_TOP`: what the topmost layer holds, in rising order without overlap, instead of SEEK_DATA; NULL: none. Copied.
+    /// With `BLKM_SYNC_TOP`: what the topmost layer holds, in rising order without overlap, instead of SEEK_DATA; NULL: none.
+    /// Copied.
     pub extents: *const blkm_extent,
     /// How many extents.
     pub extents_len: usize,
@@ -94,7 +95,8 @@ pub struct blkm_mirror_opts {
     pub speed_bytes_per_s: u64,
     /// Bytes in flight per worker, at most 2 GiB; 0: 16 MiB.
     pub buf_size_bytes: u64,
-    /// Bytes that a dirty bit stands for: a power of two from 512 bytes on; 0: the target's cluster size within 4 KiB..64 KiB, else 64 KiB.
+    /// Bytes that a dirty bit stands for: a power of two from 512 bytes on; 0: the target's cluster size within 4 KiB..64 KiB, else
+    /// 64 KiB.
     pub granularity_bytes: u64,
     /// The cluster size of a target that has a backing file: the first touch of a cluster copies all of it. 0: it has none.
     pub target_cluster_bytes: u64,

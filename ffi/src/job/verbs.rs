@@ -21,8 +21,8 @@ pub const BLKM_COMPLETE_PIVOT: blkm_completion_mode = 0;
 /// The drive stays where it is; the target is a copy as of that moment.
 pub const BLKM_COMPLETE_POINT_IN_TIME: blkm_completion_mode = 1;
 
-/// Pauses a job: what is in flight is finished, and then it is paused, or standby if it was ready. Guest writes go on being recorded, and in
-/// write-blocking mode go on to both sides.
+/// Pauses a job: what is in flight is finished, and then it is paused, or standby if it was ready. Guest writes go on being
+/// recorded, and in write-blocking mode go on to both sides.
 ///
 /// Returns 0, or -errno: `-EPERM` in a state that forbids it, or when the host has paused it already. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -49,8 +49,8 @@ pub unsafe extern "C" fn blkm_job_set_speed(job: *mut blkm_job, bytes_per_s: u64
     unsafe { with(job, "set a job's speed", |j: &blkm_job| j.job.set_speed(bytes_per_s)) }
 }
 
-/// Changes how guest writes are followed (`BLKM_COPY_BACKGROUND`, `BLKM_COPY_WRITE_BLOCKING`), from each queue's next request on. A job in
-/// copy mode auto stays in the mode that was chosen last.
+/// Changes how guest writes are followed (`BLKM_COPY_BACKGROUND`, `BLKM_COPY_WRITE_BLOCKING`), from each queue's next request on. A
+/// job in copy mode auto stays in the mode that was chosen last.
 ///
 /// Returns 0, or -errno: `-EPERM` in a state that forbids it, `-EINVAL` for another mode. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -79,12 +79,12 @@ pub unsafe extern "C" fn blkm_job_set_max_pause(job: *mut blkm_job, max_pause_ns
     unsafe { with(job, "set a job's longest pause", body) }
 }
 
-/// Asks for the switch-over of a job that is ready: as soon as it fits into `max_pause_ns`, guest requests are held, the rest is copied,
-/// the target is flushed, and with `BLKM_COMPLETE_PIVOT` the drive moves to the target. Returns at once; events tell the end. It may never
-/// fit, above all with `BLKM_COPY_BACKGROUND`; a host that cannot wait cancels.
+/// Asks for the switch-over of a job that is ready: as soon as it fits into `max_pause_ns`, guest requests are held, the rest is
+/// copied, the target is flushed, and with `BLKM_COMPLETE_PIVOT` the drive moves to the target. Returns at once; events tell the
+/// end. It may never fit, above all with `BLKM_COPY_BACKGROUND`; a host that cannot wait cancels.
 ///
-/// Returns 0, or -errno: `-EPERM` before `BLKM_EVENT_READY`, in a state that forbids it, or when the end was asked for already; `-EINVAL`
-/// for a pivot to a target with larger blocks than the guest was promised, or an unknown mode. Threads: any. Since 0.1.
+/// Returns 0, or -errno: `-EPERM` before `BLKM_EVENT_READY`, in a state that forbids it, or when the end was asked for already;
+/// `-EINVAL` for a pivot to a target with larger blocks than the guest was promised, or an unknown mode. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_job_complete(job: *mut blkm_job, mode: blkm_completion_mode) -> c_int {
     let attempt = "complete a job";
@@ -100,9 +100,9 @@ pub unsafe extern "C" fn blkm_job_complete(job: *mut blkm_job, mode: blkm_comple
     unsafe { with(job, attempt, body) }
 }
 
-/// Ends a job. By `force` it is over within a second even if requests hang, and the target is no copy. Without, a job that is ready or standby
-/// ends as with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), and waits like `blkm_job_complete`, one in standby for
-/// `blkm_job_resume`; any other ends as by force.
+/// Ends a job. By `force` it is over within a second even if requests hang, and the target is no copy. Without, a job that is ready
+/// or standby ends as with `BLKM_COMPLETE_POINT_IN_TIME` (QEMU's block-job-cancel), and waits like `blkm_job_complete`, one in
+/// standby for `blkm_job_resume`; any other ends as by force.
 ///
 /// A pending job that is cancelled lets guest requests go on, on the old disk, before any event tells of it, and so does one that
 /// is closed or whose engine is destroyed: who has written down the target as the guest's disk takes that back, durably, before,
@@ -124,8 +124,8 @@ pub unsafe extern "C" fn blkm_job_cancel(job: *mut blkm_job, force: bool) -> c_i
 }
 
 /// Carries out a switch-over that is pending. Success means that this is decided: a cancel is refused from then on, and the job
-/// completes, also when the ring of a worker breaks, unless the library has a bug in that very step. What to write down before, under which lock, and what to do when it is refused:
-/// `BLKM_EVENT_PENDING`.
+/// completes, also when the ring of a worker breaks, unless the library has a bug in that very step. What to write down before,
+/// under which lock, and what to do when it is refused: `BLKM_EVENT_PENDING`.
 ///
 /// Returns 0, or -errno: `-EPERM` in any other state, and when the job was cancelled, has failed or was finalized before:
 /// `blkm_error_msg` says which. Threads: any. Since 0.1.
@@ -135,8 +135,8 @@ pub unsafe extern "C" fn blkm_job_finalize(job: *mut blkm_job) -> c_int {
     unsafe { with(job, "finalize a job", |j: &blkm_job| j.job.finalize()) }
 }
 
-/// Says that the outcome of a job that is over was read; its state is `BLKM_JOB_NULL` then, and every verb is refused. Not needed before
-/// `blkm_job_close`.
+/// Says that the outcome of a job that is over was read; its state is `BLKM_JOB_NULL` then, and every verb is refused. Not needed
+/// before `blkm_job_close`.
 ///
 /// Returns 0, or -errno: `-EPERM` in any other state. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -145,8 +145,8 @@ pub unsafe extern "C" fn blkm_job_dismiss(job: *mut blkm_job) -> c_int {
     unsafe { with(job, "dismiss a job", |j: &blkm_job| j.job.dismiss()) }
 }
 
-/// Sleeps until the job is over and its workers have let go of the devices, at most for `timeout_ns`; negative: for ever. For programs
-/// without an event loop. A job that follows a guest is over only once somebody has completed or cancelled it.
+/// Sleeps until the job is over and its workers have let go of the devices, at most for `timeout_ns`; negative: for ever. For
+/// programs without an event loop. A job that follows a guest is over only once somebody has completed or cancelled it.
 ///
 /// Returns 1 if it is over, 0 if the time is, or -errno. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]

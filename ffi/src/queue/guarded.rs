@@ -1,12 +1,12 @@
 //! A queue for one thread at a time, also if the host has it wrong.
 //!
-//! The ring and the lists belong to the thread that uses them first. Which one that is, is one word that every call compares with the
-//! address of a variable of its own thread, so that a call from elsewhere never touches what is inside. What it submits is refused, as
-//! everything that cannot be accepted: it is kept in a list of its own until the queue is processed, with a text, and the completion
-//! descriptor says that there is something. **Exactly one completion for each request.**
+//! The ring and the lists belong to the thread that uses them first. Which one that is, is one word that every call compares with
+//! the address of a variable of its own thread, so that a call from elsewhere never touches what is inside. What it submits is
+//! refused, as everything that cannot be accepted: it is kept in a list of its own until the queue is processed, with a text, and
+//! the completion descriptor says that there is something. **Exactly one completion for each request.**
 //!
-//! The list has room for as many as the queue is deep. A host that submits more than that without ever processing makes it grow; nothing
-//! else could be done with a request that must not be lost.
+//! The list has room for as many as the queue is deep. A host that submits more than that without ever processing makes it grow;
+//! nothing else could be done with a request that must not be lost.
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, UnsafeCell};
@@ -34,8 +34,9 @@ fn here() -> usize {
     HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
-/// A queue of guest requests to a drive. When its ring broke, or a call has answered -ENOTRECOVERABLE, nothing is sent through it any more:
-/// destroy it, and see to requests that had no completion as after a crash of the disk, for their memory may be the kernel's.
+/// A queue of guest requests to a drive. When its ring broke, or a call has answered -ENOTRECOVERABLE, nothing is sent through it
+/// any more: destroy it, and see to requests that had no completion as after a crash of the disk, for their memory may be the
+/// kernel's.
 ///
 /// It belongs to the thread that uses it first: one queue for each of the host's threads. It may
 /// be created, and destroyed once nobody uses it any more, on any.

@@ -30,8 +30,8 @@ pub const BLKM_QUEUE_F_NO_EVENTFD: u64 = 1;
 /// The data of writes does not change before their completion, so write-blocking needs no copy of it. The price: while a target
 /// hangs such a write does not complete, even when its job has failed.
 pub const BLKM_QUEUE_F_STABLE_BUFFERS: u64 = 2;
-/// The queue takes up no memory regions (`blkm_mem_region_map`), which pins them once less. For rare requests, as of a control path: those
-/// work all the same, and keep a region from being unmapped as those of any queue do.
+/// The queue takes up no memory regions (`blkm_mem_region_map`), which pins them once less. For rare requests, as of a control
+/// path: those work all the same, and keep a region from being unmapped as those of any queue do.
 pub const BLKM_QUEUE_F_NO_REGIONS: u64 = 4;
 
 /// How a queue is made. All zero (or NULL) is the default.
@@ -164,12 +164,12 @@ pub unsafe extern "C" fn blkm_queue_destroy(queue: *mut *mut blkm_queue) {
 ///
 /// It sends what was submitted and sleeps until nothing is under way, no longer than `timeout_ns` (0: not at all; negative: for
 /// ever). Requests that wait for the drive's gate are under way; so are writes to the target of a job that has ended, which nobody
-/// else waits for: one that hangs keeps the queue from closing, so rather wait some seconds and destroy it. Completions that can be taken keep the queue from ending, before and after that: take them with
-/// `blkm_queue_process` and close again.
+/// else waits for: one that hangs keeps the queue from closing, so rather wait some seconds and destroy it. Completions that can be
+/// taken keep the queue from ending, before and after that: take them with `blkm_queue_process` and close again.
 ///
 /// Returns 0, or -errno, and the queue is as it was: `-EBUSY` while something is under way or a completion was not taken; `-EPERM`
-/// on another thread than the queue's, if it has one; when the ring broke: take its completions, and destroy it. Threads: the queue's;
-/// any before one has sent or processed with it. Since 0.1.
+/// on another thread than the queue's, if it has one; when the ring broke: take its completions, and destroy it. Threads: the
+/// queue's; any before one has sent or processed with it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blkm_queue_close(queue: *mut *mut blkm_queue, timeout_ns: i64) -> c_int {
     let attempt = "close a queue";

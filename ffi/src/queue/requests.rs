@@ -19,7 +19,8 @@ pub const BLKM_REQ_FUA: u32 = 1;
 pub const BLKM_REQ_MAY_UNMAP: u32 = 2;
 /// Zeroes: fail with -EOPNOTSUPP where the device has no quick way to zero, instead of writing them as data.
 pub const BLKM_REQ_NO_FALLBACK: u32 = 4;
-/// Writes: the data does not change before the completion, so write-blocking needs no copy of it; see `BLKM_QUEUE_F_STABLE_BUFFERS`.
+/// Writes: the data does not change before the completion, so write-blocking needs no copy of it; see
+/// `BLKM_QUEUE_F_STABLE_BUFFERS`.
 pub const BLKM_REQ_STABLE_BUFFER: u32 = 8;
 
 /// Sends a request; what is refused becomes a completion.
@@ -135,8 +136,8 @@ unsafe fn write(
 
 /// Reads `len_bytes` at `offset_bytes` into `buffer`.
 ///
-/// Offset and length are multiples of the drive's `align_bytes`, the address is one of its `memory_align_bytes`. The memory stays mapped
-/// and is not used otherwise until the completion, which brings `user_data` back. `flags` is zero. Nothing is sent before
+/// Offset and length are multiples of the drive's `align_bytes`, the address is one of its `memory_align_bytes`. The memory stays
+/// mapped and is not used otherwise until the completion, which brings `user_data` back. `flags` is zero. Nothing is sent before
 /// `blkm_queue_submit`, `blkm_queue_poll` or `blkm_queue_process`.
 ///
 /// There is exactly one completion: 0, or -errno with a text: `-EINVAL` for a range off the drive or not aligned, or unknown flags;
@@ -176,10 +177,11 @@ pub unsafe extern "C" fn blkm_queue_readv(
     unsafe { read(queue, offset_bytes, user_data, flags, memory) }
 }
 
-/// Writes `len_bytes` from `buffer` at `offset_bytes`; `flags`: `BLKM_REQ_FUA`, `BLKM_REQ_STABLE_BUFFER`. All else as `blkm_queue_read`, and `-EACCES`
-/// for a drive that is read-only.
+/// Writes `len_bytes` from `buffer` at `offset_bytes`; `flags`: `BLKM_REQ_FUA`, `BLKM_REQ_STABLE_BUFFER`. All else as
+/// `blkm_queue_read`, and `-EACCES` for a drive that is read-only.
 ///
-/// The guest may change the data before the completion: which bytes are on the disk then is its own affair, but a mirror has the same.
+/// The guest may change the data before the completion: which bytes are on the disk then is its own affair, but a mirror has the
+/// same.
 ///
 /// Threads: the queue's. Since 0.1.
 #[unsafe(no_mangle)]
@@ -215,9 +217,8 @@ pub unsafe extern "C" fn blkm_queue_writev(
     unsafe { write(queue, offset_bytes, user_data, flags, memory) }
 }
 
-/// Makes a range read as zeroes; written as data where the device knows no better. `flags`: `BLKM_REQ_MAY_UNMAP`, `BLKM_REQ_NO_FALLBACK`,
-/// `BLKM_REQ_FUA`. All
-/// else as `blkm_queue_write`.
+/// Makes a range read as zeroes; written as data where the device knows no better. `flags`: `BLKM_REQ_MAY_UNMAP`,
+/// `BLKM_REQ_NO_FALLBACK`, `BLKM_REQ_FUA`. All else as `blkm_queue_write`.
 ///
 /// Threads: the queue's. Since 0.1.
 #[unsafe(no_mangle)]
@@ -243,8 +244,8 @@ pub unsafe extern "C" fn blkm_queue_write_zeroes(
     unsafe { send(queue, user_data, attempt, request) }
 }
 
-/// Says that a range is not needed any more. A device that cannot make use of that changes nothing and succeeds. `flags` is zero. All
-/// else as `blkm_queue_write`.
+/// Says that a range is not needed any more. A device that cannot make use of that changes nothing and succeeds. `flags` is zero.
+/// All else as `blkm_queue_write`.
 ///
 /// Threads: the queue's. Since 0.1.
 #[unsafe(no_mangle)]

@@ -27,8 +27,8 @@ pub use scene::{Medium, Place, Scene, events_of, statuses_of, until, until_statu
 pub use served::{Inject, Served};
 pub use soon::{CANCELLED_WITHIN, cancel_soon, timed};
 
-/// How the tests go to the library. Whatever is the same both ways is written once; the few places that look at this are listed, with
-/// their reasons, in `tests/through-c/tests/complete.rs`.
+/// How the tests go to the library. Whatever is the same both ways is written once; the few places that look at this are listed,
+/// with their reasons, in `tests/through-c/tests/complete.rs`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
     /// By the Rust API.

@@ -1,8 +1,9 @@
 //! Ends a test that hangs, and tells where.
 //!
-//! Everything here waits with a deadline, but a thread in the kernel obeys none, and a process that waits for a stuck one says nothing.
-//! So a thread of its own looks at the clock. When a scene has lived for much longer than any test takes, it writes down what every
-//! thread of this process and of its children does, and aborts: a run with a reason, and not one that somebody kills after hours.
+//! Everything here waits with a deadline, but a thread in the kernel obeys none, and a process that waits for a stuck one says
+//! nothing. So a thread of its own looks at the clock. When a scene has lived for much longer than any test takes, it writes down
+//! what every thread of this process and of its children does, and aborts: a run with a reason, and not one that somebody kills
+//! after hours.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;

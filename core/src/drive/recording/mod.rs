@@ -18,8 +18,8 @@
 //! and one that was not is visible to the reads of whoever enabled it.
 //!
 //! Who has looked may be late with his mark. Where that matters, the one who replaces the pair waits until nobody has an old one
-//! any more (a mark takes some nanoseconds, and takes no lock): when a bitmap is disabled, so that it stands still from then on, and
-//! when a job attaches, so that nobody else marks what it works with.
+//! any more (a mark takes some nanoseconds, and takes no lock): when a bitmap is disabled, so that it stands still from then on,
+//! and when a job attaches, so that nobody else marks what it works with.
 //!
 //! # A bitmap that records and that a job works with
 //!

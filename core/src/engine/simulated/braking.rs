@@ -161,7 +161,8 @@ fn a_strict_job_beside_a_guest_without_rest_is_ready_by_being_clean_behind_the_g
     assert!(completed, "{outcome:?} {:?}", outrun.job.query());
 }
 
-/// Such a guest leaves little again and again, and never for as long as a flush takes; with that alone the job would follow it for ever.
+/// Such a guest leaves little again and again, and never for as long as a flush takes; with that alone the job would follow it for
+/// ever.
 #[test]
 fn a_guest_that_writes_before_each_flush_of_the_target_ends_does_not_keep_a_job_from_ready() {
     let mut outrun = Outrun::with_pause_of(30);

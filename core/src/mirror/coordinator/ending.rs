@@ -27,8 +27,8 @@ impl Coordinator {
         act
     }
 
-    /// The next step of a switch-over that is decided, for who has no ring any more; `Rest` if there is none. `moved`: the drive is on
-    /// the target, for a step that was said may not have been taken.
+    /// The next step of a switch-over that is decided, for who has no ring any more; `Rest` if there is none. `moved`: the drive is
+    /// on the target, for a step that was said may not have been taken.
     pub fn carry_on(&mut self, share: &Share, moved: bool, now_ns: u64) -> Act {
         let Stage::Sealed(said) = self.stage else { return Act::Rest };
         if !share.is_decided() {

@@ -118,8 +118,8 @@ impl Coordinator {
         }
     }
 
-    /// When the flush was asked for the next step fitted, and now it does not. A guest whose bursts come in its time would keep the job
-    /// from that step for ever, with a remainder that is small every now and then; so that counts as what it is.
+    /// When the flush was asked for the next step fitted, and now it does not. A guest whose bursts come in its time would keep the
+    /// job from that step for ever, with a remainder that is small every now and then; so that counts as what it is.
     pub(super) fn flushed_in_vain(&mut self, share: &Share, sight: &Sight) {
         // What failed meanwhile under policy ignore is no guest's doing.
         if self.flush_fits(sight) && !share.awaits_round() {

@@ -45,7 +45,8 @@ impl Coordinator {
         Act::OpenGate
     }
 
-    /// How long the gate stays open now. Longer each time, for the guest's sake; or, when braking, shorter each time, for the end's.
+    /// How long the gate stays open now. Longer each time, for the guest's sake; or, when braking, shorter each time, for the
+    /// end's.
     fn gap_ns(&mut self, share: &Share) -> u64 {
         if share.is_braking() {
             self.braked = self.braked.saturating_add(1);

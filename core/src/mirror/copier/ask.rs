@@ -1,7 +1,7 @@
 //! What is known of the source's holes, and the question that is on its way.
 //!
-//! A local file system answers at once. One that may hang is asked with a request whose answer comes later or never, so a
-//! question is something that can be under way, like a piece: the copier goes on with its pieces, and can be abandoned. There is one
+//! A local file system answers at once. One that may hang is asked with a request whose answer comes later or never, so a question
+//! is something that can be under way, like a piece: the copier goes on with its pieces, and can be abandoned. There is one
 //! question at a time, so that no answer is taken for another's.
 //!
 //! **Claim, clear, read.** An answer is as old as its question. When a run's bits are cleared, the marks of all guest writes until

@@ -6,8 +6,8 @@ use crate::mirror::estimate::{to_f64, to_u64};
 use crate::mirror::relief::BudgetLevel;
 
 /// The part of the budget above the baseline that is aimed at. The rest is for probes of faster paces, and for what no queue sees:
-/// beside a copy the guest's own threads wake up later, before they send anything. Much need not be left, as a baseline from moments
-/// comes out a tenth below what the guest sees over seconds: the rare long waits are in few of them.
+/// beside a copy the guest's own threads wake up later, before they send anything. Much need not be left, as a baseline from
+/// moments comes out a tenth below what the guest sees over seconds: the rare long waits are in few of them.
 const AIM: f64 = 0.85;
 /// The same while the baseline is made of few requests, and may be wrong either way.
 const AIM_POOR: f64 = 0.7;

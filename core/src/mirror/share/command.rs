@@ -81,8 +81,8 @@ impl Command {
         self.set_unless(flag::FINALIZE, flag::CANCELLED)
     }
 
-    /// All is copied and flushed behind the closed gate, unless the job was cancelled or has failed before; whether no failure ends it
-    /// any more.
+    /// All is copied and flushed behind the closed gate, unless the job was cancelled or has failed before; whether no failure ends
+    /// it any more.
     pub fn seal(&self) -> bool {
         self.set_unless(flag::CANCELLED | flag::FAILED, flag::SEALED)
     }

@@ -1,8 +1,9 @@
 //! What a read or write looks like to the kernel.
 //!
-//! Requests on the copy memory use it as the registered buffer where there is one. The host's memory is used as it lies:
-//! one segment with READ and WRITE, or as a registered buffer of the host's if it lies in one, several with READV and WRITEV. What the kernel does not take at once, more segments
-//! than `IOV_MAX` or more bytes than `MAX_RW_COUNT`, is cut off and becomes a short transfer, which its author resumes.
+//! Requests on the copy memory use it as the registered buffer where there is one. The host's memory is used as it lies: one
+//! segment with READ and WRITE, or as a registered buffer of the host's if it lies in one, several with READV and WRITEV. What the
+//! kernel does not take at once, more segments than `IOV_MAX` or more bytes than `MAX_RW_COUNT`, is cut off and becomes a short
+//! transfer, which its author resumes.
 #![forbid(unsafe_code)]
 
 use io_uring::types::Fixed;

@@ -14,8 +14,8 @@ use super::drive::Drive;
 use super::error::{Result, must};
 use super::handle::{Handle, facts, options};
 
-/// A bitmap. In C each belongs to a drive: this one keeps what is set in it until a job is given it, and is made then, on the job's drive
-/// and so that it does not record, with the same chunks dirty.
+/// A bitmap. In C each belongs to a drive: this one keeps what is set in it until a job is given it, and is made then, on the job's
+/// drive and so that it does not record, with the same chunks dirty.
 #[derive(Debug)]
 pub struct DirtyBitmap {
     /// Bytes of the disk.

@@ -1,8 +1,9 @@
 //! Queues of C: each request has one completion, and so has one that was refused.
 //!
-//! Core says at once that it does not accept a request. So here the queue is asked before and after each request how much there is to
-//! take: more means that the request was refused, and its completion is taken, which comes first. On another thread than the queue's
-//! even that cannot be asked; then the refusal is known, and the completion is left to the queue's own thread, which must find it.
+//! Core says at once that it does not accept a request. So here the queue is asked before and after each request how much there is
+//! to take: more means that the request was refused, and its completion is taken, which comes first. On another thread than the
+//! queue's even that cannot be asked; then the refusal is known, and the completion is left to the queue's own thread, which must
+//! find it.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{c_int, c_void};
