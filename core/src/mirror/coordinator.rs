@@ -15,9 +15,10 @@
 //! Sealed     | all copied and flushed, nobody writes | waiting, pending, [finalize], Pivot, LetGo, OpenGate, Conclude
 //! Over       |                                       |
 //!
-//! Draining, Final, Flushing(BehindGate): when the pause would become too long, or the job is held -> OpenGate, Copying every stage
-//! before that, and Sealed until it is decided that the switch-over is carried out: cancelled or failed -> OpenGate, wait for idle,
-//! LetGo, Conclude ```
+//! Draining, Final, Flushing(BehindGate): when the pause would become too long, or the job is held -> OpenGate, Copying
+//! every stage before Sealed: cancelled or failed -> OpenGate, wait for idle, LetGo, Conclude
+//! Sealed, until it is decided: cancelled -> the same
+//! ```
 //!
 //! - **Zero is decided behind the gate.** `Sealed` is reached only with the gate closed and quiet.
 //! - **Flushed is flushed.** It is reached only with a flush that succeeded and began after the last write to the target had
