@@ -721,7 +721,7 @@ void blkm_queue_opts_init(struct blkm_queue_opts *opts, size_t struct_size);
 /**
  * Makes a queue of a drive, for one of the host's threads: the first that sends or processes with it. Its io_uring is made then,
  * on that thread, so queues may be made in one place and handed out. `opts` may be NULL. On success `*out` is the queue, to be
- * destroyed with `blkm_queue_destroy`; else it is NULL.
+ * ended with `blkm_queue_close` or `blkm_queue_destroy`; else it is NULL.
  *
  * Returns 0, or -errno: `-EINVAL`, `-EMFILE`. Threads: any. Since 0.1.
  */

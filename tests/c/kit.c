@@ -28,10 +28,11 @@ void kit_refused(const char *file, int line, const char *call, int code, const c
 
 int kit_main(int argc, char **argv, const struct check *checks)
 {
+    const char *only = argc > 2 ? argv[2] : getenv("BLKMIRROR_CHECK");
     if (argc < 2)
         return 2;
     for (; checks->name != NULL; checks++) {
-        if (argc > 2 && strcmp(argv[2], checks->name) != 0)
+        if (only != NULL && strcmp(only, checks->name) != 0)
             continue;
         check_name = checks->name;
         snprintf(check_dir, sizeof check_dir, "%s/%s", argv[1], check_name);

@@ -108,6 +108,10 @@ static void nothing_is_closed_without_harm(void)
     blkm_device_close(&device), blkm_device_close(NULL);
     blkm_drive_close(&drive), blkm_drive_close(NULL);
     blkm_queue_destroy(&queue), blkm_queue_destroy(NULL);
+    GIVES(0, blkm_queue_close(&queue, 0));
+    GIVES(0, blkm_queue_close(NULL, -1));
+    GIVES(0, blkm_has_feature(NULL));
+    OK(blkm_log_set_handler(BLKM_LOG_OFF, NULL, NULL));
     blkm_tracker_close(&tracker), blkm_tracker_close(NULL);
     blkm_bitmap_close(&bitmap), blkm_bitmap_close(NULL);
     blkm_job_close(&job), blkm_job_close(NULL);

@@ -122,7 +122,7 @@ pub unsafe extern "C" fn blkm_queue_opts_init(opts: *mut blkm_queue_opts, struct
 
 /// Makes a queue of a drive, for one of the host's threads: the first that sends or processes with it. Its io_uring is made then,
 /// on that thread, so queues may be made in one place and handed out. `opts` may be NULL. On success `*out` is the queue, to be
-/// destroyed with `blkm_queue_destroy`; else it is NULL.
+/// ended with `blkm_queue_close` or `blkm_queue_destroy`; else it is NULL.
 ///
 /// Returns 0, or -errno: `-EINVAL`, `-EMFILE`. Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
