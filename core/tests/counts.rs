@@ -27,7 +27,7 @@ use blkmirror_core::ring::uring::{UringOptions, with_ring};
 use blkmirror_core::ring::{Op, Request, Ring, Tag, Wait};
 use blkmirror_core::units::{ByteRange, Granularity, KIB, MIB};
 
-use crate::alloc_kit::Telling;
+use crate::alloc_kit::{Telling, allocated_here, count_here};
 use crate::follow_kit::follow;
 
 /// Whether allocations are counted, but for those of threads that have opted out.
@@ -38,14 +38,11 @@ static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 thread_local! {
     /// Whether this thread is one of the test's own.
     static OURS: Cell<bool> = const { Cell::new(false) };
-    /// Allocations of this thread alone: the test harness prints and starts tests in its own thread whenever it likes.
-    static HERE: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Counts one.
 fn count() {
-    // A thread that ends has taken its locals down: what it allocates then belongs to no request.
-    let _ = HERE.try_with(|here| here.set(here.get() + 1));
+    count_here();
     if COUNTING.load(Ordering::Relaxed) && !OURS.try_with(Cell::get).unwrap_or(true) {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
     }
@@ -152,9 +149,9 @@ fn begin_and_end_of_a_tracked_request_allocate_nothing_also_with_a_job_and_bitma
 
 /// What `work` allocates in this thread.
 fn allocated_by<T>(work: impl FnOnce() -> T) -> (T, u64) {
-    let before = HERE.get();
+    let before = allocated_here();
     let made = work();
-    (made, HERE.get() - before)
+    (made, allocated_here() - before)
 }
 
 /// Begins and ends requests, and counts.

@@ -7,8 +7,6 @@ mod alloc_kit;
 mod follow_kit;
 mod memory_kit;
 
-use std::cell::Cell;
-
 use blkmirror_core::ErrorKind;
 use blkmirror_core::buffer::{GuestBuffer, HostRegion};
 use blkmirror_core::device::{Device, TargetOptions};
@@ -16,23 +14,12 @@ use blkmirror_core::drive::queue::{Queue, QueueOptions, RegisteredMemory, WriteF
 use blkmirror_core::mirror::CopyMode;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::alloc_kit::Telling;
+use crate::alloc_kit::{Telling, allocated_here, count_here};
 use crate::follow_kit::follow;
 use crate::memory_kit::{BLOCK, Disk, Ram, finish, read, write};
 
-thread_local! {
-    /// Allocations of this thread.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts one.
-fn count() {
-    // A thread that is ending has no counter any more.
-    let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-}
-
 #[global_allocator]
-static ALLOCATOR: Telling = Telling(count);
+static ALLOCATOR: Telling = Telling(count_here);
 
 #[test]
 fn requests_inside_mapped_memory_have_the_right_bytes_and_go_through_it() {
@@ -173,8 +160,8 @@ fn requests_through_mapped_memory_allocate_nothing() {
         }
     };
     (0..3).for_each(|_| round(&mut queue));
-    let before = ALLOCATIONS.get();
+    let before = allocated_here();
     (0..50).for_each(|_| round(&mut queue));
-    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert_eq!(allocated_here() - before, 0);
     assert!(queue.registered_memory().requests > 53 * 30, "{:?}", queue.registered_memory());
 }

@@ -6,7 +6,6 @@ mod alloc_kit;
 mod follow_kit;
 mod queue_kit;
 
-use std::cell::Cell;
 use std::path::Path;
 
 use blkmirror_core::buffer::GuestBuffer;
@@ -16,23 +15,12 @@ use blkmirror_core::drive::queue::{Queue, QueueOptions, WriteFlags, ZeroFlags};
 use blkmirror_core::mirror::CopyMode;
 use blkmirror_core::units::{ByteRange, MIB};
 
-use crate::alloc_kit::Telling;
+use crate::alloc_kit::{Telling, allocated_here, count_here};
 use crate::follow_kit::follow;
 use crate::queue_kit::{disks, filled};
 
-thread_local! {
-    /// Allocations of this thread.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts one.
-fn count() {
-    // A thread that is ending has no counter any more.
-    let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-}
-
 #[global_allocator]
-static ALLOCATOR: Telling = Telling(count);
+static ALLOCATOR: Telling = Telling(count_here);
 
 /// If a request allocated, a host that has no memory left could not complete what its guest has under way.
 #[test]
@@ -92,7 +80,7 @@ fn no_request_allocates(drive: &Drive, path: &Path) {
         }
     };
     (0..3).for_each(|n| round(&mut queue, n));
-    let before = ALLOCATIONS.get();
+    let before = allocated_here();
     (0..50).for_each(|n| round(&mut queue, n));
-    assert_eq!(ALLOCATIONS.get() - before, 0, "{path:?}");
+    assert_eq!(allocated_here() - before, 0, "{path:?}");
 }

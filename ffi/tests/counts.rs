@@ -9,22 +9,14 @@
 #[path = "../../core/tests/alloc_kit/mod.rs"]
 mod alloc_kit;
 
-use std::cell::Cell;
 use std::ffi::{CString, c_int, c_void};
 use std::ptr::{null, null_mut};
 
-use alloc_kit::Telling;
+use alloc_kit::{Telling, allocated_here, count_here};
 use blkmirror::*;
 
-thread_local! {
-    /// Allocations of this thread.
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
 #[global_allocator]
-static ALLOCATOR: Telling = Telling(|| {
-    let _ = COUNT.try_with(|count| count.set(count.get() + 1));
-});
+static ALLOCATOR: Telling = Telling(count_here);
 
 /// Bytes of the disk, and of the memory.
 const BYTES: usize = 1 << 20;
@@ -110,16 +102,16 @@ fn requests_through_c_allocate_nothing_after_the_first() {
     for _ in 0..4 {
         round(&host, queue, &mut completions);
     }
-    let before = COUNT.get();
+    let before = allocated_here();
     for _ in 0..50 {
         round(&host, queue, &mut completions);
     }
-    assert_eq!(COUNT.get() - before, 0);
+    assert_eq!(allocated_here() - before, 0);
     // SAFETY: made above and destroyed once.
     unsafe { blkm_queue_destroy(&raw mut queue) };
     // A count that could not rise would prove nothing.
     drop(std::hint::black_box(vec![0_u8; 100]));
-    assert!(COUNT.get() > before);
+    assert!(allocated_here() > before);
 }
 
 /// Trackers are on the path of every write of their host.
@@ -137,9 +129,9 @@ fn tracked_requests_through_c_allocate_nothing() {
         assert_eq!(unsafe { blkm_tracker_end(tracker, &raw const token, 0) }, 0);
     };
     once();
-    let before = COUNT.get();
+    let before = allocated_here();
     (0..10_000).for_each(|_| once());
-    assert_eq!(COUNT.get() - before, 0);
+    assert_eq!(allocated_here() - before, 0);
     // SAFETY: made above and closed once.
     unsafe { blkm_tracker_close(&raw mut tracker) };
 }

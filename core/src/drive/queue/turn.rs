@@ -24,9 +24,7 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
     /// The ring broke, now or before: every request has completed with an error, and no other is taken. A ring that broke is never
     /// entered again, or it would be given what was queued there before, of requests that are over by now.
     pub(crate) fn turn<R: Ring<Device = D>>(&mut self, ring: &mut R, wait: Wait) -> Result<()> {
-        self.check_ring(ATTEMPT)?;
-        self.send(ring);
-        self.turn_sent(ring, wait)
+        self.turn_by(ring, |_| wait)
     }
 
     /// The same; sleeps until there are `answers` completions for the host, nothing is under way, or the deadline. It may return
@@ -40,13 +38,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         answers: usize,
         deadline_ns: Option<u64>,
     ) -> Result<()> {
-        self.check_ring(ATTEMPT)?;
-        self.send(ring);
-        let wait = match self.missing(answers) {
+        self.turn_by(ring, |queue| match queue.missing(answers) {
             0 => Wait::POLL,
-            missing => self.sleep(missing, deadline_ns, self.now_ns),
-        };
-        self.turn_sent(ring, wait)
+            missing => queue.sleep(missing, deadline_ns, queue.now_ns),
+        })
     }
 
     /// The same; sleeps until something completes, as long as anything is under way.
@@ -58,11 +53,10 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         ring: &mut R,
         deadline_ns: Option<u64>,
     ) -> Result<()> {
-        self.check_ring(ATTEMPT)?;
-        // What is sent first may answer requests without the ring, and then there may be nothing to sleep for.
-        self.send(ring);
-        let wait = if self.is_busy() { self.sleep(1, deadline_ns, self.now_ns) } else { Wait::POLL };
-        self.turn_sent(ring, wait)
+        self.turn_by(ring, |queue| match queue.is_busy() {
+            false => Wait::POLL,
+            true => queue.sleep(1, deadline_ns, queue.now_ns),
+        })
     }
 
     /// How many more completions there must be for `answers` of them, as far as requests are under way.
@@ -70,8 +64,12 @@ impl<D: Send + Sync + std::fmt::Debug + 'static> QueueCore<D> {
         answers.saturating_sub(self.answers.len()).min(self.in_flight())
     }
 
-    /// A turn without the sending.
-    fn turn_sent<R: Ring<Device = D>>(&mut self, ring: &mut R, wait: Wait) -> Result<()> {
+    /// A turn. How to sleep is asked after what is sent was sent: that may answer requests without the ring, and then there may be
+    /// nothing to sleep for.
+    fn turn_by<R: Ring<Device = D>>(&mut self, ring: &mut R, wait: impl FnOnce(&Self) -> Wait) -> Result<()> {
+        self.check_ring(ATTEMPT)?;
+        self.send(ring);
+        let wait = wait(self);
         self.enter(ring, wait)?;
         self.collect(ring);
         // What follows from completions must be in the kernel's hands before a host sleeps on the eventfd alone.
